@@ -1,0 +1,196 @@
+"""Who may import whom, read from the source of every file, imports inside functions included.
+
+The three tables below are the rule; docs/design.md says why. Change them on purpose or not at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "workbench"
+
+# From the ground up: a room may import the rooms listed before it, never one listed after it.
+ROOMS = (
+    "errors",  # PlanError and RunError
+    "mesh",  # the balanced split
+    "plan",  # shares, collectives, bytes
+    "strategies",  # one file per axis
+    "order",  # which samples make which batch
+    "machine",  # cores, GPUs, memory, versions
+    "comm",  # collectives between ranks
+    "models",  # plain models
+    "datasets",  # real data as dask arrays
+    "inputs",  # what a user hands in becomes dask arrays
+    "workload",  # model, data, loss, optimizer
+    "profile",  # model -> layers
+    "planning",  # workload and strategy -> plan
+    "layers",  # parallel layers
+    "cluster",  # Dask cluster, rank hosts, ranks
+    "engine",  # runs a plan inside the ranks
+    "verify",  # equality with serial
+    "run",  # one execution of a plan
+    "evaluate",  # accuracy on test data
+    "compare",  # repeats, baselines, speedups
+    "ui",  # panel, figures, report
+    "cli",  # the command `workbench`
+    "__init__",  # the door, which nobody imports
+)
+
+# What a pure room may not import. It answers in milliseconds, on any machine, for any number of ranks.
+PURE = ("errors", "mesh", "plan", "strategies")
+HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
+
+# Where each package lives: a room, or a single file of a room.
+TORCH = (
+    *("models", "inputs", "workload", "profile", "layers", "comm", "engine", "verify"),
+    *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
+)
+DASK = (
+    *("datasets", "inputs", "workload", "cluster"),
+    *("run", "compare", "evaluate"),  # the client's side; inside a rank nothing imports dask
+)
+HOMES = {
+    "torch": TORCH,
+    "dask": DASK,
+    "distributed": DASK,
+    "bokeh": ("ui",),
+    "ipywidgets": ("ui",),
+    "jupyter_bokeh": ("ui",),
+    "IPython": ("ui",),
+    "click": ("cli",),
+}
+
+
+class Import(NamedTuple):
+    """One import: the file it stands in, relative to the package, and the dotted name it asks for."""
+
+    file: Path
+    line: int
+    name: str
+
+    @property
+    def room(self) -> str:
+        return Path(self.file.parts[0]).stem
+
+
+def rooms(package: Path) -> set[str]:
+    """Return the files and folders of Python directly in ``package``."""
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    return folders | {path.stem for path in package.glob("*.py")}
+
+
+def imports(package: Path) -> Iterator[Import]:
+    """Yield every import of every file; ``from a import b`` counts as ``a.b``."""
+    for path in sorted(package.rglob("*.py")):
+        file = path.relative_to(package)
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parent = "." * node.level + (node.module or "")
+                names = [f"{parent}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            yield from (Import(file, node.lineno, name) for name in names)
+
+
+def lives_in(file: Path, homes: tuple[str, ...]) -> bool:
+    return Path(file.parts[0]).stem in homes or file.as_posix() in homes
+
+
+def violation(found: Import, existing: set[str]) -> str | None:
+    """Return what is wrong with one import, as a sentence, or None."""
+    top, *rest = found.name.split(".")
+    where, room = found.file.as_posix(), found.room
+    if not top:
+        return f"{where}: write `from workbench... import`, not a relative import"
+    if top == "workbench":
+        if rest == ["__version__"]:
+            return None
+        target = rest[0] if rest and rest[0] in existing else "__init__"
+        if target != room and ROOMS.index(target) > ROOMS.index(room):
+            name = "the door" if target == "__init__" else target
+            return f"{where}: {room} may not import {name} (arrows point down: {room} is below it)"
+        return None
+    if room in PURE and top in HEAVY:
+        return f"{where}: {room} is a pure room and may not import {top}"
+    if top in HOMES and not lives_in(found.file, HOMES[top]):
+        return f"{where}: only {', '.join(HOMES[top])} may import {top}"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    """Return every broken rule of a package, each with its file and line."""
+    existing = rooms(package)
+    homeless = existing - set(ROOMS)
+    if homeless:
+        return [f"{room} has no place in ROOMS of {Path(__file__).name}" for room in homeless]
+    found = ((i, violation(i, existing)) for i in imports(package))
+    return [f"{sentence} [line {i.line}]" for i, sentence in found if sentence]
+
+
+def test_arrows_point_down():
+    assert violations(PACKAGE) == []
+
+
+def test_every_listed_room_exists():
+    assert set(ROOMS) == rooms(PACKAGE)
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "complaint"),
+    [
+        ("plan.py", "import workbench.ui.panel", "plan.py: plan may not import ui (arrows point down"),
+        ("plan.py", "from workbench import ui", "plan.py: plan may not import ui (arrows point down"),
+        ("comm/tcp.py", "def f():\n    import workbench.run", "comm/tcp.py: comm may not import run"),
+        ("engine.py", "import workbench as wb", "engine.py: engine may not import the door"),
+        ("cli.py", "from workbench import start", "cli.py: cli may not import the door"),
+        ("mesh.py", "import numpy as np", "mesh.py: mesh is a pure room and may not import numpy"),
+        ("strategies/data.py", "from torch import nn", "strategies/data.py: strategies is a pure"),
+        ("machine.py", "import torch", "machine.py: only models, inputs"),
+        ("run.py", "from bokeh.plotting import figure", "run.py: only ui may import bokeh"),
+        ("cluster/lab.py", "import torch.nn", "cluster/lab.py: only models, inputs"),
+        ("run.py", "from . import plan", "run.py: write `from workbench... import`"),
+        ("helpers.py", "", "helpers has no place in ROOMS"),
+    ],
+)
+def test_a_wrong_arrow_is_named(tmp_path, file, code, complaint):
+    for name in (
+        *("__init__.py", "plan.py", "mesh.py", "run.py", "engine.py"),
+        *("comm/__init__.py", "ui/__init__.py", "ui/panel.py", "strategies/__init__.py"),
+        *("cluster/__init__.py", "cluster/rank.py"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "cli.py").write_text("import click\nfrom workbench import __version__\n")
+    (tmp_path / "cluster/rank.py").write_text("import torch\nimport distributed\n")
+    (tmp_path / "run.py").write_text("import dask\nfrom workbench.plan import Plan\n")
+    assert violations(tmp_path) == []
+    (tmp_path / file).write_text(code)
+    [sentence] = violations(tmp_path)
+    assert sentence.startswith(complaint)
+
+
+@pytest.mark.parametrize("name", ["workbench", "workbench.strategies", "workbench.strategies.notation"])
+def test_light_imports_load_nothing_heavy(name):
+    """A Dask worker runs the door whenever it unpickles one of our functions."""
+    code = f"import sys, {name}; print(*{{module.partition('.')[0] for module in sys.modules}})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+    unwanted = {*HEAVY, "jupyter_core", "jupyterlab", "cryptography", "rich", "click", "sklearn"}
+    assert unwanted.isdisjoint(loaded)
+
+
+def test_no_file_is_a_drawer():
+    """A thing that fits nowhere is a concept without a name; a file of 400 lines holds two."""
+    files = list(PACKAGE.rglob("*.py"))
+    assert {"utils", "common", "base", "core", "helpers"}.isdisjoint(path.stem for path in files)
+    assert [str(path) for path in files if len(path.read_text().splitlines()) >= 400] == []

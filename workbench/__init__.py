@@ -1,0 +1,89 @@
+"""Dask parallel workbench: try, compare and prove ways to run one model in parallel.
+
+Every public name stands in ``__all__``; README.md shows them at work. The door is lazy: a name is
+loaded when it is first asked for, so ``import workbench`` costs nothing, and a Dask worker that
+unpickles one of our functions loads neither the panel nor torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from workbench.errors import PlanError, RunError
+
+if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
+    from workbench import datasets
+    from workbench.cluster.lab import start
+    from workbench.compare import compare
+    from workbench.evaluate import evaluate
+    from workbench.planning import plan
+    from workbench.run import run
+    from workbench.ui.panel import app
+    from workbench.verify import verify
+    from workbench.workload import Workload, workload
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PlanError",
+    "RunError",
+    "Workload",
+    "__version__",
+    "app",
+    "compare",
+    "datasets",
+    "evaluate",
+    "plan",
+    "run",
+    "start",
+    "verify",
+    "workload",
+]
+
+_ROOM_OF = {
+    "Workload": "workbench.workload",
+    "app": "workbench.ui.panel",
+    "compare": "workbench.compare",
+    "evaluate": "workbench.evaluate",
+    "plan": "workbench.planning",
+    "run": "workbench.run",
+    "start": "workbench.cluster.lab",
+    "verify": "workbench.verify",
+    "workload": "workbench.workload",
+}
+"""The module that defines each lazy name."""
+
+_ROOMS = frozenset({"datasets"})
+"""Public names that are modules themselves."""
+
+
+class _Door(ModuleType):
+    """The package as an object: its public names are lazy, and win over rooms of the same name.
+
+    The import system sets ``workbench.run`` to the module ``workbench/run.py`` as soon as anybody
+    imports that module. Here the function stays: ``wb.run`` is always the function, and what else
+    is in the module is had with ``from workbench.run import Run``. (``import workbench.run as room``
+    reads the attribute, and so gives the function too.)
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name in _ROOMS:
+            return import_module(f"{__name__}.{name}")
+        if name not in _ROOM_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_ROOM_OF[name]), name)
+        self.__dict__[name] = value  # found once: the next look-up does not come here
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _ROOM_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Door

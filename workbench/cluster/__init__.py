@@ -1,0 +1,1 @@
+"""Dask places and supervises, torch steps: the lab, its workers, rank hosts and rank processes."""

@@ -1,0 +1,70 @@
+"""The program of one of our own Dask workers: ``python -m workbench.cluster.worker_process``.
+
+The first line of standard input holds everything the worker needs, credentials included, as JSON:
+nothing secret is in its command line, its environment or a file. After that line standard input is
+a life-line: when the client's process ends, however it ends, the worker reads end of file and exits
+at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Read the options, then serve until told to close or until the client is gone."""
+    options: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    folder = Path(options["folder"])
+    threading.Thread(target=_follow_client, args=[folder], daemon=True).start()
+    sys.path[:] = options["path"]
+    asyncio.run(_serve(options))
+    _leave(folder)
+
+
+async def _serve(options: dict[str, Any]) -> None:
+    # Imported late: the life-line must hold from the first moment, and imports take a second.
+    import dask
+    from distributed import Worker
+    from distributed.security import Security
+
+    dask.config.set(options["config"])
+    worker = Worker(
+        options["scheduler"],
+        name=options["name"],
+        nthreads=options["threads"],
+        memory_limit=options["memory_bytes"],
+        security=Security(**options["security"]),
+        host="127.0.0.1",
+        protocol="tls",
+        dashboard=False,
+        dashboard_address="127.0.0.1:0",
+        local_directory=str(Path(options["folder"])),
+    )
+    await worker
+    await worker.finished()
+
+
+def _follow_client(folder: Path) -> None:
+    while sys.stdin.buffer.raw.read(4096):  # type: ignore[attr-defined]
+        pass
+    _leave(folder)
+
+
+def _leave(folder: Path) -> None:
+    """Exit at once, leaving nothing on the disk; ranks and their forkserver follow by themselves."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()  # the lab's folder: the last worker to leave finds it empty
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

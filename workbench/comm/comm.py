@@ -1,0 +1,335 @@
+"""What every backend of collectives offers, and how bytes and time are counted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Literal, NoReturn, Self, get_args
+
+import torch
+from torch import Tensor
+
+from workbench.mesh import shares
+
+ReduceOp = Literal["sum", "max", "min"]
+
+REDUCIBLE = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
+    torch.complex128, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+"""What torch can add on every device. Any other dtype can be moved, not reduced."""
+
+
+class CommError(RuntimeError):
+    """A collective did not finish: a peer is gone, too late, or asked for something else.
+
+    After it the communicator is unusable. A rank process that sees it exits, because a peer that
+    exits is the only sign that every other rank is sure to notice.
+    """
+
+
+class Comm(ABC):
+    """Collectives between ``size`` ranks, of which this object is number ``rank``.
+
+    Every rank calls the same method in the same order with tensors of the same dtype and size
+    (except where said otherwise); a rank that does not is told so by :class:`CommError`. Tensors
+    may have any layout, any dtype and any size, 0 included. ``name`` says what a call is for, in
+    spans and in errors. One thread at a time may use a communicator. Every call counts what this
+    rank sends and how long it takes and waits:
+
+    - ``sent_bytes[op]``: payload bytes that other ranks need from this rank, by name of the
+      operation. An all_reduce is counted as a reduce_scatter followed by an all_gather over the
+      balanced split: a rank that owns ``s`` of ``n`` elements sends ``n - s`` to be summed and its
+      ``s`` sums to ``size - 1`` others. Over all ranks that makes ``2 (size - 1) n``, the volume of
+      the bandwidth-optimal ring (Patarasu and Yuan, 2009), whatever the backend really moves.
+    - ``comm_s`` and ``wait_s``: seconds inside calls. Waiting is the time from being ready until
+      the last peer of the call had arrived; everything else is communication.
+
+    ``on_span(kind, name, start_s, stop_s, sent_bytes)``, when set, is told of each piece
+    (``kind`` is "comm" or "wait"; times are those of :func:`time.perf_counter`; the bytes of a call
+    are told with its last piece).
+
+    A backend implements the methods that begin with an underscore. Those get flat contiguous
+    tensors on the right device, are never called with one rank, and leave in ``_wait_start`` and
+    ``_wait_stop`` when they waited for peers to arrive.
+    """
+
+    backend: str
+    device_type = "cpu"
+
+    def __init__(self, rank: int, size: int, timeout_s: float) -> None:
+        if size < 1 or not 0 <= rank < size:
+            raise ValueError(f"no rank {rank} among {size} ranks")
+        if not timeout_s > 0:
+            raise ValueError(f"the time limit must be more than 0 seconds; got {timeout_s}")
+        self.rank = rank
+        self.size = size
+        self.timeout_s = timeout_s
+        self.sent_bytes: dict[str, int] = defaultdict(int)
+        self.calls: dict[str, int] = defaultdict(int)
+        self.comm_s = 0.0
+        self.wait_s = 0.0
+        self.on_span: Callable[[str, str, float, float, int], None] | None = None
+        self._operation = "start"
+        self._name: str | None = None
+        self._unusable: str | None = None
+        self._wait_start = self._wait_stop = 0.0
+        self._elements_sent: dict[int, int] = {}
+
+    # What a program calls.
+
+    def all_reduce(
+        self, tensor: Tensor, op: ReduceOp = "sum", *, name: str | None = None
+    ) -> Tensor:
+        """Replace ``tensor`` by the sum (max, min) over all ranks, in place, and return it.
+
+        The result has the same bits on every rank. Booleans are added as "or".
+        """
+        self._check_reduction(tensor, op)
+        start = self._begin("all_reduce", name)
+        if self.size > 1:
+            flat = self._flat(tensor)
+            self._all_reduce(flat, op)
+            self._put_back(tensor, flat)
+            sent = self._all_reduce_elements(flat.numel()) * flat.element_size()
+            self._end(start, sent)
+        return tensor
+
+    def reduce_scatter(
+        self, tensor: Tensor, op: ReduceOp = "sum", *, name: str | None = None
+    ) -> Tensor:
+        """Return this rank's balanced share of the flattened sum over ranks, as a new 1-d tensor.
+
+        ``tensor`` keeps its values. Shares are those of :func:`workbench.mesh.balanced`.
+        """
+        self._check_reduction(tensor, op)
+        start = self._begin("reduce_scatter", name)
+        flat = self._flat(tensor)
+        if self.size == 1:
+            return flat.clone()
+        share = self._reduce_scatter(flat, op)
+        self._end(start, (flat.numel() - share.numel()) * flat.element_size())
+        return share
+
+    def all_gather(self, tensor: Tensor, *, name: str | None = None) -> list[Tensor]:
+        """Return the tensors of all ranks, by rank, all new. Shapes may differ between ranks."""
+        self._check(tensor)
+        start = self._begin("all_gather", name)
+        flat = self._flat(tensor)
+        if self.size == 1:
+            return [flat.clone().view(tensor.shape)]
+        gathered = self._all_gather(flat, tuple(tensor.shape))
+        self._end(start, (self.size - 1) * flat.numel() * flat.element_size())
+        return gathered
+
+    def broadcast(self, tensor: Tensor, root: int = 0, *, name: str | None = None) -> Tensor:
+        """Replace ``tensor`` by that of rank ``root``, in place, and return it."""
+        self._check(tensor)
+        if not 0 <= root < self.size:
+            raise ValueError(f"broadcast from rank {root}: there are only ranks 0-{self.size - 1}")
+        start = self._begin("broadcast", name)
+        if self.size > 1:
+            flat = self._flat(tensor)
+            self._broadcast(flat, root)
+            if self.rank != root:
+                self._put_back(tensor, flat)
+            copies = self.size - 1 if self.rank == root else 0
+            self._end(start, copies * flat.numel() * flat.element_size())
+        return tensor
+
+    def send(self, tensor: Tensor, to: int, *, name: str | None = None) -> None:
+        """Send ``tensor`` to rank ``to``, which calls :meth:`recv`; may return before it does."""
+        self._check(tensor)
+        self._check_peer("send to", to)
+        start = self._begin("send", name)
+        flat = self._flat(tensor)
+        self._exchange({to: flat}, {})
+        self._end(start, flat.numel() * flat.element_size())
+
+    def recv(self, tensor: Tensor, source: int, *, name: str | None = None) -> Tensor:
+        """Fill ``tensor`` (shape and dtype as sent) from rank ``source`` and return it."""
+        self._check(tensor)
+        self._check_peer("receive from", source)
+        start = self._begin("recv", name)
+        flat = self._flat(tensor)
+        self._exchange({}, {source: flat})
+        self._put_back(tensor, flat)
+        self._end(start, 0)
+        return tensor
+
+    def exchange(
+        self,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        *,
+        name: str | None = None,
+    ) -> Mapping[int, Tensor]:
+        """Send one tensor to each rank in ``outgoing`` and fill those in ``incoming``, all at once.
+
+        Only the ranks named take part, and a pair may be named on one side for sending only.
+        Messages of one pair arrive in the order of the calls. Returns ``incoming``.
+        """
+        for peer, tensor in (*outgoing.items(), *incoming.items()):
+            self._check(tensor)
+            self._check_peer("exchange with", peer)
+        start = self._begin("exchange", name)
+        sending = {peer: self._flat(tensor) for peer, tensor in outgoing.items()}
+        receiving = {peer: self._flat(tensor) for peer, tensor in incoming.items()}
+        if sending or receiving:
+            self._exchange(sending, receiving)
+            for peer, tensor in incoming.items():
+                self._put_back(tensor, receiving[peer])
+            self._end(start, sum(t.numel() * t.element_size() for t in sending.values()))
+        return incoming
+
+    def barrier(self, *, name: str | None = None) -> None:
+        """Return when every rank has called it."""
+        start = self._begin("barrier", name)
+        if self.size > 1:
+            self._barrier()
+            self._end(start, 0)
+
+    def allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Return a zeroed 1-d tensor that this backend reduces fastest (collective call).
+
+        On one host it lies in memory that all ranks map ("symmetric memory"), so that an
+        all_reduce of it, or of the same slice of it on every rank, needs no copy.
+        """
+        if numel < 0:
+            raise ValueError(f"cannot allocate {numel} elements: ask for 0 or more")
+        self._begin("allocate", None)
+        return self._allocate(numel, dtype)
+
+    def close(self) -> None:
+        """Release what the communicator holds. Needs no other rank; safe to call twice."""
+        if self._unusable is None or not self._unusable.startswith("closed"):
+            self._unusable = "closed"
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What a backend implements.
+
+    @abstractmethod
+    def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
+        """Replace ``flat`` by the reduction, with the same bits on every rank."""
+
+    @abstractmethod
+    def _reduce_scatter(self, flat: Tensor, op: ReduceOp) -> Tensor:
+        """Return the own balanced share of the reduction; leave ``flat`` as it is."""
+
+    @abstractmethod
+    def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+        """Return all ranks' tensors in their own shapes; ``shape`` is that of this rank."""
+
+    @abstractmethod
+    def _broadcast(self, flat: Tensor, root: int) -> None:
+        """Replace ``flat`` by that of ``root``."""
+
+    @abstractmethod
+    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        """Move every pair's message; peers are valid and never this rank."""
+
+    @abstractmethod
+    def _barrier(self) -> None:
+        """Wait for everybody."""
+
+    def _allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Return zeros that are reduced fastest; plain ones where nothing is gained."""
+        return torch.zeros(numel, dtype=dtype, device=self.device_type)
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release everything, once."""
+
+    # What backends use.
+
+    def _fail(self, reason: str) -> NoReturn:
+        """Mark the communicator as unusable and raise :class:`CommError` for the current call."""
+        self._unusable = reason = f"rank {self.rank}, {self._what()}: {reason}"
+        raise CommError(reason)
+
+    def _what(self) -> str:
+        """Return the current call in words, with its name where it has one."""
+        return f"{self._operation} of {self._name!r}" if self._name else self._operation
+
+    # Checks, layout and accounting around each call.
+
+    def _check(self, tensor: Tensor) -> None:
+        if tensor.device.type != self.device_type:
+            raise ValueError(
+                f"the {self.backend} communicator moves tensors on {self.device_type}, not on "
+                f"{tensor.device}: move the tensor first"
+            )
+
+    def _check_reduction(self, tensor: Tensor, op: ReduceOp) -> None:
+        self._check(tensor)
+        if op != "sum":
+            if op not in get_args(ReduceOp):
+                raise ValueError(f"no reduction {op!r}: use one of {', '.join(get_args(ReduceOp))}")
+            if tensor.dtype.is_complex:
+                raise ValueError(f"{op} of {tensor.dtype}: complex numbers have no order; use sum")
+        if tensor.dtype not in REDUCIBLE:
+            raise ValueError(f"torch cannot add {tensor.dtype}: convert the tensor first")
+
+    def _check_peer(self, what: str, peer: int) -> None:
+        if not 0 <= peer < self.size or peer == self.rank:
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            raise ValueError(f"rank {self.rank} cannot {what} rank {peer}; others are {others}")
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        """Return the elements in order as one dim: the tensor's own memory, or else a copy."""
+        plain = tensor.detach()
+        if plain.is_complex() or plain.is_neg():
+            plain = plain.resolve_conj().resolve_neg()
+        return plain.view(-1) if plain.is_contiguous() else plain.reshape(-1)
+
+    @staticmethod
+    def _put_back(tensor: Tensor, flat: Tensor) -> None:
+        """Copy ``flat`` into ``tensor`` if :meth:`_flat` had to make a copy."""
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(flat.view(tensor.shape))
+
+    def _all_reduce_elements(self, numel: int) -> int:
+        """Return how many elements this rank sends: parts to their owners, own sums to all."""
+        elements = self._elements_sent.get(numel)
+        if elements is None:
+            parts = shares(numel, self.size)
+            to_owners = sum(part for rank, part in enumerate(parts) if rank != self.rank)
+            elements = to_owners + sum(parts[self.rank] for _ in range(self.size - 1))
+            if len(self._elements_sent) > 1000:
+                self._elements_sent.clear()
+            self._elements_sent[numel] = elements
+        return elements
+
+    def _begin(self, operation: str, name: str | None) -> float:
+        """Note what is going on and since when."""
+        if self._unusable is not None:
+            raise CommError(f"{operation}: this communicator cannot be used: {self._unusable}")
+        self._operation = operation
+        self._name = name
+        self.calls[operation] += 1
+        self._wait_start = self._wait_stop = start = perf_counter()
+        return start
+
+    def _end(self, start: float, sent: int) -> None:
+        """Account for a call that began at ``start`` and tell its pieces."""
+        stop = perf_counter()
+        waited = self._wait_stop - self._wait_start
+        self.wait_s += waited
+        self.comm_s += stop - start - waited
+        self.sent_bytes[self._operation] += sent
+        if self.on_span is not None:
+            name = self._name or self._operation
+            if waited > 0:
+                if self._wait_start > start:
+                    self.on_span("comm", name, start, self._wait_start, 0)
+                self.on_span("wait", name, self._wait_start, self._wait_stop, 0)
+                start = self._wait_stop
+            self.on_span("comm", name, start, stop, sent)

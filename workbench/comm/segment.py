@@ -1,0 +1,168 @@
+"""The memory that the ranks of one host share: its layout, its flags, and waiting for peers.
+
+The file is a memfd that every rank maps, so it has no name and is gone with the last process.
+
+It begins with one block of words per rank, written by that rank alone: the number of the last
+sync that it has announced, what it asked for at the last syncs, and which process it is. The shapes
+and slots of :mod:`workbench.comm.staging` follow, and the rings of :mod:`workbench.comm.mailbox`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import select
+from collections.abc import Callable
+from time import monotonic, sleep
+
+import torch
+from torch import Tensor
+
+BLOCK_WORDS = 32
+"""64-bit words of a rank's block. Word 0, the announced sync, has a cache line of its own."""
+
+PID_WORD, CLOSED_WORD = 24, 25
+
+SPINS = 300
+"""Looks at the flags, about 20 microseconds, before the processor is offered to others."""
+
+PAGE = mmap.PAGESIZE
+
+
+def _needs_fence() -> bool:
+    return platform.machine() not in ("x86_64", "AMD64", "i686")
+
+
+if _needs_fence():
+
+    def fence() -> None:
+        """Order all memory accesses before with all after, as other processors see them.
+
+        x86 keeps stores in order and loads in order, which is all that a flag after its data
+        needs. Elsewhere the kernel does it: ``schedule()`` contains a full barrier, on which
+        membarrier(2) relies as well, and ``sched_yield`` always passes through it.
+        """
+        os.sched_yield()
+
+else:
+
+    def fence() -> None:
+        """Do nothing: x86 keeps stores in order and loads in order."""
+
+
+class Late(Exception):  # noqa: N818 - not an error by itself: the communicator makes it one
+    """Peers did not come; the text says which and why."""
+
+
+class Segment:
+    """One rank's mapping of the shared file.
+
+    Attributes
+    ----------
+    words:
+        The part with flags and counters as unsigned 64-bit words. A word has one writer.
+    bytes:
+        The whole first mapping as a uint8 tensor.
+    """
+
+    def __init__(self, rank: int, size: int, fd: int, words: int, nbytes: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._fd = os.dup(fd)
+        self.end = 0
+        mapped = self.grow(nbytes)
+        self.bytes = torch.frombuffer(mapped, dtype=torch.uint8)
+        self.words = memoryview(mapped)[: 8 * words].cast("Q")
+        self._alive = select.poll()
+        self._peer_of_pidfd: dict[int, int] = {}
+
+    def grow(self, nbytes: int, *, populate: bool = False) -> mmap.mmap:
+        """Map the next ``nbytes`` of the file; every rank does the same.
+
+        The file only ever grows: a rank must not come here again before all ranks have.
+        """
+        start, self.end = self.end, -(-(self.end + nbytes) // PAGE) * PAGE
+        if os.fstat(self._fd).st_size < self.end:
+            os.ftruncate(self._fd, self.end)
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+        return mmap.mmap(self._fd, self.end - start, flags=flags, offset=start)
+
+    def sign_in(self) -> None:
+        """Write down which process this rank is."""
+        self.words[self.rank * BLOCK_WORDS + PID_WORD] = os.getpid()
+
+    def watch_peers(self) -> None:
+        """Open a handle on each peer's process, once all have signed in.
+
+        A handle tells that a process has ended even while nobody has collected its exit status,
+        and cannot be fooled by a process number that is used again.
+        """
+        for peer in range(self.size):
+            pid = self.pid(peer)
+            if pid == os.getpid():
+                continue
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise Late(f"rank {peer} (pid {pid}) is gone") from None
+            except OSError:
+                continue  # no pidfd here (old kernel, sandbox): the time limit remains
+            self._alive.register(pidfd, select.POLLIN)
+            self._peer_of_pidfd[pidfd] = peer
+
+    def pid(self, rank: int) -> int:
+        """Return the process id of ``rank``, 0 before it has signed in."""
+        return self.words[rank * BLOCK_WORDS + PID_WORD]
+
+    def gone(self) -> dict[int, str]:
+        """Return the peers that will do nothing more, each with a sentence."""
+        dead = [self._peer_of_pidfd[pidfd] for pidfd, _ in self._alive.poll(0)]
+        found = {peer: f"rank {peer} (pid {self.pid(peer)}) is gone" for peer in dead}
+        for peer in range(self.size):
+            if self.words[peer * BLOCK_WORDS + CLOSED_WORD]:
+                found.setdefault(peer, f"rank {peer} has closed its communicator")
+        return found
+
+    def wait(self, missing: Callable[[], list[int]], timeout_s: float) -> None:
+        """Return when ``missing()`` names no peer; raise :class:`Late` if it names one for too long.
+
+        The processor is first kept, then offered to others between looks, then left for longer
+        and longer, because there may be more ranks than cores.
+        """
+        for _ in range(SPINS // self.size):
+            if not missing():
+                return
+        start = now = monotonic()
+        look_again = start + 0.02
+        while late := missing():
+            now = monotonic()
+            if now > look_again:
+                look_again = now + 0.05
+                gone = self.gone()
+                # Read again: a peer may have done its part and then gone.
+                if reasons := [gone[peer] for peer in missing() if peer in gone]:
+                    raise Late(reasons[0])
+            if now > start + timeout_s:
+                raise Late(self._not_come(late, timeout_s))
+            if now < start + 0.001:
+                # A poll lets the other threads of this process run; sched_yield alone does not.
+                self._alive.poll(0)
+                os.sched_yield()
+            else:
+                sleep(0.00005 if now < start + 0.02 else 0.0005)
+
+    def _not_come(self, late: list[int], timeout_s: float) -> str:
+        who = [f"rank {peer} (pid {self.pid(peer)})" if self.pid(peer) else f"rank {peer}"
+               for peer in late]  # fmt: skip
+        return f"{', '.join(who)} did not come within {timeout_s:g} s"
+
+    def close(self) -> None:
+        """Tell the peers and release everything; tensors that are still held stay valid."""
+        self.words[self.rank * BLOCK_WORDS + CLOSED_WORD] = 1
+        self.words.release()
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+        for pidfd in self._peer_of_pidfd:
+            os.close(pidfd)
+        self._peer_of_pidfd.clear()
+        os.close(self._fd)

@@ -1,0 +1,193 @@
+"""Ranks as threads of one process: for tests and for the proof that a plan equals serial."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from workbench.comm.arithmetic import reduce_in_rank_order
+from workbench.comm.comm import Comm, CommError, ReduceOp
+from workbench.mesh import balanced
+
+Result = TypeVar("Result")
+
+
+class Table:
+    """What the ranks of one :class:`ThreadComm` share: places where each lays something down.
+
+    A collective is a row of sittings. In each, every rank lays down one thing and waits for the
+    others' things. Two places per rank, used in turn, are enough: a rank that lays down its thing
+    for sitting ``n`` has finished with all things of sitting ``n - 1``.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.changed = threading.Condition()
+        self.places: list[list[Any]] = [[None] * size, [None] * size]
+        self.sittings = [0] * size
+        self.letters: dict[tuple[int, int], deque[Tensor]] = {
+            (source, to): deque() for source in range(size) for to in range(size)
+        }
+        self.gone: dict[int, str] = {}
+        self.given_up: str | None = None
+
+    def give_up(self, reason: str) -> None:
+        """Make every rank that waits, now or later, fail for ``reason``."""
+        with self.changed:
+            self.given_up = reason
+            self.changed.notify_all()
+
+
+class ThreadComm(Comm):
+    """Collectives between threads of one process that share one :class:`Table`."""
+
+    backend = "threads"
+
+    def __init__(
+        self, rank: int, table: Table, timeout_s: float, device_type: str = "cpu"
+    ) -> None:
+        super().__init__(rank, len(table.sittings), timeout_s)
+        self.device_type = device_type
+        self._table = table
+
+    def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
+        part = self._reduce_scatter(flat, op)
+        parts = self._sit(("all_reduce", "parts"), part)
+        torch.cat(parts, out=flat)
+
+    def _reduce_scatter(self, flat: Tensor, op: ReduceOp) -> Tensor:
+        start, stop = balanced(flat.numel(), self.size, self.rank)
+        all_flat = self._sit((self._operation, op, flat.dtype, flat.numel()), flat)
+        part = torch.empty(stop - start, dtype=flat.dtype, device=flat.device)
+        reduce_in_rank_order([other[start:stop] for other in all_flat], op, out=part)
+        self._sit((self._operation, "read"), None)
+        return part
+
+    def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+        sent = self._sit(("all_gather", flat.dtype), (flat, shape))
+        gathered = [other.clone().view(other_shape) for other, other_shape in sent]
+        self._sit(("all_gather", "read"), None)
+        return gathered
+
+    def _broadcast(self, flat: Tensor, root: int) -> None:
+        sent = self._sit(("broadcast", f"from rank {root}", flat.dtype, flat.numel()), flat)
+        if self.rank != root:
+            flat.copy_(sent[root])
+        self._sit(("broadcast", "read"), None)
+
+    def _barrier(self) -> None:
+        self._sit(("barrier",), None)
+
+    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        table = self._table
+        with table.changed:
+            for peer, flat in outgoing.items():
+                table.letters[self.rank, peer].append(flat.clone())
+            table.changed.notify_all()
+            self._wait(lambda: [peer for peer in incoming if not table.letters[peer, self.rank]])
+            letters = {peer: table.letters[peer, self.rank].popleft() for peer in incoming}
+        for peer, flat in incoming.items():
+            letter = letters[peer]
+            if (letter.dtype, letter.numel()) != (flat.dtype, flat.numel()):
+                self._fail(
+                    f"rank {peer} sent {letter.numel()} of {letter.dtype} where {flat.numel()} of "
+                    f"{flat.dtype} were expected"
+                )
+            flat.copy_(letter)
+
+    def _close(self) -> None:
+        with self._table.changed:
+            self._table.gone.setdefault(self.rank, "has closed its communicator")
+            self._table.changed.notify_all()
+
+    def _sit(self, call: tuple[object, ...], thing: Any) -> list[Any]:
+        """Lay down ``thing`` for ``call`` and return what all ranks laid down, by rank."""
+        table = self._table
+        with table.changed:
+            sitting = table.sittings[self.rank] + 1
+            places = table.places[sitting % 2]
+            places[self.rank] = (call, thing)
+            table.sittings[self.rank] = sitting
+            table.changed.notify_all()
+            self._wait(lambda: [r for r, s in enumerate(table.sittings) if s < sitting])
+            laid = list(places)
+        for other, (other_call, _) in enumerate(laid):
+            if other_call != call:
+                self._fail(
+                    f"rank {other} asked for {_in_words(other_call)} where rank {self.rank} asked "
+                    f"for {_in_words(call)}"
+                )
+        return [thing for _, thing in laid]
+
+    def _wait(self, missing: Callable[[], list[int]]) -> None:
+        """Wait, with the table's lock held, until ``missing()`` names no rank."""
+        if not missing():
+            return
+        start, deadline = perf_counter(), monotonic() + self.timeout_s
+        while late := missing():
+            if self._table.given_up:
+                self._fail(self._table.given_up)
+            gone = [rank for rank in late if rank in self._table.gone]
+            if gone:
+                self._fail(f"rank {gone[0]} {self._table.gone[gone[0]]}")
+            left = deadline - monotonic()
+            if left <= 0:
+                ranks = ", ".join(map(str, late))
+                self._fail(f"rank {ranks} did not come within {self.timeout_s:g} s")
+            self._table.changed.wait(left)
+        if self._wait_start == self._wait_stop:
+            self._wait_start, self._wait_stop = start, perf_counter()
+
+
+def _in_words(call: tuple[object, ...]) -> str:
+    return " ".join(str(item) for item in call)
+
+
+def run_threads(
+    size: int, work: Callable[[Comm], Result], timeout_s: float = 60.0, device_type: str = "cpu"
+) -> list[Result]:
+    """Run ``work(comm)`` in ``size`` threads, one per rank, and return the results by rank.
+
+    Raises the first error that is no consequence of another (a rank that fails makes the others
+    see :class:`CommError`). All must have ended after ``timeout_s``, or :class:`CommError` names
+    those that have not: only then are threads left, each until its next collective.
+    """
+    table = Table(size)
+    results: dict[int, Result] = {}
+    errors: list[Exception] = []
+
+    def rank_main(rank: int) -> None:
+        comm = ThreadComm(rank, table, timeout_s, device_type)
+        try:
+            results[rank] = work(comm)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            comm.close()
+
+    threads = [
+        threading.Thread(target=rank_main, args=(rank,), name=f"rank {rank}", daemon=True)
+        for rank in range(size)
+    ]
+    deadline = monotonic() + timeout_s
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+    late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+    if late:
+        table.give_up(f"rank {late[0]} did not end within {timeout_s:g} s")
+        for thread in threads:
+            thread.join(max(0.0, deadline + 1.0 - monotonic()))
+    causes = [error for error in errors if not isinstance(error, CommError)] or errors
+    if causes:
+        raise causes[0]
+    if late:
+        ranks = ", ".join(map(str, late))
+        raise CommError(f"rank {ranks} of {size} did not end within {timeout_s:g} s")
+    return [results[rank] for rank in range(size)]

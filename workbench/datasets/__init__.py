@@ -1,0 +1,10 @@
+"""Real data as lazy dask arrays: the client knows sizes only, chunks are made on the workers."""
+
+from workbench.datasets.cifar import cifar10
+from workbench.datasets.dataset import Dataset
+from workbench.datasets.digits import digits
+from workbench.datasets.mnist import mnist
+from workbench.datasets.photos import photos
+from workbench.datasets.text import text
+
+__all__ = ["Dataset", "cifar10", "digits", "mnist", "photos", "text"]

@@ -1,0 +1,36 @@
+"""Files from the internet, each checked against its SHA-256."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.errors import PlanError
+
+
+def fetch(url: str, sha256: str, *, unpack: bool = False) -> Path:
+    """Return the file at ``url`` as it lies in the user's cache, downloaded if it is not there yet.
+
+    With ``unpack`` the file is a tar archive, and the folder it is unpacked into is returned.
+
+    Raises
+    ------
+    PlanError
+        if the download fails, or what arrives is not the expected file.
+    """
+    import pooch  # type: ignore[import-untyped]
+
+    folder = pooch.os_cache("dask-workbench")
+    try:
+        found = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{sha256}",
+            fname=url.rsplit("/", 1)[-1],
+            path=folder,
+            processor=pooch.Untar() if unpack else None,
+        )
+    except Exception as error:
+        raise PlanError(
+            f"{url} could not be downloaded ({error}); download it by hand and give its folder, "
+            f"as in folder='data'."
+        ) from error
+    return Path(found[0]).parent if unpack else Path(found)

@@ -1,0 +1,251 @@
+"""Run a plan: the step loop that every rank executes, the same code for serial and for parallel runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.cluster.context import RankContext
+from workbench.errors import RunError
+from workbench.layers.gradients import GradientBuckets
+from workbench.layers.share import Share
+from workbench.layers.swap import parallelize
+from workbench.losses import loss_weight
+from workbench.order import Order, Rows
+from workbench.plan import Plan
+from workbench.profile import tensors_in
+from workbench.recipe import load_payload
+from workbench.scoring import Score, score
+from workbench.spans import Span, SpanRecorder
+
+SEND_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank is to do; ``payload`` is the workload without its data.
+
+    ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x`` and
+    ``test_y`` if there is test data.
+    """
+
+    payload: bytes
+    plan: Plan
+    steps: int
+    record_spans: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a rank has done: exact, unlike the live messages.
+
+    ``rows`` hold one record per finished step, with this rank's own times; ``kept`` the shapes and
+    dtypes of the arrays that it left on its worker.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    dropped_spans: int = 0
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    score: Score | None = None
+    stopped: bool = False
+    kept: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+
+def train(context: RankContext, job: Job) -> Outcome:
+    """Train for ``job.steps`` steps or until told to stop; every rank of the plan calls this.
+
+    Leaves parameters and buffers with :meth:`RankContext.keep` as ``parameter:NAME`` and ``buffer:NAME``.
+
+    Raises
+    ------
+    RunError
+        If the loss stops being a number: all ranks decide that together, at the same step.
+    """
+    return _Trainer(context, job).run()
+
+
+class _Trainer:
+    def __init__(self, context: RankContext, job: Job) -> None:
+        self.context, self.job, self.comm = context, job, context.comm
+        self.work, self.plan = load_payload(job.payload), job.plan
+        self.degree = self.plan.mesh.degree("data")
+        self.index = self.plan.mesh.coordinates(context.rank).get("data", 0)
+        self.order = Order(self.plan.batch.samples, self.plan.batch.size, self.work.seed)
+        self.loss_kind = self.plan.option("loss", "mean")
+        self.share = Share(seed=self.work.seed)
+        torch.manual_seed(self.work.seed)
+        model = self.work.make_model().to(context.device)
+        self.model = parallelize(model, self.plan, self.comm, self.share)
+        self.optimizer = self.work.make_optimizer(
+            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        )
+        self.gradients = GradientBuckets(
+            dict(self.model.named_parameters()), self.plan.buckets, self.comm
+        )
+        self.spans = SpanRecorder(job.record_spans)
+        self.outcome = Outcome()
+        self.stop_asked = False
+        self.reported = 0
+
+    def run(self) -> Outcome:
+        for name, value in self.model.named_parameters():
+            self.comm.broadcast(value.data, name=f"{name}, initial value")
+        # Code that draws random numbers itself (F.dropout) must draw others on every rank.
+        torch.manual_seed(self.work.seed + self.context.rank)
+        self.comm.barrier()
+        self.comm.on_span = self.spans.add if self.job.record_spans else None
+        began_s = sent_s = perf_counter()
+        for step in range(self.job.steps):
+            self.context.progress(step)
+            row = self._step(step, began_s)
+            self.outcome.rows.append(row)
+            now_s = perf_counter()
+            if now_s - sent_s >= SEND_EVERY_S or step in (0, self.job.steps - 1):
+                self._report()
+                sent_s = now_s
+            if self.outcome.stopped:
+                break
+        self.comm.on_span = None
+        self.outcome.sent_bytes = dict(self.comm.sent_bytes)
+        self.outcome.dropped_spans = self.spans.dropped
+        self._keep()
+        if not self.outcome.stopped and "test_x" in self.context.arrays:
+            self.outcome.score = score(
+                self.model,
+                self.work.loss,
+                self.loss_kind,
+                self.context.arrays,
+                self.comm,
+                self.context.device,
+            )
+        return self.outcome
+
+    def _step(self, step: int, began_s: float) -> dict[str, float]:
+        start_s = perf_counter()
+        comm_s, wait_s, sent = self.comm.comm_s, self.comm.wait_s, self._sent()
+        self.spans.begin_step(step)
+        with self.spans.timed("load", "samples"):
+            micro_batches = [
+                (rows, *self._load(rows))
+                for rows in self.order.rows(
+                    step, self.degree, self.index, self.plan.batch.accumulate
+                )
+            ]
+        load_s = perf_counter() - start_s
+        loss = self._gradients(step, micro_batches)
+        loss = self._agree(step, loss)
+        optimizing_s = perf_counter()
+        with self.spans.timed("optimizer", "update"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        stop_s = perf_counter()
+        self.spans.end_step()
+        optimizer_s = stop_s - optimizing_s
+        comm_s, wait_s = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
+        step_s = stop_s - start_s
+        return {
+            "step": step,
+            "time_s": stop_s - began_s,
+            "step_s": step_s,
+            "loss": loss,
+            "samples_per_s": self.order.batch_total(step) / step_s,
+            "compute_s": step_s - comm_s - wait_s - optimizer_s - load_s,
+            "comm_s": comm_s,
+            "wait_s": wait_s,
+            "optimizer_s": optimizer_s,
+            "load_s": load_s,
+            "sent_bytes": self._sent() - sent,
+        }
+
+    def _load(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return samples and targets of one micro-batch, on the device; one stand-in if there are none."""
+        index = rows.index if len(rows.index) else np.zeros(1, dtype=np.int64)
+        x, y = (
+            torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
+            for name in ("x", "y")
+        )
+        return x, y
+
+    def _gradients(self, step: int, micro_batches: list[tuple[Rows, Tensor, Tensor]]) -> float:
+        """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
+        scale = self._scale(step, micro_batches)
+        total = 0.0
+        for micro, (rows, x, y) in enumerate(micro_batches):
+            if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
+                continue
+            share = self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            output = self.model(x)
+            if scale[micro]:
+                loss = self.work.loss(output, y) * scale[micro]
+            else:  # counts for nothing, yet its backward pass takes part in every collective
+                loss = sum(t.sum() for t in tensors_in(output)) * 0.0
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _scale(self, step: int, micro_batches: list[tuple[Rows, Tensor, Tensor]]) -> list[float]:
+        """Return what each micro-batch's loss counts for in the loss of the whole batch."""
+        if self.loss_kind == "sum":
+            return [float(len(rows.index) > 0) for rows, _, _ in micro_batches]
+        if self.loss_kind == "mean":
+            batch = self.order.batch_total(step)
+            return [len(rows.index) / batch for rows, _, _ in micro_batches]
+        weights = [
+            float(loss_weight(self.work.loss, y)) if len(rows.index) else 0.0
+            for rows, _, y in micro_batches
+        ]
+        whole = torch.tensor([sum(weights)], dtype=torch.float64)
+        whole = self.comm.all_reduce(whole, name="weight of the targets")
+        return [weight / float(whole) for weight in weights]
+
+    def _agree(self, step: int, loss: float) -> float:
+        """Add up gradients and losses over the ranks and decide together whether to go on."""
+        arrived = self.gradients.reduce()
+        self.stop_asked = self.stop_asked or "stop" in self.context.commands()
+        mine = [loss, float(self.stop_asked), float(not np.isfinite(loss)), *arrived]
+        record = torch.tensor(mine, dtype=torch.float64)
+        whole = self.comm.all_reduce(record, name="record of the step").tolist()
+        if whole[2]:
+            raise RunError(
+                f"The loss is not a number any more at step {step} (it is {whole[0]}). "
+                "Try a smaller learning rate, or look for extreme values in the data.",
+                rank=self.context.rank,
+                step=step,
+            )
+        self.outcome.stopped = bool(whole[1])
+        self.gradients.release([bool(n) for n in whole[3:]])
+        return float(whole[0])
+
+    def _sent(self) -> int:
+        return sum(self.comm.sent_bytes.values())
+
+    def _report(self) -> None:
+        """Send what is new: rows from rank 0, spans from every rank."""
+        spans = self.spans.take()
+        self.outcome.spans += spans
+        rows = self.outcome.rows[self.reported :] if self.context.rank == 0 else []
+        self.reported = len(self.outcome.rows)
+        if rows or spans:
+            self.context.send("steps", {"rows": rows, "spans": spans})
+
+    def _keep(self) -> None:
+        """Leave the replica's state on the worker: the first replica's, since all are equal."""
+        if self.index:
+            return
+        self._report()
+        for kind, state in (
+            ("parameter", self.model.named_parameters()),
+            ("buffer", self.model.named_buffers()),
+        ):
+            for name, value in state:
+                array = value.detach().cpu().numpy()
+                self.context.keep(f"{kind}:{name}", array)
+                self.outcome.kept[f"{kind}:{name}"] = (array.shape, str(array.dtype))
+

@@ -1,0 +1,75 @@
+"""Loss and accuracy of a trained model on other data, on the workers where both lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import cloudpickle
+
+from workbench.errors import PlanError, RunError
+from workbench.mesh import balanced
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+    from workbench.scoring import Score
+
+
+def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
+    """Score the model of an ended ``run``: loss and accuracy, on as many ranks as the run had.
+
+    Parameters
+    ----------
+    data:
+        ``(x, y)``, dask arrays, numpy arrays or tensors; the workload's test data if left out. Each
+        rank scores its own piece; nothing is gathered.
+
+    Raises
+    ------
+    PlanError
+        If there is no data, or it does not fit the workload's.
+    RunError
+        If the run has kept no weights, or scoring breaks.
+    """
+    from workbench.cluster.gang import Gang
+    from workbench.scoring import ScoreJob, score_state
+
+    if data is None and run.work.test_data is None:
+        raise PlanError(f"The workload {run.work.name!r} has no test data; give data=(x, y).")
+    given = run.work.test_data if data is None else data
+    work = run.work.with_(test_data=given)
+    assert work.test_x is not None
+    assert work.test_y is not None
+    if work.test_x.shape[1:] != work.x.shape[1:]:
+        raise PlanError(
+            f"Samples to score have shape {work.test_x.shape[1:]}; the model has learned from "
+            f"{work.sample_shape}."
+        )
+    state = {f"{kind}:{n}": a for kind in ("parameter", "buffer") for n, a in run.state(kind).items()}
+    hosts = run.lab.hosts_for(run.plan.ranks)
+    shares = []
+    for rank, host in enumerate(hosts):
+        start, stop = balanced(len(work.test_x), len(hosts), rank)
+        mine = {"test_x": work.test_x[start:stop], "test_y": work.test_y[start:stop], **state}
+        shares.append({name: run.lab.place(array, host.worker) for name, array in mine.items()})
+    gang = Gang(
+        run.lab,
+        run_id=f"score-{uuid4().hex[:8]}",
+        size=len(hosts),
+        threads=run.threads,
+        device=run.device,
+        target=score_state,
+        job=cloudpickle.dumps(ScoreJob(work.payload(), run.plan)),
+        shares=shares,
+        on_message=lambda _rank, _kind, _data: None,
+        on_end=lambda _end: None,
+    )
+    gang.start()
+    end = gang.join()
+    if end.error is not None:
+        raise end.error
+    found: Any = end.results[0]
+    if found is None:
+        raise RunError("Scoring ended without a result.")
+    score: Score = found
+    return score

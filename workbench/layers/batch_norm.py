@@ -1,0 +1,142 @@
+"""BatchNorm over a batch that is cut across ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from workbench.comm.comm import Comm
+from workbench.layers.share import Share
+
+
+class SynchronizedBatchNorm(nn.Module):
+    """BatchNorm (Ioffe and Szegedy, 2015) by the statistics of the whole batch, on any device.
+
+    Ranks exchange (mean, variance, count) per channel, ``2 C + 1`` numbers, and merge them pairwise
+    as Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979) do, which loses no digits where a difference of sums of squares would. Backward
+    adds up ``2 C`` numbers. Parameters and buffers are those of the layer it stands for.
+    """
+
+    def __init__(self, norm: _BatchNorm, comm: Comm, share: Share, name: str) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
+        self.comm, self.share, self.name = comm, share, name
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, shape (samples, C, ...), normalised per channel over all ranks' samples."""
+        if not self.training and self.running_mean is not None:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        mean, variance, count = self._whole_batch(x)
+        if self.training:
+            self._track(mean, variance, count)
+        result: Tensor = _Normalize.apply(
+            x, self.weight, self.bias, mean, variance, count, self.eps, self
+        )
+        return result
+
+    def _whole_batch(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return mean and (biased) variance per channel, shape (C,), and how many numbers they are over."""
+        channels = x.shape[1]
+        with torch.no_grad():
+            counted = float(x.numel() // channels) if self.share.rows else 0.0
+            variance, mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+            mine = torch.cat((mean, variance, mean.new_tensor([counted])))
+            parts = self.comm.all_gather(mine, name=f"{self.name}: mean and variance")
+            total = 0.0
+            mean, squares = torch.zeros_like(mean), torch.zeros_like(mean)
+            for part in parts:
+                count = float(part[-1])
+                if not count:
+                    continue
+                total += count
+                delta = part[:channels] - mean
+                mean = mean + delta * (count / total)
+                squares = (
+                    squares
+                    + part[channels:-1] * count
+                    + delta.square() * (count * (total - count) / total)
+                )
+        return mean, squares / total, total
+
+    def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked or 1)
+        unbiased = variance * (count / (count - 1)) if count > 1 else variance
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+class _Normalize(torch.autograd.Function):
+    """Normalise by given statistics; backward treats them as functions of every rank's input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        count: float,
+        eps: float,
+        layer: SynchronizedBatchNorm,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.count, ctx.eps, ctx.layer = count, eps, layer
+        ctx.has_bias = bias is not None
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        layer: SynchronizedBatchNorm = ctx.layer
+        grad = grads[0].contiguous()
+        inverse = (variance + ctx.eps).rsqrt()
+        # Sums over this rank's samples of (grad * normalised x) and of grad: those of an
+        # inference-mode backward, in one pass over the data.
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.cat((grad_weight, grad_bias))
+        if not layer.share.rows:
+            sums.zero_()
+        layer.comm.all_reduce(sums, name=f"{layer.name}: their gradients")
+        along_x, along_one = sums.chunk(2)
+        # d x = w / s * (d y - mean(d y) - xhat * mean(d y * xhat)), as one affine map per channel.
+        scale = inverse if weight is None else inverse * weight
+        slope = -scale * inverse * along_x / ctx.count
+        offset = -scale * along_one / ctx.count - slope * mean
+        view = (1, -1) + (1,) * (x.dim() - 2)
+        if layer.share.rows:
+            grad_x = torch.addcmul(offset.view(view), x, slope.view(view))
+            grad_x.addcmul_(grad, scale.view(view))
+        else:  # a stand-in is not in the statistics
+            grad_x = torch.zeros_like(x)
+        return (
+            grad_x,
+            grad_weight if weight is not None else None,
+            grad_bias if ctx.has_bias else None,
+            *(None,) * 5,
+        )
+
+
+def _all_but_channels(x: Tensor) -> tuple[int, ...]:
+    return tuple(d for d in range(x.dim()) if d != 1)

@@ -1,0 +1,81 @@
+"""Gradients of replicas, added up over the data axis in buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from workbench.comm.comm import Comm
+
+
+class GradientBuckets:
+    """Collects each parameter's gradient in a bucket of shared memory and adds it up over the ranks.
+
+    The gradient leaves ``parameter.grad`` as soon as backward has made it, while it is still in the
+    processor's cache, and lies where every rank can read it: the all_reduce moves nothing twice.
+
+    Parameters
+    ----------
+    parameters:
+        By name, as in the plan.
+    buckets:
+        Names of the parameters that travel together, as in the plan.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        buckets: Iterable[Iterable[str]],
+        comm: Comm,
+    ) -> None:
+        self.comm = comm
+        self.parameters: list[nn.Parameter] = []
+        self.buckets: list[Tensor] = []
+        self.slices: list[Tensor] = []
+        for names in buckets:
+            members = [parameters[name] for name in names]
+            bucket = comm.allocate(sum(p.numel() for p in members), members[0].dtype)
+            self.buckets.append(bucket)
+            offset = 0
+            for parameter in members:
+                piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
+                offset += parameter.numel()
+                self._watch(len(self.parameters), parameter)
+                self.parameters.append(parameter)
+                self.slices.append(piece)
+        self.arrived = [False] * len(self.parameters)
+
+    def _watch(self, number: int, parameter: nn.Parameter) -> None:
+        def collect(ready: Tensor) -> None:
+            grad = ready.grad
+            assert grad is not None
+            if grad.layout != torch.strided:
+                grad = grad.to_dense()
+            if self.arrived[number]:
+                self.slices[number].add_(grad)
+            else:
+                self.slices[number].copy_(grad)
+                self.arrived[number] = True
+            ready.grad = None
+
+        parameter.register_post_accumulate_grad_hook(collect)
+
+    def reduce(self) -> list[float]:
+        """Add all buckets over the ranks; returns 1.0 for each parameter that had a gradient here.
+
+        A parameter without one contributes zeros, for it may have one on another rank.
+        """
+        for number, arrived in enumerate(self.arrived):
+            if not arrived:
+                self.slices[number].zero_()
+        for number, bucket in enumerate(self.buckets):
+            self.comm.all_reduce(bucket, name=f"gradients, bucket {number}")
+        return [float(arrived) for arrived in self.arrived]
+
+    def release(self, anywhere: list[bool]) -> None:
+        """Hand the sums to the optimizer as ``parameter.grad``, where any rank had a gradient."""
+        for parameter, piece, used in zip(self.parameters, self.slices, anywhere, strict=True):
+            parameter.grad = piece if used else None
+        self.arrived = [False] * len(self.parameters)

@@ -1,0 +1,110 @@
+"""Which samples make which batch, and which rank takes them.
+
+The order of the data depends on the number of samples, the batch size and the seed, never on the
+number of ranks: so every strategy sees the batches that the serial run sees. It is *stratified*: the
+samples are cut into as many strata as a batch has places, each stratum is shuffled by itself in
+every epoch, and batch ``i`` takes the ``i``-th sample of every stratum. Places are dealt to ranks by
+the balanced split, and a rank owns the strata of its places: its samples are one contiguous piece of
+the data, which never leaves its worker, and every full batch is divided evenly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.mesh import balanced
+
+_KEYS_PER_BLOCK = 4  # Philox makes four 64-bit numbers for each value of its counter.
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one rank takes of one micro-batch.
+
+    Attributes
+    ----------
+    index:
+        Positions in the rank's own piece of the data, in the order of the serial micro-batch.
+    start:
+        Place of the first of them in the serial micro-batch.
+    total:
+        Samples of the micro-batch over all ranks.
+    """
+
+    index: np.ndarray
+    start: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The order in which ``samples`` are visited in batches of ``batch_size``."""
+
+    samples: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; the last one is short where the batch size does not divide."""
+        return -(-self.samples // self.batch_size)
+
+    def piece(self, degree: int, index: int) -> tuple[int, int]:
+        """Return the range of samples that rank ``index`` of ``degree`` owns."""
+        first, last = balanced(self.batch_size, degree, index)
+        return self._edge(first), self._edge(last)
+
+    def batch_total(self, step: int) -> int:
+        """Return the number of samples of the whole batch of ``step``."""
+        turn = step % self.steps_per_epoch
+        return min(self.batch_size, self.samples - turn * self.batch_size)
+
+    def rows(self, step: int, degree: int, index: int, accumulate: int = 1) -> tuple[Rows, ...]:
+        """Return what rank ``index`` takes in each of the micro-batches of ``step``.
+
+        Micro-batch ``m`` of ``accumulate`` takes the places ``m, m + accumulate, ...`` of the batch,
+        so it too is the same set of samples for every number of ranks.
+        """
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        filled = self._filled(turn)
+        first, last = balanced(self.batch_size, degree, index)
+        order = self._shuffled(epoch, first, last)
+        offset = self._edge(first)
+        edges = self._edges()[first:last]
+        micro_batches = []
+        for micro in range(accumulate):
+            places = np.arange(self.batch_size) % accumulate == micro
+            mine = filled[first:last] & places[first:last]
+            before = int(np.count_nonzero(filled[:first] & places[:first]))
+            position = order[edges[mine] - offset + turn]
+            micro_batches.append(Rows(position, before, int(np.count_nonzero(filled & places))))
+        return tuple(micro_batches)
+
+    def _edge(self, stratum: int) -> int:
+        return stratum * self.samples // self.batch_size
+
+    def _edges(self) -> np.ndarray:
+        return np.arange(self.batch_size + 1, dtype=np.int64) * self.samples // self.batch_size
+
+    def _filled(self, turn: int) -> np.ndarray:
+        """Return which strata still have a sample in batch ``turn`` of an epoch."""
+        result: np.ndarray = np.diff(self._edges()) > turn
+        return result
+
+    def _shuffled(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """Return the own samples, each stratum shuffled, as positions in the own piece.
+
+        Every sample has a random key that depends on its number in the whole data set, drawn by a
+        counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
+        that can start anywhere: no rank draws the keys of another.
+        """
+        start, stop = self._edge(first), self._edge(last)
+        generator = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64))
+        generator.advance(start // _KEYS_PER_BLOCK)
+        keys = generator.random_raw(stop - start + start % _KEYS_PER_BLOCK)[
+            start % _KEYS_PER_BLOCK :
+        ]
+        strata = np.repeat(np.arange(first, last), np.diff(self._edges())[first:last])
+        return np.lexsort((keys, strata))

@@ -1,0 +1,83 @@
+"""Put the data of a workload where a plan needs it: each rank's piece on the rank's own worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workbench.inputs import check_values
+from workbench.mesh import balanced
+from workbench.order import Order
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from distributed import Future
+
+    from workbench.cluster.lab import Host, Lab
+    from workbench.plan import Plan
+    from workbench.workload import Workload
+
+Shares = list[dict[str, "Future"]]
+
+
+class Placement:
+    """Places pieces of dask arrays on workers, and keeps those of the last workload for the next run.
+
+    A piece is computed on its worker from the chunks there; the client's process never holds it.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self._placed: dict[tuple[Any, ...], Future] = {}
+        self._checked: set[tuple[Any, ...]] = set()
+
+    def shares(self, work: Workload, plan: Plan) -> Shares:
+        """Return, for each rank, futures of its ``x``, ``y``, ``test_x`` and ``test_y``.
+
+        Raises
+        ------
+        PlanError
+            If the data holds something that cannot be learned from; names the first offender.
+        """
+        self._check(work, plan)
+        hosts = self.lab.hosts_for(plan.ranks)
+        degree = plan.mesh.degree("data")
+        order = Order(work.samples, plan.batch.size, work.seed)
+        wanted: dict[tuple[Any, ...], Future] = {}
+        result: Shares = []
+        for rank, host in enumerate(hosts):
+            index = plan.mesh.coordinates(rank).get("data", 0)
+            start, stop = order.piece(degree, index)
+            share = {
+                "x": self._place(work.x, start, stop, host, wanted),
+                "y": self._place(work.y, start, stop, host, wanted),
+            }
+            if work.test_x is not None and work.test_y is not None:
+                first, last = balanced(len(work.test_x), degree, index)
+                share["test_x"] = self._place(work.test_x, first, last, host, wanted)
+                share["test_y"] = self._place(work.test_y, first, last, host, wanted)
+            result.append(share)
+        names = {key[0] for key in wanted}
+        self._placed = {k: v for k, v in self._placed.items() if k[0] in names} | wanted
+        return result
+
+    def _place(
+        self, array: da.Array, start: int, stop: int, host: Host, wanted: dict[tuple[Any, ...], Future]
+    ) -> Future:
+        key = (array.name, start, stop, host.worker)
+        future = self._placed.get(key)
+        if future is None or future.status in ("error", "lost", "cancelled"):
+            future = self.lab.place(array[start:stop], host.worker)
+        wanted[key] = future
+        return future
+
+    def _check(self, work: Workload, plan: Plan) -> None:
+        """Look for NaN and labels out of range, once for the same data and model."""
+        from workbench.losses import class_dim
+
+        dim = class_dim(work.loss)
+        output = plan.layers[-1].layer.output_shape
+        classes = output[dim] if dim is not None and len(output) > 1 else None
+        key = (work.x.name, work.y.name, classes)
+        if key not in self._checked:
+            check_values(work, classes, client=self.lab.client)
+            self._checked.add(key)

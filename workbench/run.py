@@ -1,0 +1,426 @@
+"""One execution of a plan: started in the background, watched live, stopped at any time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+import cloudpickle
+
+from workbench.errors import PlanError, RunError
+from workbench.placement import Placement, Shares
+from workbench.planning import plan as make_plan
+from workbench.records import RunFolder
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from workbench.cluster.gang import Gang, GangEnd, RankInfo
+    from workbench.cluster.lab import Lab
+    from workbench.plan import Plan
+    from workbench.workload import Workload
+
+Status = Literal["starting", "running", "stopping", "done", "stopped", "failed"]
+ENDED = ("done", "stopped", "failed")
+STOP_GRACE_S = 1.0
+WARM_UP_STEPS = 3
+
+
+def run(
+    work: Workload,
+    strategy: str = "serial",
+    *,
+    steps: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    spans: bool = True,
+    folder: str | Path | None = None,
+    lab: Lab | None = None,
+    **options: Any,
+) -> Run:
+    """Start to train ``work`` under ``strategy`` on the open cluster, and return at once.
+
+    Parameters
+    ----------
+    strategy:
+        ``"serial"``, or degrees on axes: ``"data=2"``.
+    steps:
+        Updates to make; the workload's own number if left out.
+    threads:
+        Torch threads of every rank; those of the lab if left out.
+    device:
+        ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where there is a GPU for each rank, else CPU.
+    spans:
+        Whether ranks record what they do when (under 1 % of a step).
+    folder:
+        Parent of the run's folder; ``workbench-runs`` if left out.
+    lab:
+        The cluster; the one opened last if left out.
+    options:
+        As for :func:`workbench.plan`: ``accumulate=2``, ``batch_norm="local"``.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be done. What the values of the data forbid is found on the workers, and is the
+        run's ``error``.
+    """
+    from workbench.cluster.lab import current_lab
+
+    lab = lab or current_lab()
+    planned = make_plan(work, strategy, **options)
+    started = Run(
+        work,
+        planned,
+        steps=check_steps(work.steps if steps is None else steps),
+        threads=check_threads(lab.threads if threads is None else threads),
+        device=device,
+        record_spans=spans,
+        folder=folder,
+        placement=Placement(lab),
+    )
+    started.start()
+    return started
+
+
+class Run:
+    """A handle on one execution of a plan; every method may be called from any thread.
+
+    Attributes
+    ----------
+    status:
+        ``"starting"``, ``"running"``, ``"stopping"``, then ``"done"``, ``"stopped"`` or ``"failed"``.
+    ranks:
+        Which rank runs where: worker, pid, device, threads.
+    error:
+        The :class:`RunError` or :class:`PlanError` of a failed run.
+    folder:
+        Where ``run.json`` and ``steps.jsonl`` are.
+    """
+
+    def __init__(
+        self,
+        work: Workload,
+        plan: Plan,
+        *,
+        steps: int,
+        threads: int,
+        device: str,
+        record_spans: bool,
+        folder: str | Path | None,
+        placement: Placement,
+        repeat: int = 0,
+    ) -> None:
+        from workbench.cluster.gang import resolve_device
+
+        self.work, self.plan, self.steps, self.threads = work, plan, steps, threads
+        self.repeat, self.warm_up_steps = repeat, WARM_UP_STEPS
+        self.lab = placement.lab
+        self.lab.hosts_for(plan.ranks)  # refused here, before anything starts
+        self.device = resolve_device(device, self.lab, plan.ranks)
+        self.record_spans = record_spans
+        self.status: Status = "starting"
+        self.error: RunError | PlanError | None = None
+        self.ranks: tuple[RankInfo, ...] = ()
+        self.accuracy: float | None = None
+        self.test_loss: float | None = None
+        self.kept: Mapping[str, tuple[tuple[int, ...], str]] = {}
+        self._placement = placement
+        self._rows: list[dict[str, float]] = []
+        self._spans: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._stop_asked = threading.Event()
+        self._ended = threading.Event()
+        self._gang: Gang | None = None
+        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{_safe(work.name)}-{plan.strategy}"
+        self._record = RunFolder.create(folder, name)
+        self.folder = self._record.path
+        self.run_id = f"{self.folder.name}-{id(self):x}"
+        self._driver = threading.Thread(target=self._drive, name=f"run {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start working in the background."""
+        self._record.write_summary(self.summary())
+        self._driver.start()
+
+    @property
+    def label(self) -> str:
+        """The strategy, and the threads per rank: ``"data=2, 1 thread"``."""
+        return f"{self.plan.strategy}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per finished step: times in seconds (means over the ranks), loss, bytes sent."""
+        with self._lock:
+            return list(self._rows)
+
+    @property
+    def spans(self) -> list[dict[str, Any]]:
+        """Timed pieces per rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
+        with self._lock:
+            return list(self._spans)
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+        return len(self._rows)
+
+    @property
+    def step_s(self) -> float | None:
+        """Median seconds of a step, without the first few; None before there are enough."""
+        times = [row["step_s"] for row in self.history[WARM_UP_STEPS:]]
+        return median(times) if times else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the steps left will take; None before that can be told."""
+        step_s = self.step_s
+        return None if step_s is None else step_s * (self.steps - self.step)
+
+    @property
+    def backend(self) -> str:
+        """How the ranks talk: ``"solo"``, ``"shared memory"``, ``"gloo"`` or ``"nccl"``."""
+        return self.ranks[0].backend if self.ranks else ""
+
+    @property
+    def parameters(self) -> dict[str, da.Array]:
+        """The trained parameters as dask arrays whose chunks lie on the workers that own them."""
+        return self.state("parameter")
+
+    def state(self, kind: str) -> dict[str, da.Array]:
+        """Return what is kept of ``kind`` ("parameter" or "buffer") as dask arrays.
+
+        Raises
+        ------
+        RunError
+            If the run has not ended with its state kept.
+        """
+        import dask.array as da
+
+        if not self.kept:
+            raise RunError(
+                f"The run {self.label} has no parameters to give: it is {self.status}."
+                + ("" if self.status in ENDED else " Wait for its end with run.wait().")
+            )
+        return {
+            name.partition(":")[2]: da.from_delayed(
+                self.lab.kept(self.run_id, 0, name), shape=shape, dtype=dtype
+            )
+            for name, (shape, dtype) in self.kept.items()
+            if name.startswith(f"{kind}:")
+        }
+
+    def wait(self, timeout_s: float | None = None) -> Run:
+        """Wait for the end; returns this run.
+
+        Raises
+        ------
+        RunError, PlanError
+            What made the run fail.
+        TimeoutError
+            If it still goes on after ``timeout_s`` seconds.
+        """
+        if not self._ended.wait(timeout_s):
+            raise TimeoutError(
+                f"The run {self.label} is still {self.status} after {timeout_s} s, at step {self.step} "
+                f"of {self.steps}; run.stop() ends it."
+            )
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def stop(self) -> None:
+        """End the run within 2 s, in every phase; the steps made so far are kept."""
+        self._stop_asked.set()
+        if self._ended.is_set():
+            return
+        self.status = "stopping"
+        gang = self._gang
+        if gang is not None:
+            if gang.ranks:
+                gang.tell("stop")
+                self._ended.wait(STOP_GRACE_S)
+            if not self._ended.is_set():
+                gang.kill()
+        self._ended.wait(STOP_GRACE_S)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the run in numbers, ready for JSON."""
+        return {
+            "workload": self.work.name,
+            "strategy": self.plan.strategy,
+            "ranks": self.plan.ranks,
+            "threads": self.threads,
+            "device": self.device,
+            "backend": self.backend,
+            "batch_size": self.work.batch_size,
+            "seed": self.work.seed,
+            "dtype": self.work.dtype,
+            "status": self.status,
+            "error": None if self.error is None else str(self.error),
+            "steps": self.steps,
+            "steps_done": self.step,
+            "step_s": self.step_s,
+            "bytes_per_step": self.plan.bytes_per_step,
+            "accuracy": self.accuracy,
+            "test_loss": self.test_loss,
+        }
+
+    def __repr__(self) -> str:
+        """Say how far it is."""
+        return f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
+
+    # The driver's thread.
+
+    def _drive(self) -> None:
+        status: Status = "failed"
+        try:
+            status = self._work()
+        except CancelledError:
+            status = "stopped"
+        except (RunError, PlanError) as error:
+            if self._stop_asked.is_set():
+                status = "stopped"
+            else:
+                self.error = self._with_what_is_kept(error)
+        except Exception as error:
+            self.error = RunError(f"The run broke: {type(error).__name__}: {error}")
+            self.error.__cause__ = error
+        finally:
+            self.status = status
+            self._record.finish(self.summary(), self.history)
+            self._ended.set()
+
+    def _work(self) -> Status:
+        from workbench.cluster.gang import Gang
+        from workbench.engine import Job, train
+
+        shares = self._placement.shares(self.work, self.plan)
+        self._arrive(shares)
+        gang = Gang(
+            self.lab,
+            run_id=self.run_id,
+            size=self.plan.ranks,
+            threads=self.threads,
+            device=self.device,
+            target=train,
+            job=cloudpickle.dumps(
+                Job(self.work.payload(), self.plan, self.steps, self.record_spans)
+            ),
+            shares=shares,
+            on_message=self._receive,
+            on_end=lambda _end: None,
+        )
+        self._gang = gang
+        if self._stop_asked.is_set():
+            raise CancelledError
+        gang.start()
+        self.ranks = gang.ranks
+        if self.status == "starting":
+            self.status = "running"
+        end = gang.join()
+        return self._finish(end)
+
+    def _arrive(self, shares: Shares) -> None:
+        """Wait until the data is in place, or the run is stopped."""
+        from distributed import wait
+
+        futures = [future for share in shares for future in share.values()]
+        while not self._stop_asked.is_set():
+            try:
+                wait(futures, timeout=0.1)
+            except TimeoutError:
+                continue
+            break
+        else:
+            raise CancelledError
+        for future in futures:
+            if future.status != "finished":
+                error = future.exception(timeout=5)
+                raise RunError(f"The data could not be put in place: {error}") from error
+
+    def _receive(self, rank: int, kind: str, data: Any) -> None:
+        """Take in a live message."""
+        with self._lock:
+            self._rows += data["rows"]
+            self._spans += _span_rows(rank, data["spans"])
+        self._record.add_steps(data["rows"])
+
+    def _finish(self, end: GangEnd) -> Status:
+        if end.error is not None:
+            raise end.error
+        outcomes: Any = end.results
+        with self._lock:
+            self._rows = _merged([outcome.rows for outcome in outcomes])
+            self._spans = [
+                row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)
+            ]
+        first = outcomes[0]
+        self.kept = first.kept
+        if first.score is not None:
+            self.accuracy, self.test_loss = first.score.accuracy, first.score.loss
+        return "stopped" if first.stopped else "done"
+
+    def _with_what_is_kept(self, error: RunError | PlanError) -> RunError | PlanError:
+        if isinstance(error, PlanError):
+            return error
+        kept = f"{self.step} finished step{'' if self.step == 1 else 's'}" if self.step else "no step"
+        return RunError(
+            f"{error} Kept: the records of {kept}, in {self.folder}; the cluster can be used at once.",
+            rank=error.rank,
+            step=error.step if error.step is not None else self.step or None,
+            details=error.details,
+        )
+
+
+def check_steps(steps: Any) -> int:
+    """Return ``steps``, or raise PlanError if that is no number of steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise PlanError(f"steps={steps!r} must be a whole number, 1 or more.")
+    return steps
+
+
+def check_threads(threads: Any) -> int:
+    """Return ``threads``, or raise PlanError if that is no number of threads."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise PlanError(f"threads={threads!r} must be a whole number of threads per rank, 1 or more.")
+    return threads
+
+
+def _merged(per_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """Return one row per step: rank 0's, with means of times and the most bytes over the ranks."""
+    merged = []
+    for rows in zip(*per_rank, strict=True):
+        row = dict(rows[0])
+        for key in ("compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
+            row[key] = sum(r[key] for r in rows) / len(rows)
+        row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
+        merged.append(row)
+    return merged
+
+
+def _span_rows(rank: int, spans: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "step": s.step,
+            "kind": s.kind,
+            "name": s.name,
+            "start_s": s.start_s,
+            "stop_s": s.stop_s,
+            "sent_bytes": s.sent_bytes,
+        }
+        for s in spans
+    ]
+
+
+def _safe(name: str) -> str:
+    """Return a workload's name as part of a folder's name."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    return kept[:60] or "run"

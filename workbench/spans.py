@@ -1,0 +1,77 @@
+"""Timed pieces of a step on one rank, cheaply recorded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+Kind = Literal["compute", "comm", "wait", "optimizer", "load"]
+CAPACITY = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A timed piece of a step: seconds of the host's monotonic clock, bytes that the rank sent."""
+
+    step: int
+    kind: str
+    name: str
+    start_s: float
+    stop_s: float
+    sent_bytes: int = 0
+
+
+class SpanRecorder:
+    """Cuts a rank's time into spans that touch and never overlap.
+
+    Whatever is not named otherwise is ``compute``. With ``enabled=False`` nothing is kept. At most ``CAPACITY`` spans
+    wait to be taken; older ones are dropped and counted.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.step = 0
+        self.dropped = 0
+        self._spans: deque[Span] = deque(maxlen=CAPACITY)
+        self._free_since = perf_counter()
+
+    def begin_step(self, step: int) -> None:
+        """Start a step: time before it belongs to no span."""
+        self.step = step
+        self._free_since = perf_counter()
+
+    def end_step(self) -> None:
+        """End a step: the time since the last span was computing."""
+        self._add_compute(perf_counter())
+
+    def add(self, kind: str, name: str, start_s: float, stop_s: float, sent_bytes: int = 0) -> None:
+        """Record a piece that is not computing (also called by the communicator)."""
+        if self.enabled:
+            self._add_compute(start_s)
+            self._append(Span(self.step, kind, name, start_s, stop_s, sent_bytes))
+            self._free_since = stop_s
+
+    @contextmanager
+    def timed(self, kind: Kind, name: str) -> Iterator[None]:
+        """Record the body as one span."""
+        start_s = perf_counter()
+        yield
+        self.add(kind, name, start_s, perf_counter())
+
+    def take(self) -> list[Span]:
+        """Return the spans recorded since the last call."""
+        taken = list(self._spans)
+        self._spans.clear()
+        return taken
+
+    def _add_compute(self, until_s: float) -> None:
+        if self.enabled and until_s > self._free_since:
+            self._append(Span(self.step, "compute", "", self._free_since, until_s))
+
+    def _append(self, span: Span) -> None:
+        self.dropped += len(self._spans) == CAPACITY
+        self._spans.append(span)

@@ -1,0 +1,16 @@
+"""The table of contents of the subject: one file per axis, and one registration.
+
+Menus, documentation and tests all walk :data:`STRATEGIES`; a strategy that stands here is offered,
+described and proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from workbench.strategies import data
+from workbench.strategies.strategy import Strategy
+
+STRATEGIES: Mapping[str, Strategy] = {s.axis: s for s in (data.STRATEGY,)}
+
+__all__ = ["STRATEGIES", "Strategy"]

@@ -1,0 +1,62 @@
+"""How a strategy is written: ``"serial"``, or degrees on axes, ``"data=2,tensor=2"``."""
+
+from __future__ import annotations
+
+import difflib
+
+from workbench.errors import PlanError
+from workbench.mesh import Mesh
+from workbench.strategies import STRATEGIES
+
+
+def parse(text: str) -> Mesh:
+    """Return the mesh that ``text`` asks for; axes of degree 1 are dropped.
+
+    Raises
+    ------
+    PlanError
+        For a name that is no strategy, an axis named twice, or a degree that is not a whole number
+        of 1 or more.
+    """
+    if not isinstance(text, str):
+        raise PlanError(
+            f"A strategy is written as text, such as 'serial' or 'data=2'; got {text!r}."
+        )
+    if text.strip() == "serial":
+        return Mesh()
+    mesh = Mesh()
+    for part in text.split(","):
+        axis, _, degree = (piece.strip() for piece in part.partition("="))
+        if axis not in STRATEGIES:
+            raise PlanError(_unknown(text, axis))
+        if axis in dict(mesh.axes):
+            raise PlanError(f"Strategy {text!r} names the axis {axis!r} twice; name it once.")
+        mesh = mesh.with_axis(axis, _degree(text, axis, degree))
+    return Mesh(tuple((axis, degree) for axis, degree in mesh.axes if degree > 1))
+
+
+def _degree(text: str, axis: str, degree: str) -> int:
+    if not degree:
+        raise PlanError(
+            f"Strategy {text!r} gives no degree for {axis!r}; write {axis}=2 for two ranks."
+        )
+    if not degree.isascii() or not degree.isdigit() or int(degree) < 1:
+        raise PlanError(
+            f"Strategy {text!r} asks for degree {degree} on {axis!r}; a degree is a whole number of "
+            f"ranks, 1 or more. The nearest is {axis}={_nearest(degree)}."
+        )
+    return int(degree)
+
+
+def _nearest(degree: str) -> int:
+    try:
+        return max(1, round(float(degree)))
+    except (ValueError, OverflowError):
+        return 2
+
+
+def _unknown(text: str, axis: str) -> str:
+    near = difflib.get_close_matches(axis, [*STRATEGIES, "serial"], n=1, cutoff=0.5)
+    legal = ", ".join(["serial", *(f"{name}=N" for name in STRATEGIES)])
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Strategy {text!r}: {axis!r} is not a strategy. There are: {legal}.{hint}"

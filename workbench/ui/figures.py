@@ -1,0 +1,323 @@
+"""The three figures, from measured rows and curves to Bokeh.
+
+Each figure reads one ColumnDataSource, so that a change of data is one replacement and one message
+to the browser. The ``*_columns`` functions are pure: rows in, columns out, all of them plain lists
+of equal length (lists travel to the browser in fewer messages than NumPy arrays).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bokeh.models import (
+    BasicTicker,
+    ColumnDataSource,
+    DataRange1d,
+    FactorRange,
+    HoverTool,
+    Label,
+    Legend,
+    LegendItem,
+)
+from bokeh.plotting import figure
+
+from workbench.ui import look, texts
+from workbench.ui.texts import Row
+
+Columns = dict[str, list[Any]]
+
+MAX_POINTS = 150
+"""Points drawn of one loss curve; more would not be seen, and all are sent again on each change."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one run against its training time in seconds."""
+
+    label: str
+    style: look.Style
+    time_s: Sequence[float]
+    loss: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure with its data and what it says while there is none."""
+
+    name: str
+    figure: figure
+    source: ColumnDataSource
+    empty: Label
+
+    def draw(self, columns: Columns) -> bool:
+        """Show new data; return whether anything had to be sent to the browser."""
+        if columns == self.source.data:
+            return False
+        if isinstance(self.figure.y_range, FactorRange):
+            # Upwards is the direction of the axis, downwards that of reading.
+            factors = list(reversed(columns["label"]))
+            if factors != self.figure.y_range.factors:
+                self.figure.y_range.factors = factors
+        self.source.data = columns
+        empty = not next(iter(columns.values()))
+        if self.empty.visible != empty:
+            self.empty.visible = empty
+        return True
+
+
+def speedup_chart() -> Chart:
+    """Return the figure of speedup against cores, with the ideal line and the baselines."""
+    fig = _figure(
+        title="Speedup, measured (higher is better)",
+        x_axis_label="cores used (ranks × threads per rank)",
+        y_axis_label="times as fast as 1 process × 1 thread",
+        x_range=DataRange1d(start=0, range_padding=0.3),
+        y_range=DataRange1d(start=0, range_padding=0.2),
+        height=340,
+    )
+    source = ColumnDataSource(data=speedup_columns([]), name="wb-speedup")
+    fig.xaxis.ticker = BasicTicker(min_interval=1)
+    ideal = fig.line(
+        "cores", "cores", source=source, color=look.INK, line_dash="dashed", line_width=2
+    )
+    alternative = fig.hspan(
+        "all_threads", source=source, color=look.INK, line_dash="dotted", line_width=3
+    )
+    fig.segment("cores", "low", "cores", "high", source=source, color="color", line_width=3)
+    points = fig.scatter(
+        "cores", "speedup", source=source, marker="marker", color="color",
+        size=15, fill_alpha="fill", line_width=2.5,
+    )  # fmt: skip
+    # Below the point: there it meets neither the ideal line nor the edge of the figure.
+    fig.text(
+        "cores", "low", "text", source=source, text_align="center", text_baseline="top",
+        y_offset=11, text_font=look.FONT, text_font_size=look.TEXT_SIZE,
+        text_font_style="bold", text_color="color",
+    )  # fmt: skip
+    fig.add_tools(
+        HoverTool(
+            renderers=[points],
+            tooltips=[
+                ("", "@label"),
+                ("speedup, measured", "@speedup{0.00}× (@low{0.00}–@high{0.00})"),
+                ("repeats", "@repeats"),
+            ],
+        )
+    )
+    _legend(fig, {"ideal: n cores, n times as fast": ideal, "1 process × all threads": alternative})
+    return Chart("speedup", fig, source, _empty(fig, "speedup"))
+
+
+def speedup_columns(rows: Sequence[Row]) -> Columns:
+    """Return the columns of the speedup figure, by rising number of cores.
+
+    ``all_threads`` is NaN but for the rows of the baseline of one process with all threads, whose
+    speedup is also drawn as a line right across.
+    """
+    known = sorted((r for r in rows if r["speedup"] is not None), key=texts.cores)
+    styles = [look.style(row) for row in known]
+    whole = [row["strategy"] == "serial" and row["threads"] > 1 for row in known]
+    return {
+        "cores": [texts.cores(row) for row in known],
+        "speedup": [row["speedup"] for row in known],
+        "low": [_or(row["speedup_min"], row["speedup"]) for row in known],
+        "high": [_or(row["speedup_max"], row["speedup"]) for row in known],
+        "all_threads": [
+            row["speedup"] if alone else math.nan for row, alone in zip(known, whole, strict=True)
+        ],
+        "label": [texts.row_label(row) for row in known],
+        # The dotted line has the baseline's name in the legend; text at its point would only
+        # collide with that of the strategy that stands at the same number of cores.
+        "text": [
+            "" if alone else f"{texts.row_label(row)} {row['speedup']:.2f}×"
+            for row, alone in zip(known, whole, strict=True)
+        ],
+        "repeats": [row["repeats"] for row in known],
+        "color": [style.color for style in styles],
+        "marker": [style.marker for style in styles],
+        "fill": [0.0 if alone else 1.0 for alone in whole],
+    }
+
+
+def loss_chart() -> Chart:
+    """Return the figure of training loss against time, one line per run."""
+    fig = _figure(
+        title="Loss, measured (lower is better)",
+        x_axis_label="training time (s)",
+        y_axis_label="loss on the training batch",
+        x_range=DataRange1d(start=0, range_padding=0.1),
+        y_range=DataRange1d(range_padding=0.1),
+        height=340,
+    )
+    source = ColumnDataSource(data=loss_columns([]), name="wb-loss")
+    lines = fig.multi_line(
+        "time_s", "loss", source=source, color="color", line_dash="dash", line_width=2.5, alpha=0.85
+    )
+    ends = fig.scatter(
+        "end_s", "end_loss", source=source, marker="marker", color="color",
+        size=12, fill_alpha="fill", line_width=2.5,
+    )  # fmt: skip
+    fig.add_tools(
+        HoverTool(
+            renderers=[ends],
+            tooltips=[("", "@label"), ("after", "@end_s{0.00} s"), ("loss", "@end_loss{0.000}")],
+        )
+    )
+    legend = Legend(items=[LegendItem(label={"field": "label"}, renderers=[ends, lines])])
+    _place(fig, legend)
+    return Chart("loss", fig, source, _empty(fig, "loss"))
+
+
+def loss_columns(curves: Sequence[Curve]) -> Columns:
+    """Return the columns of the loss figure: one line each, thinned to ``MAX_POINTS``, and its end."""
+    drawn = [curve for curve in curves if len(curve.time_s)]
+    return {
+        "time_s": [_thin(curve.time_s) for curve in drawn],
+        "loss": [_thin(curve.loss) for curve in drawn],
+        "end_s": [curve.time_s[-1] for curve in drawn],
+        "end_loss": [curve.loss[-1] for curve in drawn],
+        "label": [curve.label for curve in drawn],
+        "color": [curve.style.color for curve in drawn],
+        "dash": [curve.style.dash for curve in drawn],
+        "marker": [curve.style.marker for curve in drawn],
+        "fill": [0.0 if curve.style is look.SERIAL_ALL_THREADS else 1.0 for curve in drawn],
+    }
+
+
+def curves_of(runs: Sequence[Any]) -> list[Curve]:
+    """Return the loss curves of the runs of a comparison that have finished a step."""
+    return [
+        Curve(
+            texts.row_label(row := {"strategy": run.label, "threads": run.threads}),
+            look.style(row),
+            [record["time_s"] for record in history],
+            [record["loss"] for record in history],
+        )
+        for run in runs
+        if (history := list(run.history))
+    ]
+
+
+def share_chart() -> Chart:
+    """Return the stacked bars of where the time of one step goes, one bar per row."""
+    fig = _figure(
+        title="Time per step, measured (shorter is better)",
+        x_axis_label="ms per step, median",
+        y_axis_label=None,
+        x_range=DataRange1d(start=0, range_padding=0.15),
+        y_range=FactorRange(factors=[]),
+        height=230,
+    )
+    source = ColumnDataSource(data=share_columns([]), name="wb-share")
+    bars = fig.hbar_stack(
+        [span.kind for span in look.SPANS], y="label", source=source, height=0.6,
+        fill_color=[span.color for span in look.SPANS], line_color=look.INK,
+        hatch_pattern=[span.hatch for span in look.SPANS], hatch_color="white", hatch_alpha=0.7,
+        hatch_scale=8,
+    )  # fmt: skip
+    fig.text(
+        "total", "label", "text", source=source, x_offset=8, text_baseline="middle",
+        text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_font_style="bold",
+        text_color=look.INK,
+    )  # fmt: skip
+    fig.add_tools(
+        HoverTool(
+            renderers=bars,
+            tooltips=[
+                ("", "@label"),
+                *((span.kind, f"@{span.kind}{{0.00}} ms") for span in look.SPANS),
+            ],
+        )
+    )
+    fig.ygrid.grid_line_color = None
+    _legend(fig, {span.kind: bar for span, bar in zip(look.SPANS, bars, strict=True)})
+    return Chart("share", fig, source, _empty(fig, "share"))
+
+
+def share_columns(rows: Sequence[Row]) -> Columns:
+    """Return the columns of the bars, in ms; ``other`` is the rest, loading the batch included."""
+    known: dict[str, Row] = {texts.row_label(row): row for row in rows if row["step_s"] is not None}
+    columns: Columns = {"label": list(known), "total": [], "text": []}
+    columns |= {span.kind: [] for span in look.SPANS}
+    for row in known.values():
+        total = row["step_s"] * 1e3
+        parts = {
+            span.kind: (row.get(f"{span.kind}_share") or 0.0) * total for span in look.SPANS[:-1]
+        }
+        for kind, part in parts.items():
+            columns[kind].append(part)
+        columns["other"].append(max(0.0, total - sum(parts.values())))
+        columns["total"].append(total)
+        columns["text"].append(texts.milliseconds(row["step_s"]))
+    return columns
+
+
+def _figure(**options: Any) -> figure:
+    fig = figure(
+        sizing_mode="stretch_width",
+        tools="",
+        toolbar_location=None,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_alpha=0,
+        min_width=280,
+        **options,
+    )
+    fig.title.text_color = look.INK
+    fig.title.text_font = look.FONT
+    fig.title.text_font_size = look.TITLE_SIZE
+    fig.axis.axis_label_text_font = look.FONT
+    fig.axis.axis_label_text_font_size = look.TEXT_SIZE
+    fig.axis.axis_label_text_font_style = "normal"
+    fig.axis.axis_label_text_color = look.INK
+    fig.axis.major_label_text_font = look.FONT
+    fig.axis.major_label_text_font_size = look.TEXT_SIZE
+    fig.axis.major_label_text_color = look.INK
+    fig.axis.axis_line_color = look.INK
+    fig.axis.major_tick_line_color = look.INK
+    fig.axis.minor_tick_line_color = None
+    fig.grid.grid_line_color = look.INK
+    fig.grid.grid_line_alpha = 0.25
+    return fig
+
+
+def _legend(fig: figure, items: Mapping[str, Any]) -> None:
+    _place(fig, Legend(items=[(label, [renderer]) for label, renderer in items.items()]))
+
+
+def _place(fig: figure, legend: Legend) -> None:
+    """Put the legend above the figure, where it hides no data."""
+    legend.orientation = "horizontal"
+    legend.ncols = "auto"
+    legend.label_text_font = look.FONT
+    legend.label_text_font_size = look.TEXT_SIZE
+    legend.label_text_color = look.INK
+    legend.background_fill_alpha = 0
+    legend.border_line_alpha = 0
+    legend.padding = legend.margin = 2
+    legend.glyph_width = 26
+    fig.add_layout(legend, "above")
+
+
+def _empty(fig: figure, name: str) -> Label:
+    label = Label(
+        x=12, y=50, x_units="screen", y_units="screen", text=texts.EMPTY[name],
+        text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_color=look.INK,
+    )  # fmt: skip
+    fig.add_layout(label)
+    return label
+
+
+def _thin(values: Sequence[float]) -> list[float]:
+    """Return at most ``MAX_POINTS`` of ``values``, evenly spread, first and last included."""
+    last = len(values) - 1
+    if last < MAX_POINTS:
+        return list(values)
+    return [values[i * last // (MAX_POINTS - 1)] for i in range(MAX_POINTS)]
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

@@ -1,0 +1,125 @@
+"""One self-contained HTML file of a comparison: it opens anywhere, with the network off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bokeh.embed import components
+from bokeh.resources import Resources
+
+from workbench.ui import figures, table, texts
+
+BOKEH = Resources(mode="inline", components=["bokeh"])
+"""Only the part of BokehJS that our figures need, written into the page itself."""
+
+_STYLE = (
+    """
+:root { color-scheme: light dark; --ink: #1b1b1b; --soft: #555; }
+@media (prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #bbb; } }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+  color: var(--ink); max-width: 1100px; margin: 0 auto; padding: 24px;
+  --bk-axis-label-text-color: var(--ink); --bk-major-label-text-color: var(--ink);
+  --bk-label-text-color: var(--ink); --bk-text-color: var(--ink); }
+h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 32px 0 8px; }
+p { margin: 6px 0; max-width: 75ch; } .soft { color: var(--soft); }
+.badge { display: inline-block; font-weight: 600; padding: 4px 12px; border-radius: 6px;
+  border: 2px solid; }
+.badge.yes { border-color: #009E73; } .badge.no { border-color: #D55E00; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
+  gap: 16px; } .figures .wide { grid-column: 1 / -1; }
+figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: 14px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 8px 0; }
+dt { font-weight: 600; } dd { margin: 0; }
+"""
+    + table.STYLE
+)
+
+
+def write_report(comparison: Any, path: str | Path) -> Path:
+    """Write the report of ``comparison`` to ``path`` and return the path.
+
+    The comparison may still be going on, or may have been stopped: the report says so, and shows
+    what was measured. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report_html(comparison), encoding="utf-8")
+    return path
+
+
+def report_html(comparison: Any) -> str:
+    """Return the report of a comparison as one HTML page; text from users is escaped."""
+    facts = comparison.to_json()
+    rows = list(comparison.rows)
+    name = str(facts["workload"].get("name", "workload"))
+    charts = (figures.speedup_chart(), figures.loss_chart(), figures.share_chart())
+    charts[0].draw(figures.speedup_columns(rows))
+    charts[1].draw(figures.loss_columns(figures.curves_of(comparison.runs)))
+    charts[2].draw(figures.share_columns(rows))
+    script, places = components({chart.name: chart.figure for chart in charts})
+    state, same = texts.badge(rows)
+    drawn = "".join(
+        f'<figure class="{"wide" if chart.name == "share" else ""}">{places[chart.name]}'
+        f"<figcaption>{escape(texts.HOW_TO_READ[chart.name])}</figcaption></figure>"
+        for chart in charts
+    )
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in texts.verdict(rows))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(name)}: measured speedup</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style>
+{BOKEH.render()}
+{script}
+</head>
+<body>
+<h1>{escape(name)}: measured speedup</h1>
+<p class="soft">Every number here was measured on the machine named below. {_state(comparison)}</p>
+<p class="badge {state}">{escape(same)}</p>
+{sentences}
+<h2>Measured</h2>
+{table.rows_table(rows)}
+<p class="soft">Time per step is the median over repeats, with the fastest and the slowest one.
+Repeats of all rows took turns, so that a busy moment of the machine strikes all alike.</p>
+<h2>Figures</h2>
+<div class="figures">{drawn}</div>
+<h2>Workload</h2>
+{_facts(facts["workload"])}
+<h2>Machine</h2>
+{_facts(facts["machine"])}
+</body>
+</html>
+"""
+
+
+def _state(comparison: Any) -> str:
+    if comparison.status == "done":
+        return "All repeats were finished."
+    if comparison.error is not None:
+        return f"The comparison failed: {escape(str(comparison.error))}"
+    return f"The comparison was not finished (status: {escape(comparison.status)})."
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{escape(_text(name, value))}</dd>"
+        for name, value in facts.items()
+    )
+    return f"<dl>{lines}</dl>"
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a fact as people read it; nested values on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(key, item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_text(name, item) for item in value) or "none"
+    if name.endswith("bytes") and isinstance(value, int | float):
+        return texts.binary_bytes(value)
+    return "–" if value is None else str(value)

@@ -1,0 +1,162 @@
+"""The sentences and number formats that the panel, the figures and the report share.
+
+Every function here takes rows as :class:`workbench.compare.Comparison` gives them (plain dicts) and
+returns plain text; whoever puts it into HTML escapes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+HOW_TO_READ = {
+    "speedup": "Each point is measured: the median time per step of one process with one thread, "
+    "divided by that of the strategy. Whiskers run from the slowest to the fastest repeat. "
+    "On the dashed line, n cores are n times faster; the dotted line is one process that has all "
+    "the cores as threads, which is what you would use instead.",
+    "loss": "Every run takes the same steps on the same batches, so all curves fall to the same "
+    "loss; the faster strategy gets there in less time, further to the left.",
+    "share": "One bar is one step of one rank. Compute is the work itself; comm moves numbers "
+    "between ranks; wait is for slower ranks; optimizer updates the weights. A strategy wins when "
+    "compute shrinks by more than comm and wait add.",
+}
+"""How to read each figure, by the figure's name."""
+
+EMPTY = {
+    "speedup": "Press Run to see the measured speedup.",
+    "loss": "Press Run to see the loss fall.",
+    "share": "Press Run to see where each step's time goes.",
+}
+"""What a figure says before it has data, by the figure's name."""
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``count(2, "thread") == "2 threads"``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in ms with three digits that count: ``"41.3 ms"``."""
+    ms = seconds * 1e3
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 10 else f"{ms:.2f} ms"
+
+
+def time_left(seconds: float) -> str:
+    """Return a rough time that stays: ``"about 12 s left"``; it is never more exact than it is true."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min left"
+    return f"about {seconds / 3600:.1f} h left"
+
+
+def binary_bytes(number: float) -> str:
+    """Return a size in binary units: ``"1.7 MiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+
+
+def share(fraction: float | None) -> str:
+    """Return a share of the step in per cent, or a dash while it is unknown."""
+    return "–" if fraction is None else f"{fraction:.0%}"
+
+
+def row_label(row: Row) -> str:
+    """Return the short name of a row, threads included where they tell two rows apart."""
+    threads = count(row["threads"], "thread")
+    if row["strategy"] == "serial":
+        return f"serial, {threads}"
+    return row["strategy"] if row["threads"] == 1 else f"{row['strategy']}, {threads} each"
+
+
+def cores(row: Row) -> int:
+    """Return how many cores (on a GPU: devices) the row used: ranks times threads per rank."""
+    return int(row["ranks"] if row.get("device") == "cuda" else row["ranks"] * row["threads"])
+
+
+def is_baseline(row: Row) -> bool:
+    """Return whether the row is one of the two baselines: one process, with one or all threads."""
+    return bool(row["strategy"] == "serial")
+
+
+def device_name(device: str | None) -> str:
+    """Return the device as people write it."""
+    return {"cpu": "CPU", "cuda": "GPU"}.get(device or "", device or "")
+
+
+def placement(ranks: int, threads: int, device: str | None) -> str:
+    """Return where a strategy runs: ``"2 workers × 1 thread each, CPU"``."""
+    each = " each" if ranks > 1 else ""
+    return f"{count(ranks, 'worker')} × {count(threads, 'thread')}{each}, {device_name(device)}"
+
+
+def badge(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the state and the sentence of the "same result" badge over ``rows``.
+
+    The state is ``"yes"``, ``"no"``, ``"unknown"`` (still to be proved) or ``"none"`` (no strategy
+    stands beside the serial run).
+    """
+    rows = [row for row in rows if not is_baseline(row)]
+    if not rows:
+        return "none", "Only the serial run: nothing to compare its result with."
+    wrong = [row for row in rows if row["same_result"] is False]
+    if wrong:
+        return "no", f"NOT the same result as serial: {_differences(wrong)}"
+    if all(row["same_result"] for row in rows):
+        return "yes", f"Same result as serial: {_differences(rows)}"
+    return "unknown", "Same result as serial? Checked at the end of the run."
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    # Runs of one strategy are told once, at their worst.
+    worst: dict[str, float | None] = {}
+    for row in rows:
+        known = [d for d in (worst.get(row["strategy"]), row["max_difference"]) if d is not None]
+        worst[row["strategy"]] = max(known, default=None)
+    return "; ".join(
+        f"{name} differs by at most {difference:.1g}" if difference is not None else f"{name}"
+        for name, difference in worst.items()
+    )
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """Return one sentence for each strategy: how much faster, against which baseline, and why not."""
+    return [_verdict(row) for row in rows if not is_baseline(row)]
+
+
+def _verdict(row: Row) -> str:
+    one, all_threads = row["speedup"], row.get("speedup_all_threads")
+    basis = f"measured, median of {count(row['repeats'], 'repeat')}"
+    sentence = f"{row_label(row)} is {_times(one)} 1 process × 1 thread"
+    if all_threads is not None:
+        sentence += (
+            f", and {_times(all_threads)} 1 process × {count(cores(row), 'thread')} ({basis})."
+        )
+        return sentence + ("" if all_threads >= 1 else f" {_reason(row)}")
+    return f"{sentence} ({basis})." + ("" if one >= 1 else f" {_reason(row)}")
+
+
+def _times(speedup: float) -> str:
+    if speedup >= 1.005:
+        return f"{speedup:.2f}× as fast as"
+    if speedup > 0.995:
+        return "as fast as"
+    return f"slower ({speedup:.2f}×) than"
+
+
+def _reason(row: Row) -> str:
+    """Return why a strategy lost, from where its own step spent its time."""
+    comm, wait = row.get("comm_share"), row.get("wait_share")
+    if comm is None or wait is None:
+        return "It loses here."
+    if comm + wait >= 0.1:
+        return f"It loses here: {share(comm)} of each step is comm and {share(wait)} is wait."
+    return (
+        f"It loses here although only {share(comm + wait)} of each step is comm and wait: "
+        "its ranks share the machine less well than threads do, or each has too little work."
+    )
