@@ -65,7 +65,7 @@ class _Door(ModuleType):
 
     The import system sets ``workbench.run`` to the module ``workbench/run.py`` as soon as anybody
     imports that module. Here the function stays: ``wb.run`` is always the function, and what else
-    is in the module is had with ``from workbench.run import Run``. (``import workbench.run as room``
+    is in the module is had with ``from workbench.run import Run``. (``import workbench.run as r``
     reads the attribute, and so gives the function too.)
     """
 

@@ -27,14 +27,14 @@ class NextByteLoss(nn.CrossEntropyLoss):
 
 
 def class_dim(loss: Callable[..., Tensor]) -> int | None:
-    """Return the dim of the model's output that counts the classes, or None if the loss has none."""
+    """Return the dim of the model's output that counts classes, or None if the loss has none."""
     if isinstance(loss, NextByteLoss):
         return -1
     return None if _class_options(loss) is None else 1
 
 
 def ignored_label(loss: Callable[..., Tensor]) -> int | None:
-    """Return the label that the loss leaves out if one was chosen; torch's default does not count."""
+    """Return the label that the loss leaves out if one was chosen, which torch's default is not."""
     options = _class_options(loss) or {}
     chosen = options.get("ignore_index", _DEFAULT_IGNORED)
     return None if chosen == _DEFAULT_IGNORED else int(chosen)

@@ -38,8 +38,8 @@ def dump(parts: Mapping[str, Any]) -> bytes:
         except Exception as error:
             where, reason = culprit(parts, cloudpickle.dumps) or ("the workload", error)
             raise PlanError(
-                f"{where[0].upper()}{where[1:]} cannot be sent to the ranks ({reason}); make it where "
-                f"it is used, or leave it out."
+                f"{where[0].upper()}{where[1:]} cannot be sent to the ranks ({reason}); make it "
+                f"where it is used, or leave it out."
             ) from error
 
 
@@ -52,7 +52,7 @@ def load(data: bytes) -> dict[str, Any]:
 def culprit(
     parts: Mapping[str, Any], attempt: Callable[[Any], Any], outer: tuple[int, ...] = ()
 ) -> tuple[str, Exception] | None:
-    """Return the name of the innermost thing in ``parts`` on which ``attempt`` fails, and the error.
+    """Return the name of the innermost thing in ``parts`` on which ``attempt`` fails, and why.
 
     ``outer`` are the ids of the things around ``parts``, which may refer to themselves.
     """
@@ -109,10 +109,11 @@ def _own_modules_by_value() -> Iterator[None]:
 
 def _installed(module: ModuleType) -> bool:
     """Whether workers can be expected to import ``module`` themselves."""
-    name, file = getattr(module, "__name__", None), getattr(module, "__file__", None)
-    if not file or name == "__main__" or sys.modules.get(str(name)) is not module:
+    name: str = getattr(module, "__name__", "")
+    file: str | None = getattr(module, "__file__", None)
+    if not file or name == "__main__" or sys.modules.get(name) is not module:
         return True  # cloudpickle itself takes the code of __main__ along
-    path = Path(file).absolute()
+    path = Path(str(file)).absolute()
     return any(path.is_relative_to(folder) for folder in _INSTALLED) or not {
         "site-packages",
         "dist-packages",

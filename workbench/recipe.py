@@ -198,8 +198,14 @@ def make_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     return made.cpu()
 
 
-def own_loss(loss: Callable[..., Tensor] | None, dtype: str) -> Callable[..., Tensor]:
-    """Return the loss with its tensors, such as class weights, on the CPU and in ``dtype``."""
+def own_loss(loss: Any, dtype: str) -> Callable[..., Tensor]:
+    """Return the loss with its tensors, such as class weights, on the CPU and in ``dtype``.
+
+    Raises
+    ------
+    PlanError
+        if it is not a function, or cannot be copied.
+    """
     if loss is None:
         return nn.CrossEntropyLoss()
     if isinstance(loss, nn.Module):
@@ -211,7 +217,8 @@ def own_loss(loss: Callable[..., Tensor] | None, dtype: str) -> Callable[..., Te
             f"The loss {title} is not a function of outputs and targets; for a loss of torch, "
             f"make one: torch.nn.CrossEntropyLoss()."
         )
-    return loss
+    made: Callable[..., Tensor] = loss
+    return made
 
 
 def own_optimizer(optimizer: Any, model: nn.Module | Callable[[], nn.Module]) -> MakeOptimizer:
@@ -229,7 +236,8 @@ def own_optimizer(optimizer: Any, model: nn.Module | Callable[[], nn.Module]) ->
             return optimizer
         raise PlanError(
             f"The optimizer is a {type(optimizer).__name__}; give a class such as "
-            f"torch.optim.Adam, a function of the parameters, or an optimizer made over model.parameters()."
+            f"torch.optim.Adam, a function of the parameters, or an optimizer made over "
+            f"model.parameters()."
         )
     kind = type(optimizer)
     if optimizer.state:

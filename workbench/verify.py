@@ -111,7 +111,11 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
     cotangents = [
         torch.randn(shape, dtype=torch.float64, generator=source) for shape in found.output_shapes
     ]
-    serial = _run(module, start, _solo(), values, cotangents, batch)
+    serial = run_threads(
+        1,
+        lambda comm: _run(module, start, comm, values, cotangents, batch),
+        timeout_s=TIMEOUT_S,
+    )[0]
     parts = run_threads(
         mesh.size,
         lambda comm: _run(copy.deepcopy(module), plan, comm, values, cotangents, batch),
@@ -135,10 +139,6 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
             (value, part.buffers[name]) for part in parts for name, value in serial.buffers.items()
         ),
     )
-
-
-def _solo() -> Comm:
-    return run_threads(1, lambda comm: comm, timeout_s=TIMEOUT_S)[0]
 
 
 def _run(

@@ -189,6 +189,10 @@ class OwnCluster(SpecCluster):
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        # Pages on this machine may look at the dashboard, whatever port they come from: Jupyter shows
+        # it under its own. (Bokeh takes a wildcard port from here, not from its settings.)
+        for application in self.scheduler.http_application.applications:
+            application.websocket_origins.update({f"{LOOPBACK}:*", "localhost:*"})
 
     def process(self, name: str) -> WorkerProcess | None:
         """Return the process of the worker with this name."""
@@ -211,12 +215,9 @@ def _scheduler_settings() -> dict[str, Any]:
         "distributed.scheduler.no-workers-timeout": "20s",
         "distributed.scheduler.worker-ttl": "15s",
         "distributed.scheduler.allowed-failures": 1,
-        # The dashboard is for this machine's browser, directly or through Jupyter on loopback.
         "distributed.scheduler.http.routes": [r for r in routes if r != "distributed.http.proxy"],
-        "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": [
-            f"{LOOPBACK}:*",
-            "localhost:*",
-        ],
+        # Dask's own value allows pages from everywhere.
+        "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": ["localhost"],
     }
 
 

@@ -125,7 +125,13 @@ def _work(order: dict[str, Any], frames: list[Frame], outlet: _HostOutlet) -> by
         timeout_s=order["timeout_s"],
         address=order["address"],
     )
-    outlet.host.send("up", json.dumps({"pid": os.getpid(), "backend": comm.backend}).encode())
+    up = {
+        "pid": os.getpid(),
+        "backend": comm.backend,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    outlet.host.send("up", json.dumps(up).encode())
     target: Callable[[RankContext, object], object] = pickle.loads(order["target"])
     job = pickle.loads(order["job"])
     context = RankContext(

@@ -16,8 +16,11 @@ DTYPES = (
     *sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str),
 )  # fmt: skip
 
+PLACE_BITS = 40
+"""A place in allocated memory: which allocation, counted from 1, then this many bits of offset."""
+
 Call = tuple[int, int, int]
-"""Code of operation, reduction and dtype; number of elements; root, or place in memory."""
+"""Code of operation, reduction and dtype; number of elements; root or place, 0 if neither."""
 
 
 @cache
@@ -45,7 +48,7 @@ def in_words(call: Call) -> str:
     if text == "broadcast":
         text += f" from rank {place}"
     elif place:
-        text += f" at place {place} of allocated memory"
+        text += f" in allocated memory ({place >> PLACE_BITS}, byte {place % (1 << PLACE_BITS)})"
     if DTYPES[dtype] is not None:
         items = "" if text == "all_gather" else f"{numel} "
         text += f" of {items}{str(DTYPES[dtype]).removeprefix('torch.')}"

@@ -75,6 +75,7 @@ class Comm(ABC):
         self._operation = "start"
         self._name: str | None = None
         self._unusable: str | None = None
+        self._closed = False
         self._wait_start = self._wait_stop = 0.0
         self._elements_sent: dict[int, int] = {}
 
@@ -199,13 +200,18 @@ class Comm(ABC):
         """
         if numel < 0:
             raise ValueError(f"cannot allocate {numel} elements: ask for 0 or more")
-        self._begin("allocate", None)
-        return self._allocate(numel, dtype)
+        start = self._begin("allocate", None)
+        if self.size == 1:
+            return Comm._allocate(self, numel, dtype)
+        memory = self._allocate(numel, dtype)
+        self._end(start, 0)
+        return memory
 
     def close(self) -> None:
         """Release what the communicator holds. Needs no other rank; safe to call twice."""
-        if self._unusable is None or not self._unusable.startswith("closed"):
-            self._unusable = "closed"
+        if not self._closed:
+            self._closed = True
+            self._unusable = self._unusable or "it is closed"
             self._close()
 
     def __enter__(self) -> Self:

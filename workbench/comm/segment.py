@@ -17,13 +17,13 @@ from collections.abc import Callable
 from time import monotonic, sleep
 
 import torch
-from torch import Tensor
 
 BLOCK_WORDS = 32
 """64-bit words of a rank's block. Word 0, the announced sync, has a cache line of its own."""
 
 PID_WORD, CLOSED_WORD = 24, 25
 
+YIELD_S = 0.0001
 SPINS = 300
 """Looks at the flags, about 20 microseconds, before the processor is offered to others."""
 
@@ -51,8 +51,8 @@ else:
         """Do nothing: x86 keeps stores in order and loads in order."""
 
 
-class Late(Exception):  # noqa: N818 - not an error by itself: the communicator makes it one
-    """Peers did not come; the text says which and why."""
+class Late(Exception):
+    """A peer did not come; the text says which and why. The communicator adds in which call."""
 
 
 class Segment:
@@ -74,6 +74,7 @@ class Segment:
         mapped = self.grow(nbytes)
         self.bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         self.words = memoryview(mapped)[: 8 * words].cast("Q")
+        self._signed_in = False
         self._alive = select.poll()
         self._peer_of_pidfd: dict[int, int] = {}
 
@@ -89,8 +90,12 @@ class Segment:
         return mmap.mmap(self._fd, self.end - start, flags=flags, offset=start)
 
     def sign_in(self) -> None:
-        """Write down which process this rank is."""
-        self.words[self.rank * BLOCK_WORDS + PID_WORD] = os.getpid()
+        """Write down which process this rank is; raise :class:`Late` if the place is taken."""
+        word = self.rank * BLOCK_WORDS + PID_WORD
+        if self.words[word]:
+            raise Late("this memory has been used by other ranks; every start needs a new one")
+        self.words[word] = os.getpid()
+        self._signed_in = True
 
     def watch_peers(self) -> None:
         """Open a handle on each peer's process, once all have signed in.
@@ -145,7 +150,7 @@ class Segment:
                     raise Late(reasons[0])
             if now > start + timeout_s:
                 raise Late(self._not_come(late, timeout_s))
-            if now < start + 0.001:
+            if now < start + YIELD_S:
                 # A poll lets the other threads of this process run; sched_yield alone does not.
                 self._alive.poll(0)
                 os.sched_yield()
@@ -159,7 +164,8 @@ class Segment:
 
     def close(self) -> None:
         """Tell the peers and release everything; tensors that are still held stay valid."""
-        self.words[self.rank * BLOCK_WORDS + CLOSED_WORD] = 1
+        if self._signed_in:
+            self.words[self.rank * BLOCK_WORDS + CLOSED_WORD] = 1
         self.words.release()
         self.bytes = torch.empty(0, dtype=torch.uint8)
         for pidfd in self._peer_of_pidfd:

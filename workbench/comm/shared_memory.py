@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from workbench.comm.arithmetic import reduce_in_rank_order
-from workbench.comm.calls import code
-from workbench.comm.comm import Comm, ReduceOp
+from workbench.comm.calls import Call, code
+from workbench.comm.comm import Comm, CommError, ReduceOp
 from workbench.comm.mailbox import Mailbox
 from workbench.comm.segment import BLOCK_WORDS, PAGE, Late, Segment
 from workbench.comm.staging import SLOT_BYTES, Staging
+from workbench.comm.symmetric import Place, SymmetricMemory
 from workbench.mesh import balanced
 
 WHOLE_BYTES = 1 << 16
 """Up to here every rank adds everything itself: one sync less, and no result to hand out."""
-
-PIECE_BYTES = 1 << 17
-"""Piece of allocated memory that is added and handed out while it is in the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Symmetric:
-    """One call of ``allocate``: the same array once per rank, all mapped here."""
-
-    place: int
-    first: int
-    stop: int
-    by_rank: tuple[Tensor, ...]
 
 
 class SharedMemoryComm(Comm):
@@ -51,6 +38,7 @@ class SharedMemoryComm(Comm):
 
     def __init__(self, rank: int, size: int, fd: int, timeout_s: float) -> None:
         super().__init__(rank, size, timeout_s)
+        self._others = [other for other in range(size) if other != rank]
         shapes = size * BLOCK_WORDS
         rings = shapes + Staging.words(size)
         words = rings + Mailbox.words(size)
@@ -60,90 +48,217 @@ class SharedMemoryComm(Comm):
         self._segment = segment = Segment(rank, size, fd, words, nbytes)
         self._staging = Staging(segment, shapes, slots, timeout_s, self._fail)
         self._mailbox = Mailbox(segment, rings, envelopes, timeout_s, self._fail)
-        self._symmetric: list[_Symmetric] = []
-        if not segment.sign_in():
-            self._fail("this memory has been used by ranks before; every start needs new memory")
-        self._meet(code("start"), size)
+        self._symmetric = SymmetricMemory(segment)
         try:
+            segment.sign_in()
+            self._meet((code("start"), size, 0))
             segment.watch_peers()
         except Late as late:
-            self._fail(str(late))
-
-    # Reductions.
+            self._unusable = str(late)
+            self.close()
+            raise CommError(f"rank {rank}, start: {late}") from None
+        except CommError:
+            self.close()
+            raise
 
     def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
-        nbytes = flat.numel() * flat.element_size()
-        if nbytes <= WHOLE_BYTES:
-            self._all_reduce_at_once(flat, op)
-        elif (symmetric := self._find(flat)) is not None:
-            self._all_reduce_in_place(flat, op, symmetric)
+        call = (code("all_reduce", op, flat.dtype), flat.numel(), 0)
+        if flat.numel() * flat.element_size() <= WHOLE_BYTES:
+            self._all_reduce_at_once(flat, op, call)
+        elif (place := self._symmetric.find(flat)) is not None:
+            self._all_reduce_in_place(place, op, call)
         elif self.size == 2:
-            self._all_reduce_whole(flat, op)
+            self._all_reduce_whole(flat, op, call)
         else:
-            self._all_reduce_parts(flat, op)
+            self._all_reduce_parts(flat, op, call)
 
-    def _all_reduce_at_once(self, flat: Tensor, op: ReduceOp) -> None:
+    def _all_reduce_at_once(self, flat: Tensor, op: ReduceOp, call: Call) -> None:
         """Let every rank see everything in one sync."""
-        numel = flat.numel()
         staging = self._staging
-        slots = staging.slots(staging.sync + 1, flat.dtype, numel)
+        slots = staging.slots(staging.sync + 1, flat.dtype, flat.numel())
         slots[self.rank].copy_(flat)
-        self._meet(code("all_reduce", op, flat.dtype), numel)
+        self._meet(call)
         reduce_in_rank_order(slots, op, out=flat)
 
-    def _all_reduce_whole(self, flat: Tensor, op: ReduceOp) -> None:
+    def _all_reduce_in_place(self, place: Place, op: ReduceOp, call: Call) -> None:
+        """Add the own part over all ranks' memory and write the result back to all of it."""
+        self._meet((*call[:2], place.number))
+        for by_rank in place.own_part:
+            result = by_rank[0]
+            reduce_in_rank_order(by_rank, op, out=result)
+            for other in by_rank[1:]:
+                other.copy_(result)
+        self._staging.settle(self._staging.announce())
+
+    def _all_reduce_whole(self, flat: Tensor, op: ReduceOp, call: Call) -> None:
         """Let every rank see everything, piece by piece: for two ranks no more work than parts."""
         staging = self._staging
-        call = (code("all_reduce", op, flat.dtype), flat.numel(), 0)
         pieces = flat.split(SLOT_BYTES // flat.element_size())
-        first = staging.sync + 1
 
-        def put(index: int) -> None:
+        def put(index: int, sync: int) -> None:
             piece = pieces[index]
-            slots = staging.slots(first + index, flat.dtype, piece.numel())
-            slots[self.rank].copy_(piece)
-            staging.announce(call if index == 0 else None)
+            staging.slots(sync, flat.dtype, piece.numel())[self.rank].copy_(piece)
 
-        put(0)
-        for index, piece in enumerate(pieces):
-            if index + 1 < len(pieces):
-                put(index + 1)
-            self._settle(first + index, call if index == 0 else None)
-            slots = staging.slots(first + index, flat.dtype, piece.numel())
+        for index, sync in self._rounds(call, len(pieces), put):
+            piece = pieces[index]
+            slots = staging.slots(sync, flat.dtype, piece.numel())
             reduce_in_rank_order(slots, op, out=piece)
 
-    def _all_reduce_parts(self, flat: Tensor, op: ReduceOp) -> None:
+    def _all_reduce_parts(self, flat: Tensor, op: ReduceOp, call: Call) -> None:
         """Let every owner add its part and hand the result out, piece by piece.
 
-        Between its own results and its peers' contributions a rank needs only one sync per piece:
-        the results of piece ``n`` travel with the contributions to piece ``n + 1``.
+        The results of one round travel with the contributions to the next.
         """
         staging = self._staging
-        call = (code("all_reduce", op, flat.dtype), flat.numel(), 0)
-        pieces = self._pieces_by_owner(flat)
-        count = len(pieces[0])
+        parts = self._parts(flat)
+        rounds = len(parts[self.rank])
         first = staging.sync + 1
-
-        def put(index: int) -> None:
-            regions = staging.regions(first + index, flat.dtype)[self.rank]
-            for owner in range(self.size):
-                if owner != self.rank:
-                    _copy(pieces[owner][index], regions[owner])
-
-        put(0)
+        self._contribute(parts, 0, first)
         staging.announce(call)
-        for index in range(count + 1):
-            if index + 1 < count:
-                put(index + 1)
-            self._settle(first + index, call if index == 0 else None)
-            if index < count:
-                result = staging.regions(first + index + 1, flat.dtype)[self.rank][self.rank]
-                self._add_piece(pieces[self.rank][index], first + index, op, result)
+        for index in range(rounds + 1):
+            sync = first + index
+            if index + 1 < rounds:
+                self._contribute(parts, index + 1, sync + 1)
+            self._settle(sync, call if index == 0 else None)
+            if index < rounds:
+                own = parts[self.rank][index]
+                result = staging.regions(sync + 1, flat.dtype)[self.rank][self.rank][: own.numel()]
+                self._add(own, sync, op, result)
+                own.copy_(result)
                 staging.announce()
             if index > 0:
-                regions = staging.regions(first + index, flat.dtype)
-                for owner in range(self.size):
-                    piece = pieces[owner][index - 1]
-                    if owner == self.rank:
-                        continue
+                regions = staging.regions(sync, flat.dtype)
+                for owner in self._others:
+                    piece = parts[owner][index - 1]
                     piece.copy_(regions[owner][owner][: piece.numel()])
+
+    def _reduce_scatter(self, flat: Tensor, op: ReduceOp) -> Tensor:
+        call = (code("reduce_scatter", op, flat.dtype), flat.numel(), 0)
+        parts = self._parts(flat)
+        own = parts[self.rank]
+        share = flat.new_empty(sum(piece.numel() for piece in own))
+        results = share.split([piece.numel() for piece in own])
+
+        def put(index: int, sync: int) -> None:
+            self._contribute(parts, index, sync)
+
+        for index, sync in self._rounds(call, len(own), put):
+            self._add(own[index], sync, op, results[index])
+        return share
+
+    def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+        staging = self._staging
+        call = (code("all_gather", "", flat.dtype), 0, 0)
+        pieces = _pieces(flat)
+        first = staging.put_shape(shape)
+
+        def put(index: int, sync: int) -> None:
+            if index < len(pieces):
+                piece = pieces[index]
+                staging.slots(sync, torch.uint8, piece.numel())[self.rank].copy_(piece)
+
+        put(0, first)
+        self._meet(call)
+        gathered = [flat.new_empty(staging.shape(rank, first)) for rank in range(self.size)]
+        gathered[self.rank].view(-1).copy_(flat)
+        results = [_pieces(tensor.view(-1)) for tensor in gathered]
+        rounds = max(len(theirs) for theirs in results)
+        for index, sync in self._rounds(call, rounds, put, met=True):
+            for rank in self._others:
+                if index < len(results[rank]):
+                    piece = results[rank][index]
+                    piece.copy_(staging.slots(sync, torch.uint8, piece.numel())[rank])
+        return gathered
+
+    def _broadcast(self, flat: Tensor, root: int) -> None:
+        staging = self._staging
+        pieces = _pieces(flat)
+
+        def put(index: int, sync: int) -> None:
+            if self.rank == root:
+                piece = pieces[index]
+                staging.slots(sync, torch.uint8, piece.numel())[root].copy_(piece)
+
+        call = (code("broadcast", "", flat.dtype), flat.numel(), root)
+        for index, sync in self._rounds(call, len(pieces), put):
+            if self.rank != root:
+                piece = pieces[index]
+                piece.copy_(staging.slots(sync, torch.uint8, piece.numel())[root])
+
+    def _barrier(self) -> None:
+        self._meet((code("barrier"), 0, 0))
+
+    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        self._wait_start, self._wait_stop = self._mailbox.exchange(outgoing, incoming)
+
+    def _allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
+        self._meet((code("allocate", "", dtype), numel, 0))
+        return self._symmetric.allocate(numel, dtype)
+
+    def _close(self) -> None:
+        self._segment.close()
+        # The tensors let go of the mapping when they go; those that were handed out stay valid.
+        del self._segment, self._staging, self._mailbox, self._symmetric
+
+    # What the collectives are made of.
+
+    def _meet(self, call: Call) -> None:
+        """Announce the first sync of ``call`` and wait for everybody."""
+        self._settle(self._staging.announce(call), call)
+
+    def _settle(self, sync: int, call: Call | None) -> None:
+        """Wait for everybody; the first sync of a call compares calls and counts as waiting."""
+        if call is None:
+            self._staging.settle(sync)
+        else:
+            self._wait_start, self._wait_stop = self._staging.arrive(sync, call)
+
+    def _rounds(
+        self, call: Call, rounds: int, put: Callable[[int, int], None], *, met: bool = False
+    ) -> Iterator[tuple[int, int]]:
+        """Yield ``(index, sync)`` of each round when its data can be read.
+
+        ``put(index, sync)`` writes this rank's data. It is called one round ahead, so that a peer
+        that is a little late delays nobody. With ``met``, round 0 has been put and met already.
+        """
+        staging = self._staging
+        first = staging.sync if met else staging.sync + 1
+        if not met:
+            put(0, first)
+            staging.announce(call)
+        for index in range(rounds):
+            if index + 1 < rounds:
+                put(index + 1, first + index + 1)
+                staging.announce()
+            if index or not met:
+                self._settle(first + index, None if index else call)
+            yield index, first + index
+
+    def _parts(self, flat: Tensor) -> list[list[Tensor]]:
+        """Cut ``flat`` by owner and every part into as many pieces, some empty, as region-sized."""
+        region = self._staging.region_numel(flat.dtype)
+        parts = [slice(*balanced(flat.numel(), self.size, rank)) for rank in range(self.size)]
+        rounds = max(1, -(-(parts[0].stop - parts[0].start) // region))
+        return [
+            [flat[part][index * region : (index + 1) * region] for index in range(rounds)]
+            for part in parts
+        ]
+
+    def _contribute(self, parts: list[list[Tensor]], index: int, sync: int) -> None:
+        """Put one piece of every other rank's part where its owner finds it."""
+        for owner in self._others:
+            piece = parts[owner][index]
+            regions = self._staging.regions(sync, piece.dtype)[self.rank]
+            regions[owner][: piece.numel()].copy_(piece)
+
+    def _add(self, own: Tensor, sync: int, op: ReduceOp, out: Tensor) -> None:
+        """Reduce one piece of the own part over all ranks into ``out``."""
+        regions = self._staging.regions(sync, own.dtype)
+        by_rank = [regions[rank][self.rank][: own.numel()] for rank in range(self.size)]
+        by_rank[self.rank] = own
+        reduce_in_rank_order(by_rank, op, out=out)
+
+
+def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
+    """Cut ``flat`` into pieces of bytes that fit into a slot; an empty tensor is one empty piece."""
+    return flat.view(torch.uint8).split(SLOT_BYTES)

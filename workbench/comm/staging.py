@@ -154,11 +154,12 @@ class Staging:
                 )
         return start, stop
 
-    def put_shape(self, shape: tuple[int, ...]) -> None:
-        """Write the own tensor's shape, to be read after the next sync."""
+    def put_shape(self, shape: tuple[int, ...]) -> int:
+        """Write the own tensor's shape for the next sync; return the number of that sync."""
         word = self._shape_word(self.rank, self.sync + 1)
         for offset, number in enumerate((len(shape), *shape)):
             self._words[word + offset] = number
+        return self.sync + 1
 
     def shape(self, rank: int, sync: int) -> tuple[int, ...]:
         """Return the shape that ``rank`` has written for ``sync``."""

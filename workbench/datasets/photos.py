@@ -15,8 +15,9 @@ TEST_VERSIONS = 1
 def photos(versions: int = 4, noise: float = 0.1, seed: int = 0) -> Dataset:
     """Return noisy photographs as ``x`` and the same clean ones as ``y``, values 0..1 in float32.
 
-    Both are (2 * versions, 3, 427, 640). Each version of a photograph has its own Gaussian noise of standard deviation ``noise``. Testing
-    uses the same two photographs with noise that training never saw.
+    Both are (2 * versions, 3, 427, 640). Each version of a photograph has its own Gaussian noise of
+    standard deviation ``noise``. Testing uses the same two photographs with noise that training
+    never saw.
 
     Raises
     ------

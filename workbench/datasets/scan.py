@@ -45,7 +45,8 @@ def scan(
 ) -> dict[str, Offenders]:
     """Return the offenders of each array that has any.
 
-    Every chunk is looked at once, where it is made. ``client`` is a Dask client; without one, Dask's current scheduler does it.
+    Every chunk is looked at once, where it is made. ``client`` is a Dask client; without one,
+    Dask's current scheduler does it.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ LARGEST_FILE = 200_000
 def text(length: int = 128, samples: int = 4096, test_share: float = 0.1, seed: int = 0) -> Dataset:
     """Return pieces of text and for every byte the one after it.
 
-    Both arrays are (N, length), int64 0..255. The files are put in an order drawn from the seed and laid end to end. The test text comes first
-    in that order and the training text after it; within a chunk the pieces are shuffled.
+    Both arrays are (N, length), int64 0..255. The files are put in an order drawn from the seed and
+    laid end to end. The test text comes first in that order and the training text after it; within
+    a chunk the pieces are shuffled.
 
     Raises
     ------
@@ -51,13 +53,12 @@ def text(length: int = 128, samples: int = 4096, test_share: float = 0.1, seed: 
 def library_files() -> list[Source]:
     """Return the library's Python files in the order of their names, without opening them."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = sorted(
-        path
-        for path in root.rglob("*.py")
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
-    )
-    sources = (find(path) for path in paths)
-    return [source for source in sources if 0 < source.size <= LARGEST_FILE]
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in SKIPPED_FOLDERS]  # so it looks into fewer
+        found += [find(Path(folder, name)) for name in names if name.endswith(".py")]
+    chosen = (source for source in found if 0 < source.size <= LARGEST_FILE)
+    return sorted(chosen, key=lambda source: source.path)
 
 
 def enough(sources: Sequence[Source], wanted: int, seed: int) -> tuple[Source, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bokeh.core.properties import value
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
@@ -74,7 +75,7 @@ def speedup_chart() -> Chart:
         title="Speedup, measured (higher is better)",
         x_axis_label="cores used (ranks × threads per rank)",
         y_axis_label="times as fast as 1 process × 1 thread",
-        x_range=DataRange1d(start=0, range_padding=0.3),
+        x_range=DataRange1d(start=0, range_padding=0.8),
         y_range=DataRange1d(start=0, range_padding=0.2),
         height=340,
     )
@@ -91,10 +92,10 @@ def speedup_chart() -> Chart:
         "cores", "speedup", source=source, marker="marker", color="color",
         size=15, fill_alpha="fill", line_width=2.5,
     )  # fmt: skip
-    # Below the point: there it meets neither the ideal line nor the edge of the figure.
+    # To the right of the point: there it meets neither the ideal line nor the whisker.
     fig.text(
-        "cores", "low", "text", source=source, text_align="center", text_baseline="top",
-        y_offset=11, text_font=look.FONT, text_font_size=look.TEXT_SIZE,
+        "cores", "speedup", "text", source=source, text_align="left", text_baseline="middle",
+        x_offset=14, y_offset=5, text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
         text_font_style="bold", text_color="color",
     )  # fmt: skip
     fig.add_tools(
@@ -207,7 +208,7 @@ def share_chart() -> Chart:
         title="Time per step, measured (shorter is better)",
         x_axis_label="ms per step, median",
         y_axis_label=None,
-        x_range=DataRange1d(start=0, range_padding=0.15),
+        x_range=DataRange1d(start=0, range_padding=0.3),
         y_range=FactorRange(factors=[]),
         height=230,
     )
@@ -220,7 +221,7 @@ def share_chart() -> Chart:
     )  # fmt: skip
     fig.text(
         "total", "label", "text", source=source, x_offset=8, text_baseline="middle",
-        text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_font_style="bold",
+        text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_font_style="bold",
         text_color=look.INK,
     )  # fmt: skip
     fig.add_tools(
@@ -299,6 +300,7 @@ def _place(fig: figure, legend: Legend) -> None:
     legend.border_line_alpha = 0
     legend.padding = legend.margin = 2
     legend.glyph_width = 26
+    legend.spacing = 14
     fig.add_layout(legend, "above")
 
 

@@ -12,7 +12,7 @@ STYLE = """
 .wb-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 .wb-table th, .wb-table td { padding: 4px 10px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--jp-border-color2, #8886); }
-.wb-table th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4.5em; }
+.wb-table th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4em; }
 .wb-table th:first-child, .wb-table td:first-child { text-align: left; }
 .wb-scroll { overflow-x: auto; }
 .wb-spread { opacity: 0.75; }
@@ -90,18 +90,19 @@ def _repeats(row: Row) -> str:
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Run": lambda row: escape(str(row.get("run", ""))),
     "Strategy": lambda row: escape(row["strategy"]),
-    "Ranks × threads": lambda row: f"{row['ranks']} × {row['threads']}",
-    "Device": lambda row: escape(texts.device_name(row["device"])),
+    "Ranks × threads": lambda row: (
+        f"{row['ranks']} × {row['threads']} {escape(texts.device_name(row['device']))}"
+    ),
     "Time per step, measured (min–max)": _step,
     "Speedup over 1 thread (min–max)": _speedup,
     "Speedup over all threads": _against_threads,
+    "Same result": _same,
     "Compute": lambda row: texts.share(row["compute_share"]),
     "Comm": lambda row: texts.share(row["comm_share"]),
     "Wait": lambda row: texts.share(row["wait_share"]),
     "Optimizer": lambda row: texts.share(row["optimizer_share"]),
     "Sent per rank and step": lambda row: texts.binary_bytes(row["bytes_per_step"] or 0),
     "Test accuracy": _accuracy,
-    "Same result": _same,
     "Repeats": _repeats,
 }
 """Heading and cell of each column; a cell is HTML."""

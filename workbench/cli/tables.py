@@ -1,0 +1,118 @@
+"""The figures of a comparison as tables that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from workbench.cli.figures import NOTHING, byte_unit, column, spans
+
+Row = Mapping[str, Any]
+SHARES = ("compute", "comm", "wait", "optimizer")
+
+
+def comparison_tables(rows: Sequence[Row]) -> RenderableType:
+    """Return both tables of a comparison: how fast, and where the time goes and what it computes."""
+    return Group(speed_table(rows), Text(), account_table(rows))
+
+
+def speed_table(rows: Sequence[Row]) -> Table:
+    """Return time per step and speedups, measured; the first two rows are the baselines."""
+    cores = rows[1]["threads"] if len(rows) > 1 else None
+    table = _table("Time per step, measured: median over repeats, and their range")
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    table.add_column("device", no_wrap=True)
+    table.add_column("ms\nper step", justify="right", no_wrap=True)
+    table.add_column("min–max\nms", justify="right", no_wrap=True)
+    table.add_column("speedup\nover 1 × 1", justify="right", no_wrap=True)
+    table.add_column("min–max", justify="right", no_wrap=True)
+    table.add_column(
+        "speedup\nover " + ("all threads" if cores is None else f"1 × {cores}"),
+        justify="right",
+        no_wrap=True,
+    )
+    columns = zip(
+        column(_milliseconds(rows, "step_s")),
+        spans(_milliseconds(rows, "step_s_min"), _milliseconds(rows, "step_s_max")),
+        column([row["speedup"] for row in rows]),
+        spans([row["speedup_min"] for row in rows], [row["speedup_max"] for row in rows]),
+        column([row["speedup_all_threads"] for row in rows]),
+        strict=True,
+    )
+    for row, (step, step_range, speedup, speedup_range, over_all) in zip(
+        rows, columns, strict=True
+    ):
+        table.add_row(
+            row["strategy"],
+            f"{row['ranks']} × {row['threads']}",
+            row["device"],
+            Text(step, "bold"),
+            Text(step_range, "dim"),
+            Text(speedup, "bold"),
+            Text(speedup_range, "dim"),
+            Text(over_all, "bold"),
+        )
+    return table
+
+
+def account_table(rows: Sequence[Row]) -> Table:
+    """Return where a rank's step goes, what it sends, and whether the result is that of serial."""
+    unit, size = byte_unit([row["bytes_per_step"] for row in rows])
+    table = _table("Where the time goes, and what comes out")
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    for share in SHARES:
+        table.add_column(f"{'update' if share == 'optimizer' else share}\n%", justify="right")
+    table.add_column(f"{unit} sent by\na rank a step", justify="right", no_wrap=True)
+    table.add_column("test acc.\n%", justify="right", no_wrap=True)
+    table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
+    shares = [[_share(row[f"{share}_share"]) for row in rows] for share in SHARES]
+    sent = [None if row["bytes_per_step"] is None else row["bytes_per_step"] / size for row in rows]
+    columns = zip(
+        *shares,
+        [f"{value:.0f}" if value is not None else NOTHING for value in sent]
+        if unit == "B"
+        else column(sent),
+        [_share(row["test_accuracy"], ".1f") for row in rows],
+        strict=True,
+    )
+    for row, cells in zip(rows, columns, strict=True):
+        table.add_row(
+            row["strategy"], f"{row['ranks']} × {row['threads']}", *cells, same_result(row)
+        )
+    return table
+
+
+def same_result(row: Row) -> Text:
+    """Return whether the row's result is that of serial, and by how much it differs at most."""
+    same, difference = row["same_result"], row["max_difference"]
+    if same is None:
+        return Text(NOTHING, "dim")
+    by = "" if difference is None else f" ({difference:.0e})" if difference else " (0)"
+    return Text(f"yes{by}", "green") if same else Text(f"NO{by}", "bold red")
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+    )
+
+
+def _milliseconds(rows: Sequence[Row], key: str) -> list[float | None]:
+    return [None if row[key] is None else 1000 * row[key] for row in rows]
+
+
+def _share(value: float | None, style: str = ".0f") -> str:
+    return NOTHING if value is None else format(100 * value, style)
