@@ -82,9 +82,14 @@ def assert_same(got: ThreadRun, want: ThreadRun) -> None:
 def assert_bytes(run: ThreadRun) -> None:
     """Counted bytes are those of the plan, as integers, on every rank in every full batch."""
     batch = run.plan.batch
-    full = [step % -(-batch.samples // batch.size) < batch.samples // batch.size for step in range(STEPS)]
+    full = [
+        step % -(-batch.samples // batch.size) < batch.samples // batch.size
+        for step in range(STEPS)
+    ]
     for rank, outcome in enumerate(run.outcomes):
-        sent = {row["sent_bytes"] for row, is_full in zip(outcome.rows, full, strict=True) if is_full}
+        sent = {
+            row["sent_bytes"] for row, is_full in zip(outcome.rows, full, strict=True) if is_full
+        }
         assert sent == {run.plan.sent_bytes(rank)}
         assert all(row["sent_bytes"] <= run.plan.sent_bytes(rank) for row in outcome.rows)
 

@@ -44,6 +44,7 @@ ROOMS = (
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "placement",  # each rank's data onto the rank's worker
+    "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "evaluate",  # a trained model on other data
     "compare",  # repeats, baselines, speedups
@@ -92,8 +93,7 @@ class Import(NamedTuple):
 
 def rooms(package: Path) -> set[str]:
     """Return the files and folders of Python directly in ``package``."""
-    folders = {path.parent.name for path in package.glob("*/__init__.py")}
-    return folders | {path.stem for path in package.glob("*.py")}
+    return {Path(path.relative_to(package).parts[0]).stem for path in package.rglob("*.py")}
 
 
 def imports(package: Path) -> Iterator[Import]:

@@ -10,9 +10,7 @@ from workbench.mesh import shares
 from workbench.order import Order
 
 orders = st.integers(1, 60).flatmap(
-    lambda n: st.builds(
-        Order, st.just(n), st.integers(1, n), st.integers(0, 2**63 - 1)
-    )
+    lambda n: st.builds(Order, st.just(n), st.integers(1, n), st.integers(0, 2**63 - 1))
 )
 
 
@@ -43,7 +41,9 @@ def test_batches_do_not_depend_on_the_number_of_ranks(
 def test_an_epoch_visits_every_sample_once(order: Order, epoch: int) -> None:
     first = epoch * order.steps_per_epoch
     visited = [
-        i for step in range(first, first + order.steps_per_epoch) for i in taken(order, step, 1, 1)[0]
+        i
+        for step in range(first, first + order.steps_per_epoch)
+        for i in taken(order, step, 1, 1)[0]
     ]
     assert sorted(visited) == list(range(order.samples))
 

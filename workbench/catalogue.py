@@ -32,7 +32,7 @@ def _digits_cnn() -> Workload:
         model=DigitsCNN,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
-        optimizer=partial(SGD, lr=0.05, momentum=0.9),
+        optimizer=partial(SGD, lr=0.02, momentum=0.9),
         batch_size=128,
         steps=50,
     )
@@ -50,7 +50,7 @@ def _digits_mlp() -> Workload:
         model=DigitsMLP,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
-        optimizer=partial(SGD, lr=0.02, momentum=0.9),
+        optimizer=partial(SGD, lr=0.05, momentum=0.9),
         batch_size=64,
         steps=100,
     )
@@ -90,7 +90,7 @@ def _stdlib_gpt() -> Workload:
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
         loss=NextByteLoss(),
-        optimizer=partial(AdamW, lr=2e-3),
+        optimizer=partial(AdamW, lr=4e-3),
         batch_size=16,
         steps=60,
     )

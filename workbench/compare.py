@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import PlanError, RunError
+from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
 from workbench.placement import Placement
 from workbench.planning import plan as make_plan
-from workbench.run import ENDED, STOP_GRACE_S, Run, Status, check_steps, check_threads
+from workbench.run import ENDED, Run, Status, check_steps, check_threads
 from workbench.speedup import Entry, rows
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Comparison:
         lab: Lab,
         on_change: Callable[[Comparison], None],
     ) -> None:
-        from workbench.cluster.gang import resolve_device
+        from workbench.cluster.lab import resolve_device
 
         self.work, self.steps, self.repeats = work, steps, repeats
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
@@ -243,7 +244,7 @@ class Comparison:
                 if repeat == 0 and self._to_prove():
                     self._prove_all()
             status = "done"
-        except _Stopped:
+        except Stopped:
             status = "stopped"
         except (RunError, PlanError) as error:
             self.error = error
@@ -268,7 +269,13 @@ class Comparison:
         self._on_change(self)
 
     def _new_run(
-        self, work: Workload, plan: Plan, threads: int, steps: int, placement: Placement, repeat: int
+        self,
+        work: Workload,
+        plan: Plan,
+        threads: int,
+        steps: int,
+        placement: Placement,
+        repeat: int,
     ) -> Run:
         return Run(
             work,
@@ -285,7 +292,7 @@ class Comparison:
     def _go(self, run: Run) -> None:
         """Do one run to its end."""
         if self._stop_asked.is_set():
-            raise _Stopped
+            raise Stopped
         self.runs = (*self.runs, run)
         if self.status == "starting":
             self.status = "running"
@@ -293,7 +300,7 @@ class Comparison:
         self._on_change(self)
         run.wait()
         if self._stop_asked.is_set() or run.status == "stopped":
-            raise _Stopped
+            raise Stopped
 
     def _to_prove(self) -> list[int]:
         return [n for n, e in enumerate(self.entries) if e.ranks > 1] if self.prove else []
@@ -339,10 +346,6 @@ class Comparison:
             left += steps * (step_s or usual)
             left += _START_S * (self.repeats - len(entry.runs))
         return left
-
-
-class _Stopped(Exception):  # noqa: N818 - not an error
-    """The comparison was told to stop."""
 
 
 def _largest_difference(wanted: Run, got: Run) -> float:

@@ -248,4 +248,3 @@ class _Trainer:
                 array = value.detach().cpu().numpy()
                 self.context.keep(f"{kind}:{name}", array)
                 self.outcome.kept[f"{kind}:{name}"] = (array.shape, str(array.dtype))
-

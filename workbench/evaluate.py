@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from workbench.scoring import Score
 
 
+SCORE_LIMIT_S = 3600.0
+
+
 def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
     """Score the model of an ended ``run``: loss and accuracy, on as many ranks as the run had.
 
@@ -45,13 +48,16 @@ def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
             f"Samples to score have shape {work.test_x.shape[1:]}; the model has learned from "
             f"{work.sample_shape}."
         )
-    state = {f"{kind}:{n}": a for kind in ("parameter", "buffer") for n, a in run.state(kind).items()}
+    state = {
+        f"{kind}:{n}": a for kind in ("parameter", "buffer") for n, a in run.state(kind).items()
+    }
     hosts = run.lab.hosts_for(run.plan.ranks)
     shares = []
     for rank, host in enumerate(hosts):
         start, stop = balanced(len(work.test_x), len(hosts), rank)
         mine = {"test_x": work.test_x[start:stop], "test_y": work.test_y[start:stop], **state}
-        shares.append({name: run.lab.place(array, host.worker) for name, array in mine.items()})
+        placed = run.lab.place(list(mine.values()), [host] * len(mine))
+        shares.append(dict(zip(mine, placed, strict=True)))
     gang = Gang(
         run.lab,
         run_id=f"score-{uuid4().hex[:8]}",
@@ -65,7 +71,7 @@ def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
         on_end=lambda _end: None,
     )
     gang.start()
-    end = gang.join()
+    end = gang.join(SCORE_LIMIT_S)
     if end.error is not None:
         raise end.error
     found: Any = end.results[0]

@@ -113,7 +113,7 @@ def _installed(module: ModuleType) -> bool:
     file: str | None = getattr(module, "__file__", None)
     if not file or name == "__main__" or sys.modules.get(name) is not module:
         return True  # cloudpickle itself takes the code of __main__ along
-    path = Path(str(file)).absolute()
+    path = Path(file).absolute()
     return any(path.is_relative_to(folder) for folder in _INSTALLED) or not {
         "site-packages",
         "dist-packages",
@@ -121,7 +121,7 @@ def _installed(module: ModuleType) -> bool:
 
 
 _INSTALLED = {
-    Path(folder).absolute()
+    Path(str(folder)).absolute()
     for folder in (
         *(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
         *site.getsitepackages(),

@@ -61,12 +61,17 @@ class Placement:
         return result
 
     def _place(
-        self, array: da.Array, start: int, stop: int, host: Host, wanted: dict[tuple[Any, ...], Future]
+        self,
+        array: da.Array,
+        start: int,
+        stop: int,
+        host: Host,
+        wanted: dict[tuple[Any, ...], Future],
     ) -> Future:
         key = (array.name, start, stop, host.worker)
         future = self._placed.get(key)
         if future is None or future.status in ("error", "lost", "cancelled"):
-            future = self.lab.place(array[start:stop], host.worker)
+            (future,) = self.lab.place([array[start:stop]], [host])
         wanted[key] = future
         return future
 

@@ -192,7 +192,11 @@ class Plan:
         return "\n".join(_explain(self))
 
     def adding(
-        self, *, collectives: Iterable[Collective] = (), notes: Iterable[str] = (), **changes: object
+        self,
+        *,
+        collectives: Iterable[Collective] = (),
+        notes: Iterable[str] = (),
+        **changes: object,
     ) -> Plan:
         """Return this plan with more collectives and notes, and other fields replaced."""
         return replace(

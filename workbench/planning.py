@@ -50,7 +50,9 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     if len(found.output_shapes) == 1:
         kind = check_loss(work, found.output_shapes[0][1:])
     else:
-        notes.append("the loss is taken to be a mean over samples: it is a function of several outputs")
+        notes.append(
+            "the loss is taken to be a mean over samples: it is a function of several outputs"
+        )
     start = Plan(
         workload=work.name,
         batch=Batch(work.batch_size, work.samples, accumulate),

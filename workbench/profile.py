@@ -159,7 +159,9 @@ class _Recorder:
     def _refusal(self, error: Exception, inputs: Sequence[Tensor]) -> PlanError:
         given = " and ".join(str(tuple(x.shape)) for x in inputs)
         if not self.open:
-            return PlanError(f"The model does not take a batch of shape {given}: {_first_line(error)}")
+            return PlanError(
+                f"The model does not take a batch of shape {given}: {_first_line(error)}"
+            )
         module, args, _ = self.open[-1]
         found = " and ".join(str(tuple(x.shape)) for x in tensors_in(list(args))) or "no tensor"
         name = self.names[module]

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
-
-import cloudpickle
+from uuid import uuid4
 
 from workbench.errors import PlanError, RunError
-from workbench.placement import Placement, Shares
+from workbench.execution import STOP_GRACE_S, Execution, Finished, Row, SpanRow, Stopped
+from workbench.placement import Placement
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
 
 if TYPE_CHECKING:
     import dask.array as da
+    from distributed import Future
 
-    from workbench.cluster.gang import Gang, GangEnd, RankInfo
+    from workbench.cluster.gang import RankInfo
     from workbench.cluster.lab import Lab
     from workbench.plan import Plan
     from workbench.workload import Workload
 
 Status = Literal["starting", "running", "stopping", "done", "stopped", "failed"]
 ENDED = ("done", "stopped", "failed")
-STOP_GRACE_S = 1.0
 WARM_UP_STEPS = 3
 
 
@@ -117,31 +115,40 @@ class Run:
         placement: Placement,
         repeat: int = 0,
     ) -> None:
-        from workbench.cluster.gang import resolve_device
+        from workbench.cluster.lab import resolve_device
 
         self.work, self.plan, self.steps, self.threads = work, plan, steps, threads
         self.repeat, self.warm_up_steps = repeat, WARM_UP_STEPS
         self.lab = placement.lab
         self.lab.hosts_for(plan.ranks)  # refused here, before anything starts
         self.device = resolve_device(device, self.lab, plan.ranks)
-        self.record_spans = record_spans
         self.status: Status = "starting"
         self.error: RunError | PlanError | None = None
         self.ranks: tuple[RankInfo, ...] = ()
         self.accuracy: float | None = None
         self.test_loss: float | None = None
         self.kept: Mapping[str, tuple[tuple[int, ...], str]] = {}
-        self._placement = placement
-        self._rows: list[dict[str, float]] = []
-        self._spans: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
+        self._spans: list[SpanRow] = []
+        self._taken: dict[str, Future] = {}
         self._lock = threading.Lock()
-        self._stop_asked = threading.Event()
         self._ended = threading.Event()
-        self._gang: Gang | None = None
         name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{_safe(work.name)}-{plan.strategy}"
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
-        self.run_id = f"{self.folder.name}-{id(self):x}"
+        self.run_id = f"{self.folder.name}-{uuid4().hex[:8]}"
+        self._execution = Execution(
+            work,
+            plan,
+            run_id=self.run_id,
+            steps=steps,
+            threads=threads,
+            device=self.device,
+            record_spans=record_spans,
+            placement=placement,
+            on_start=self._started,
+            on_rows=self._receive,
+        )
         self._driver = threading.Thread(target=self._drive, name=f"run {name}", daemon=True)
 
     def start(self) -> None:
@@ -209,9 +216,7 @@ class Run:
                 + ("" if self.status in ENDED else " Wait for its end with run.wait().")
             )
         return {
-            name.partition(":")[2]: da.from_delayed(
-                self.lab.kept(self.run_id, 0, name), shape=shape, dtype=dtype
-            )
+            name.partition(":")[2]: da.from_delayed(self._take(name), shape=shape, dtype=dtype)
             for name, (shape, dtype) in self.kept.items()
             if name.startswith(f"{kind}:")
         }
@@ -237,17 +242,10 @@ class Run:
 
     def stop(self) -> None:
         """End the run within 2 s, in every phase; the steps made so far are kept."""
-        self._stop_asked.set()
         if self._ended.is_set():
             return
         self.status = "stopping"
-        gang = self._gang
-        if gang is not None:
-            if gang.ranks:
-                gang.tell("stop")
-                self._ended.wait(STOP_GRACE_S)
-            if not self._ended.is_set():
-                gang.kill()
+        self._execution.stop()
         self._ended.wait(STOP_GRACE_S)
 
     def summary(self) -> dict[str, Any]:
@@ -274,21 +272,30 @@ class Run:
 
     def __repr__(self) -> str:
         """Say how far it is."""
-        return f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
+        return (
+            f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
+        )
 
-    # The driver's thread.
+    def _take(self, name: str) -> Future:
+        """Return the future of an array that rank 0 has kept; it can be taken over only once."""
+        with self._lock:
+            if name not in self._taken:
+                worker = self.ranks[0].worker
+                self._taken[name] = self.lab.kept(self.run_id, 0, name, worker)
+            return self._taken[name]
+
+    # What follows runs on the driver's thread and on the gang's.
 
     def _drive(self) -> None:
         status: Status = "failed"
         try:
-            status = self._work()
-        except CancelledError:
+            status = self._finish(self._execution.run())
+        except Stopped:
             status = "stopped"
-        except (RunError, PlanError) as error:
-            if self._stop_asked.is_set():
-                status = "stopped"
-            else:
-                self.error = self._with_what_is_kept(error)
+        except PlanError as error:
+            self.error = error
+        except RunError as error:
+            self.error = self._with_what_is_kept(error)
         except Exception as error:
             self.error = RunError(f"The run broke: {type(error).__name__}: {error}")
             self.error.__cause__ = error
@@ -297,84 +304,33 @@ class Run:
             self._record.finish(self.summary(), self.history)
             self._ended.set()
 
-    def _work(self) -> Status:
-        from workbench.cluster.gang import Gang
-        from workbench.engine import Job, train
-
-        shares = self._placement.shares(self.work, self.plan)
-        self._arrive(shares)
-        gang = Gang(
-            self.lab,
-            run_id=self.run_id,
-            size=self.plan.ranks,
-            threads=self.threads,
-            device=self.device,
-            target=train,
-            job=cloudpickle.dumps(
-                Job(self.work.payload(), self.plan, self.steps, self.record_spans)
-            ),
-            shares=shares,
-            on_message=self._receive,
-            on_end=lambda _end: None,
-        )
-        self._gang = gang
-        if self._stop_asked.is_set():
-            raise CancelledError
-        gang.start()
-        self.ranks = gang.ranks
+    def _started(self, ranks: tuple[RankInfo, ...]) -> None:
+        self.ranks = ranks
         if self.status == "starting":
             self.status = "running"
-        end = gang.join()
-        return self._finish(end)
 
-    def _arrive(self, shares: Shares) -> None:
-        """Wait until the data is in place, or the run is stopped."""
-        from distributed import wait
-
-        futures = [future for share in shares for future in share.values()]
-        while not self._stop_asked.is_set():
-            try:
-                wait(futures, timeout=0.1)
-            except TimeoutError:
-                continue
-            break
-        else:
-            raise CancelledError
-        for future in futures:
-            if future.status != "finished":
-                error = future.exception(timeout=5)
-                raise RunError(f"The data could not be put in place: {error}") from error
-
-    def _receive(self, rank: int, kind: str, data: Any) -> None:
-        """Take in a live message."""
+    def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
         with self._lock:
-            self._rows += data["rows"]
-            self._spans += _span_rows(rank, data["spans"])
-        self._record.add_steps(data["rows"])
+            self._rows += rows
+            self._spans += spans
+        self._record.add_steps(rows)
 
-    def _finish(self, end: GangEnd) -> Status:
-        if end.error is not None:
-            raise end.error
-        outcomes: Any = end.results
+    def _finish(self, finished: Finished) -> Status:
         with self._lock:
-            self._rows = _merged([outcome.rows for outcome in outcomes])
-            self._spans = [
-                row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)
-            ]
-        first = outcomes[0]
-        self.kept = first.kept
-        if first.score is not None:
-            self.accuracy, self.test_loss = first.score.accuracy, first.score.loss
-        return "stopped" if first.stopped else "done"
+            self._rows, self._spans = finished.rows, finished.spans
+        self.kept = finished.kept
+        if finished.score is not None:
+            self.accuracy, self.test_loss = finished.score.accuracy, finished.score.loss
+        return "stopped" if finished.stopped else "done"
 
-    def _with_what_is_kept(self, error: RunError | PlanError) -> RunError | PlanError:
-        if isinstance(error, PlanError):
-            return error
-        kept = f"{self.step} finished step{'' if self.step == 1 else 's'}" if self.step else "no step"
+    def _with_what_is_kept(self, error: RunError) -> RunError:
+        count = (
+            f"{self.step} finished step{'' if self.step == 1 else 's'}" if self.step else "no step"
+        )
         return RunError(
-            f"{error} Kept: the records of {kept}, in {self.folder}; the cluster can be used at once.",
+            f"{error} Kept: the records of {count}, in {self.folder}; the cluster can be used at once.",
             rank=error.rank,
-            step=error.step if error.step is not None else self.step or None,
+            step=error.step,
             details=error.details,
         )
 
@@ -389,35 +345,10 @@ def check_steps(steps: Any) -> int:
 def check_threads(threads: Any) -> int:
     """Return ``threads``, or raise PlanError if that is no number of threads."""
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise PlanError(f"threads={threads!r} must be a whole number of threads per rank, 1 or more.")
+        raise PlanError(
+            f"threads={threads!r} must be a whole number of threads per rank, 1 or more."
+        )
     return threads
-
-
-def _merged(per_rank: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """Return one row per step: rank 0's, with means of times and the most bytes over the ranks."""
-    merged = []
-    for rows in zip(*per_rank, strict=True):
-        row = dict(rows[0])
-        for key in ("compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
-            row[key] = sum(r[key] for r in rows) / len(rows)
-        row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
-        merged.append(row)
-    return merged
-
-
-def _span_rows(rank: int, spans: list[Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "rank": rank,
-            "step": s.step,
-            "kind": s.kind,
-            "name": s.name,
-            "start_s": s.start_s,
-            "stop_s": s.stop_s,
-            "sent_bytes": s.sent_bytes,
-        }
-        for s in spans
-    ]
 
 
 def _safe(name: str) -> str:

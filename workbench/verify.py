@@ -124,9 +124,7 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
     return Proof(
         strategy,
         mesh.size,
-        outputs=_difference(
-            zip(serial.outputs, _joined([p.outputs for p in parts]), strict=True)
-        ),
+        outputs=_difference(zip(serial.outputs, _joined([p.outputs for p in parts]), strict=True)),
         input_gradients=_difference(
             zip(serial.input_gradients, _gradients_of_inputs(values, parts, batch), strict=True)
         ),

@@ -188,17 +188,20 @@ def loss_columns(curves: Sequence[Curve]) -> Columns:
     }
 
 
-def curves_of(runs: Sequence[Any]) -> list[Curve]:
-    """Return the loss curves of the runs of a comparison that have finished a step."""
+def curves_of(comparison: Any) -> list[Curve]:
+    """Return the loss curves of a comparison's timed runs that have finished a step.
+
+    Runs that prove the result are another workload, in float64, and are left out.
+    """
     return [
         Curve(
-            texts.row_label(row := {"strategy": run.label, "threads": run.threads}),
+            texts.row_label(row := {"strategy": run.plan.strategy, "threads": run.threads}),
             look.style(row),
             [record["time_s"] for record in history],
             [record["loss"] for record in history],
         )
-        for run in runs
-        if (history := list(run.history))
+        for run in comparison.runs
+        if run.work is comparison.work and (history := list(run.history))
     ]
 
 

@@ -57,7 +57,7 @@ def report_html(comparison: Any) -> str:
     name = str(facts["workload"].get("name", "workload"))
     charts = (figures.speedup_chart(), figures.loss_chart(), figures.share_chart())
     charts[0].draw(figures.speedup_columns(rows))
-    charts[1].draw(figures.loss_columns(figures.curves_of(comparison.runs)))
+    charts[1].draw(figures.loss_columns(figures.curves_of(comparison)))
     charts[2].draw(figures.share_columns(rows))
     script, places = components({chart.name: chart.figure for chart in charts})
     state, same = texts.badge(rows)

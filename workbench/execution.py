@@ -1,0 +1,175 @@
+"""From a plan to its end on the cluster: place the data, start the ranks, wait, merge what they did."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from workbench.errors import RunError
+
+if TYPE_CHECKING:
+    from workbench.cluster.gang import Gang, GangEnd, RankInfo
+    from workbench.placement import Placement, Shares
+    from workbench.plan import Plan
+    from workbench.scoring import Score
+    from workbench.workload import Workload
+
+Row = dict[str, float]
+SpanRow = dict[str, Any]
+STOP_GRACE_S = 1.0
+
+
+class Stopped(Exception):
+    """The run was told to stop before it had anything to show."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What all ranks together have done: exact, unlike what was seen live.
+
+    ``kept`` are shapes and dtypes of the arrays left on the worker of rank 0, by name.
+    """
+
+    rows: list[Row]
+    spans: list[SpanRow]
+    kept: Mapping[str, tuple[tuple[int, ...], str]]
+    score: Score | None
+    stopped: bool
+
+
+class Execution:
+    """Carries out one plan, once, on the thread that calls :meth:`run`; others may :meth:`stop` it."""
+
+    def __init__(
+        self,
+        work: Workload,
+        plan: Plan,
+        *,
+        run_id: str,
+        steps: int,
+        threads: int,
+        device: str,
+        record_spans: bool,
+        placement: Placement,
+        on_start: Callable[[tuple[RankInfo, ...]], None],
+        on_rows: Callable[[list[Row], list[SpanRow]], None],
+    ) -> None:
+        self.work, self.plan, self.run_id, self.steps = work, plan, run_id, steps
+        self.threads, self.device, self.record_spans = threads, device, record_spans
+        self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
+        self._stop_asked = threading.Event()
+        self._ended = threading.Event()
+        self._gang: Gang | None = None
+
+    def run(self) -> Finished:
+        """Do it.
+
+        Raises
+        ------
+        Stopped
+            If it was stopped before the ranks could end in good order.
+        PlanError
+            If the data holds what cannot be learned from.
+        RunError
+            If something broke.
+        """
+        try:
+            return self._merge(self._work())
+        except RunError:
+            if self._stop_asked.is_set():
+                raise Stopped from None
+            raise
+        finally:
+            self._ended.set()
+
+    def stop(self) -> None:
+        """End it: ranks at work end after the step in hand, or are killed after a second."""
+        self._stop_asked.set()
+        gang = self._gang
+        if gang is not None and not self._ended.is_set():
+            if gang.ranks:
+                gang.tell("stop")
+                self._ended.wait(STOP_GRACE_S)
+            if not self._ended.is_set():
+                gang.kill()
+
+    def _work(self) -> GangEnd:
+        from workbench.cluster.gang import Gang
+        from workbench.engine import Job, train
+
+        shares = self.placement.shares(self.work, self.plan)
+        self._arrive(shares)
+        ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
+        job = Job(self.work.payload(), self.plan, self.steps, self.record_spans)
+        self._gang = Gang(
+            self.placement.lab,
+            run_id=self.run_id,
+            size=self.plan.ranks,
+            threads=self.threads,
+            device=self.device,
+            target=train,
+            job=cloudpickle.dumps(job),
+            shares=shares,
+            on_message=self._receive,
+            on_end=ended.put,
+        )
+        self._check_stop()
+        self._gang.start()
+        self.on_start(self._gang.ranks)
+        if self._stop_asked.is_set():
+            self._gang.kill()
+        return ended.get()
+
+    def _arrive(self, shares: Shares) -> None:
+        """Wait until the data is in place."""
+        waiting = [future for share in shares for future in share.values()]
+        while waiting:
+            self._check_stop()
+            waiting = [future for future in waiting if not future.done()]
+            time.sleep(0.005 if waiting else 0)
+        for future in (future for share in shares for future in share.values()):
+            if future.status != "finished":
+                problem = future.exception(timeout=5)
+                raise RunError(f"The data could not be put in place: {problem}") from problem
+
+    def _check_stop(self) -> None:
+        if self._stop_asked.is_set():
+            raise Stopped
+
+    def _receive(self, rank: int, _kind: str, data: Any) -> None:
+        self.on_rows(data["rows"], _span_rows(rank, data["spans"]))
+
+    def _merge(self, end: GangEnd) -> Finished:
+        if end.error is not None:
+            raise end.error
+        outcomes = end.results
+        return Finished(
+            rows=_merged([outcome.rows for outcome in outcomes]),
+            spans=[row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)],
+            kept=outcomes[0].kept,
+            score=outcomes[0].score,
+            stopped=outcomes[0].stopped,
+        )
+
+
+def _merged(per_rank: list[list[Row]]) -> list[Row]:
+    """Return one row per step: rank 0's, with mean times and the most bytes over the ranks."""
+    merged = []
+    for rows in zip(*per_rank, strict=True):
+        row = dict(rows[0])
+        for key in ("compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
+            row[key] = sum(r[key] for r in rows) / len(rows)
+        row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
+        merged.append(row)
+    return merged
+
+
+def _span_rows(rank: int, spans: list[Any]) -> list[SpanRow]:
+    keys = ("step", "kind", "name", "start_s", "stop_s", "sent_bytes")
+    return [{"rank": rank, **{key: getattr(span, key) for key in keys}} for span in spans]

@@ -1,0 +1,29 @@
+"""A Bokeh figure as a widget that two threads may touch."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from bokeh.models import LayoutDOM
+from jupyter_bokeh.widgets import BokehModel
+
+
+class LiveFigure(BokehModel):  # type: ignore[misc]
+    """A figure whose traffic with the browser goes through one lock.
+
+    The thread that draws sends patches in several messages, which must not mix; events of the
+    browser come in on the kernel's thread and change the same document.
+    """
+
+    def __init__(self, model: LayoutDOM, lock: threading.RLock, **options: Any) -> None:
+        self._lock = lock
+        super().__init__(model, **options)
+
+    def _document_patched(self, event: Any) -> None:
+        with self._lock:
+            super()._document_patched(event)
+
+    def _sync_model(self, *message: Any) -> None:
+        with self._lock:
+            super()._sync_model(*message)

@@ -1,0 +1,148 @@
+"""What the panel shows at one moment, gathered from the driver without touching any widget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench import machine
+from workbench.ui import figures, texts
+from workbench.ui.driver import Driver, Job
+from workbench.ui.texts import Row
+
+KEPT_RUNS = 20
+"""Ended runs whose rows stay in the table."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One moment of the panel.
+
+    Attributes
+    ----------
+    job:
+        Number of the newest run, 0 before the first.
+    status:
+        "idle", or as of a run.
+    message:
+        What goes on, with the time left.
+    place:
+        Device, threads, workers and machine that the numbers were measured on.
+    done:
+        How much is done, from 0 to 1.
+    rows:
+        The table: rows of all runs, newest run first.
+    points:
+        What the speedup figure shows: this run, and earlier ones of the same workload and batch.
+    bars:
+        The rows of this run.
+    """
+
+    job: int
+    status: str
+    message: str
+    place: str
+    done: float
+    problems: Mapping[str, str]
+    details: str
+    rows: tuple[Row, ...]
+    points: tuple[Row, ...]
+    bars: tuple[Row, ...]
+    curves: tuple[figures.Curve, ...]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is going on."""
+        return self.status in ("starting", "running", "stopping")
+
+    @property
+    def text(self) -> str:
+        """The state in one line, for where there are no widgets."""
+        found = ", ".join(
+            f"{texts.row_label(row)} {row['speedup']:.2f}×"
+            for row in reversed(self.bars)
+            if row["speedup"] is not None
+        )
+        problem = next(iter(self.problems.values()), "")
+        return " · ".join(part for part in (self.message, problem, found, self.place) if part)
+
+
+class Watcher:
+    """Takes the state of a driver, and remembers the rows of the runs that have ended."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._ended: dict[int, tuple[Job, list[Row]]] = {}
+
+    def look(self) -> State:
+        """Return the state of this moment."""
+        job = self._driver.job
+        if job is None:
+            return State(
+                0, "idle", "Ready.", self._place([]), 0.0, {}, "", (), (), (), ()
+            )  # fmt: skip
+        status = job.status  # before the rows: a run that has ended has all its rows
+        comparison = job.comparison
+        rows: list[Row] = []
+        if comparison is not None:
+            rows = [{"run": job.number, **row} for row in comparison.rows]
+        problems, details = dict(job.problems), job.details
+        if comparison is not None and comparison.error is not None:
+            problems["run"] = str(comparison.error)
+            details = str(getattr(comparison.error, "details", ""))
+        if job.ended:
+            self._ended[job.number] = (job, rows)
+            for old in list(self._ended)[:-KEPT_RUNS]:
+                del self._ended[old]
+        message, done = _progress(job, status)
+        runs = {number: kept for number, (_, kept) in self._ended.items()} | {job.number: rows}
+        alike = [
+            kept
+            for other, kept in (*self._ended.values(), (job, rows))
+            if (other.request.workload, other.request.batch)
+            == (job.request.workload, job.request.batch)
+        ]
+        return State(
+            job=job.number,
+            status=status,
+            message=message,
+            place=self._place(rows),
+            done=done,
+            problems=problems,
+            details=details,
+            rows=tuple(row for number in sorted(runs, reverse=True) for row in runs[number]),
+            # Of each strategy the newest measurement: older ones stay in the table.
+            points=tuple({texts.row_label(r): r for kept in alike for r in kept}.values()),
+            bars=tuple(rows),
+            curves=() if comparison is None else tuple(figures.curves_of(comparison)),
+        )
+
+    def _place(self, rows: list[Row]) -> str:
+        strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
+        where = "; ".join(texts.placement(r["ranks"], r["threads"], r["device"]) for r in strategies)
+        cores = texts.count(machine.cores(), "core")
+        if where:
+            return f"Measured on {where}; this machine: {cores}"
+        return f"This machine: {cores}"
+
+
+def _progress(job: Job, status: str) -> tuple[str, float]:
+    """Return what goes on in words, and how much of it is done."""
+    comparison: Any = job.comparison
+    if comparison is None:
+        if status == "starting":
+            return f"{job.phase}…", 0.0
+        return {"stopped": "Stopped.", "failed": "Not started."}[status], 0.0
+    progress = comparison.progress
+    done = progress.done_steps / max(1, progress.total_steps)
+    if status in ("starting", "running"):
+        left = "" if progress.eta_s is None else f" · {texts.time_left(progress.eta_s)}"
+        return f"{progress.text}{left}", done
+    counted = f"{progress.done_steps} of {texts.count(progress.total_steps, 'step')}"
+    return {
+        "stopping": "Stopping…",
+        "stopped": f"Stopped after {counted}; what was measured stays.",
+        "failed": f"Failed after {counted}.",
+        "done": f"Done: {texts.count(progress.done_steps, 'step')}.",
+    }[status], 1.0 if status == "done" else done
