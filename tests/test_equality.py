@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ STEPS = 5
 
 
 class Net(nn.Module):
-    """A small network with what makes a cut batch hard: batch statistics, dropout, odd parameters."""
+    """What makes a cut batch hard: batch statistics, dropout, odd parameters."""
 
     def __init__(self, norm: bool, dropout: float) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ def test_spans_tile_a_step_and_never_overlap() -> None:
         spans = outcome.spans
         assert {s.kind for s in spans} >= {"load", "compute", "comm", "optimizer"}
         assert {s.step for s in spans} == set(range(STEPS))
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in pairwise(spans):
             assert before.start_s <= before.stop_s <= after.start_s
         sent = sum(s.sent_bytes for s in spans if s.step == 2)
         assert sent == run.plan.sent_bytes(run.outcomes.index(outcome))

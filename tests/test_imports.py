@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "workbench"
 # From the ground up: a room may import the rooms listed before it, never one listed after it.
 ROOMS = (
     "errors",  # PlanError and RunError
+    "arguments",  # numbers that a user asks for, checked
     "mesh",  # the balanced split
     "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
@@ -28,16 +29,16 @@ ROOMS = (
     "records",  # the folder of a run
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
-    "comm",  # collectives between ranks
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "recipe",  # model, loss and optimizer, without the data
     "datasets",  # real data as dask arrays
-    "workload",  # model, data, loss, optimizer, batch size, seed
     "catalogue",  # the workloads that come along
+    "workload",  # model, data, loss, optimizer, batch size, seed
     "inputs",  # refusals of a bad workload
     "profile",  # model -> layers
     "planning",  # workload and strategy -> plan
+    "comm",  # collectives between ranks
     "layers",  # parallel layers
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
@@ -46,6 +47,7 @@ ROOMS = (
     "placement",  # each rank's data onto the rank's worker
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
+    "state",  # what two runs have come to, compared
     "evaluate",  # a trained model on other data
     "compare",  # repeats, baselines, speedups
     "ui",  # panel, figures, report
@@ -54,7 +56,7 @@ ROOMS = (
 )
 
 # What a pure room may not import: it answers in milliseconds, anywhere, for any number of ranks.
-PURE = ("errors", "mesh", "plan", "strategies", "spans", "speedup")
+PURE = ("errors", "arguments", "mesh", "plan", "strategies", "spans", "speedup")
 HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
 
 # Where each package lives: in a room, or in single files of a room.
@@ -64,8 +66,8 @@ TORCH = (
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )
 DASK = (
-    *("datasets", "workload", "inputs", "cluster"),
-    *("placement", "run", "evaluate", "compare"),  # the client's side: a rank imports none of these
+    *("datasets", "workload", "cluster"),
+    *("placement", "run", "state"),  # the client's side: a rank imports none of these
 )
 HOMES = {
     "torch": TORCH,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_pieces_tile_the_data_and_full_batches_are_balanced(order: Order, degree
     edges = [order.piece(degree, i) for i in range(degree)]
     assert edges[0][0] == 0
     assert edges[-1][1] == order.samples
-    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(edges))
     if order.batch_total(0) == order.batch_size:
         sizes = [len(order.rows(0, degree, i)[0].index) for i in range(degree)]
         assert tuple(sizes) == shares(order.batch_size, degree)

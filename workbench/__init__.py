@@ -16,7 +16,7 @@ from workbench.errors import PlanError, RunError
 
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
     from workbench import datasets
-    from workbench.cluster.lab import start
+    from workbench.cluster.starting import start
     from workbench.compare import compare
     from workbench.evaluate import evaluate
     from workbench.planning import plan
@@ -50,7 +50,7 @@ _ROOM_OF = {
     "evaluate": "workbench.evaluate",
     "plan": "workbench.planning",
     "run": "workbench.run",
-    "start": "workbench.cluster.lab",
+    "start": "workbench.cluster.starting",
     "verify": "workbench.verify",
     "workload": "workbench.workload",
 }

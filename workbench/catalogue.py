@@ -6,29 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-
-from workbench.workload import Workload
+from typing import Any
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A workload by name: ``title`` and ``description`` are for people, ``make`` makes it."""
+    """A workload by name: ``title`` and ``description`` are for people.
+
+    ``arguments()`` gives the arguments of its :class:`workbench.workload.Workload`; no data is read.
+    """
 
     name: str
     title: str
     description: str
-    make: Callable[[], Workload]
+    arguments: Callable[[], dict[str, Any]]
 
 
-def _digits_cnn() -> Workload:
+def _digits_cnn() -> dict[str, Any]:
     from torch.optim import SGD
 
     from workbench.datasets import digits
     from workbench.models import DigitsCNN
 
     data = digits()
-    return Workload(
-        name="digits-cnn",
+    return dict(
         model=DigitsCNN,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
@@ -38,15 +39,14 @@ def _digits_cnn() -> Workload:
     )
 
 
-def _digits_mlp() -> Workload:
+def _digits_mlp() -> dict[str, Any]:
     from torch.optim import SGD
 
     from workbench.datasets import digits
     from workbench.models import DigitsMLP
 
     data = digits()
-    return Workload(
-        name="digits-mlp",
+    return dict(
         model=DigitsMLP,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
@@ -56,7 +56,7 @@ def _digits_mlp() -> Workload:
     )
 
 
-def _photo_denoise() -> Workload:
+def _photo_denoise() -> dict[str, Any]:
     from torch.nn import MSELoss
     from torch.optim import Adam
 
@@ -64,8 +64,7 @@ def _photo_denoise() -> Workload:
     from workbench.models import DenoiseCNN
 
     data = photos()
-    return Workload(
-        name="photo-denoise",
+    return dict(
         model=DenoiseCNN,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),
@@ -76,7 +75,7 @@ def _photo_denoise() -> Workload:
     )
 
 
-def _stdlib_gpt() -> Workload:
+def _stdlib_gpt() -> dict[str, Any]:
     from torch.optim import AdamW
 
     from workbench.datasets import text
@@ -84,8 +83,7 @@ def _stdlib_gpt() -> Workload:
     from workbench.models import ByteGPT
 
     data = text()
-    return Workload(
-        name="stdlib-gpt",
+    return dict(
         model=ByteGPT,
         data=(data.x, data.y),
         test_data=(data.test_x, data.test_y),

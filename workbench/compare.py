@@ -1,21 +1,22 @@
-"""Compare strategies: interleaved repeats, two baselines, and a proof that the results are the same."""
+"""Compare strategies: interleaved repeats, two baselines, a proof that the results are the same."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.arguments import check_repeats, check_steps, check_threads
 from workbench.errors import PlanError, RunError
 from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
 from workbench.placement import Placement
 from workbench.planning import plan as make_plan
-from workbench.run import ENDED, Run, Status, check_steps, check_threads
-from workbench.speedup import Entry, rows
+from workbench.run import ENDED, Run, Status
+from workbench.speedup import Entry, rows, seconds_left
+from workbench.state import largest_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 PROOF_STEPS = 5
 PROOF_TOLERANCE = 1e-8
-PROOF_LIMIT_S = 60.0
-_START_S = 0.4  # what starting a run's ranks takes, for the time left
 
 
 def compare(
@@ -79,7 +78,7 @@ def compare(
         [make_plan(work, strategy, **options) for strategy in strategies],
         serial=make_plan(work, "serial", **options),
         steps=check_steps(steps),
-        repeats=_check_repeats(repeats),
+        repeats=check_repeats(repeats),
         threads=check_threads(lab.threads if threads is None else threads),
         device=device,
         prove=prove,
@@ -129,7 +128,7 @@ class Comparison:
         lab: Lab,
         on_change: Callable[[Comparison], None],
     ) -> None:
-        from workbench.cluster.lab import resolve_device
+        from workbench.cluster.devices import resolve_device
 
         self.work, self.steps, self.repeats = work, steps, repeats
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
@@ -178,7 +177,7 @@ class Comparison:
         proofs = PROOF_STEPS * len(self._to_prove()) + PROOF_STEPS if self._to_prove() else 0
         total = self.steps * self.repeats * len(self.entries) + proofs
         done = sum(run.step for entry in self.entries for run in entry.runs) + self._proved
-        return Progress(done, total, self._eta_s(), self._now)
+        return Progress(done, total, self._seconds_left(), self._now)
 
     def wait(self, timeout_s: float | None = None) -> Comparison:
         """Wait for the end; raises what made it fail, or TimeoutError."""
@@ -306,7 +305,7 @@ class Comparison:
         return [n for n, e in enumerate(self.entries) if e.ranks > 1] if self.prove else []
 
     def _prove_all(self) -> None:
-        """Prove every strategy by a few steps in float64, where an error cannot hide in rounding."""
+        """Prove every strategy by a few steps in float64: no error can hide in rounding."""
         work = self.work.with_(dtype="float64", test_data=None)
         placement = Placement(self.lab)
         self._now = "Proving the result: serial in float64"
@@ -315,7 +314,7 @@ class Comparison:
             entry = self.entries[number]
             self._now = f"Proving the result: {entry.strategy} in float64"
             got = self._proof_run(work, number, placement)
-            entry.max_difference = _largest_difference(wanted, got)
+            entry.max_difference = largest_difference(wanted, got)
             entry.same_result = entry.max_difference <= PROOF_TOLERANCE
             self._on_change(self)
 
@@ -331,48 +330,7 @@ class Comparison:
         self._proved += run.step
         return run
 
-    def _eta_s(self) -> float | None:
-        """Return the seconds left, from the steps of each line so far."""
+    def _seconds_left(self) -> float | None:
         if self.status in ENDED:
             return 0.0
-        known = [e.runs[-1].step_s if e.runs else None for e in self.entries]
-        measured = [t for t in known if t is not None]
-        if not measured:
-            return None
-        usual = sum(measured) / len(measured)
-        left = 0.0
-        for entry, step_s in zip(self.entries, known, strict=True):
-            steps = self.steps * self.repeats - sum(run.step for run in entry.runs)
-            left += steps * (step_s or usual)
-            left += _START_S * (self.repeats - len(entry.runs))
-        return left
-
-
-def _largest_difference(wanted: Run, got: Run) -> float:
-    """Return the largest difference of losses, parameters and buffers of two ended runs."""
-    import dask.array as da
-
-    largest = max(
-        abs(a["loss"] - b["loss"]) for a, b in zip(wanted.history, got.history, strict=True)
-    )
-    gaps = []
-    for kind in ("parameter", "buffer"):
-        expected, found = wanted.state(kind), got.state(kind)
-        gaps += [
-            abs(array.astype("f8") - found[name].astype("f8")).max()
-            for name, array in expected.items()
-            if array.size
-        ]
-    if gaps:
-        future = wanted.lab.client.compute(da.stack(gaps).max())
-        try:
-            largest = max(largest, float(future.result(timeout=PROOF_LIMIT_S)))
-        except TimeoutError as error:
-            raise RunError("The weights of two runs could not be compared within 60 s.") from error
-    return math.inf if math.isnan(largest) else largest
-
-
-def _check_repeats(repeats: Any) -> int:
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise PlanError(f"repeats={repeats!r} must be a whole number, 1 or more; 3 show a spread.")
-    return repeats
+        return seconds_left(self.entries, self.steps, self.repeats)

@@ -1,4 +1,4 @@
-"""Run a plan: the step loop that every rank executes, the same code for serial and for parallel runs."""
+"""Run a plan: the step loop of every rank, the same code for serial and for parallel runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SEND_EVERY_S = 0.25
 class Job:
     """What a rank is to do; ``payload`` is the workload without its data.
 
-    ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x`` and
-    ``test_y`` if there is test data.
+    ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x``
+    and ``test_y`` if there is test data.
     """
 
     payload: bytes
@@ -59,7 +59,8 @@ class Outcome:
 def train(context: RankContext, job: Job) -> Outcome:
     """Train for ``job.steps`` steps or until told to stop; every rank of the plan calls this.
 
-    Leaves parameters and buffers with :meth:`RankContext.keep` as ``parameter:NAME`` and ``buffer:NAME``.
+    Leaves parameters and buffers with :meth:`RankContext.keep` as ``parameter:NAME`` and
+    ``buffer:NAME``.
 
     Raises
     ------
@@ -163,7 +164,7 @@ class _Trainer:
         }
 
     def _load(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return samples and targets of one micro-batch, on the device; one stand-in if there are none."""
+        """Return samples and targets of one micro-batch; a stand-in if there are none."""
         index = rows.index if len(rows.index) else np.zeros(1, dtype=np.int64)
         x, y = (
             torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
@@ -185,7 +186,7 @@ class _Trainer:
             if scale[micro]:
                 loss = self.work.loss(output, y) * scale[micro]
             else:  # counts for nothing, yet its backward pass takes part in every collective
-                loss = sum(t.sum() for t in tensors_in(output)) * 0.0
+                loss = torch.stack([t.sum() for t in tensors_in(output)]).sum() * 0.0
             loss.backward()
             total += loss.item()
         return total

@@ -1,4 +1,4 @@
-"""From a plan to its end on the cluster: place the data, start the ranks, wait, merge what they did."""
+"""From a plan to its end: place the data, start the ranks, wait, merge what they did."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finished:
 
 
 class Execution:
-    """Carries out one plan, once, on the thread that calls :meth:`run`; others may :meth:`stop` it."""
+    """Carries out one plan, once, on the thread that calls :meth:`run`; others may stop it."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ def _merged(per_rank: list[list[Row]]) -> list[Row]:
     merged = []
     for rows in zip(*per_rank, strict=True):
         row = dict(rows[0])
-        for key in ("compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
+        for key in ("step_s", "compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
             row[key] = sum(r[key] for r in rows) / len(rows)
         row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
         merged.append(row)

@@ -158,9 +158,7 @@ def _value(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> flo
             f"{len(outputs)} samples: {reason}"
         ) from error
     if not isinstance(found, Tensor) or found.numel() != 1:
-        got = (
-            f"an array {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        )
+        got = str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__
         raise PlanError(
             f"The loss {_title(loss)} gives {got} for {len(outputs)} samples and not one number; "
             f"use reduction='mean'."

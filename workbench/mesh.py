@@ -55,7 +55,7 @@ class Mesh:
         return math.prod(degree for _, degree in self.axes)
 
     def degree(self, axis: str) -> int:
-        """Number of ranks along ``axis``; 1 if the axis is not used."""
+        """Return the number of ranks along ``axis``; 1 if the axis is not used."""
         return dict(self.axes).get(axis, 1)
 
     def coordinates(self, rank: int) -> Mapping[str, int]:
@@ -68,7 +68,7 @@ class Mesh:
         return dict(reversed(found.items()))
 
     def group(self, rank: int, axis: str) -> tuple[int, ...]:
-        """Return the ranks that differ from ``rank`` only along ``axis``, in order, itself included."""
+        """Return the ranks that differ from ``rank`` only along ``axis``, with itself, in order."""
         here = {k: v for k, v in self.coordinates(rank).items() if k != axis}
         return tuple(
             other

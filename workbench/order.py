@@ -1,11 +1,12 @@
 """Which samples make which batch, and which rank takes them.
 
 The order of the data depends on the number of samples, the batch size and the seed, never on the
-number of ranks: so every strategy sees the batches that the serial run sees. It is *stratified*: the
-samples are cut into as many strata as a batch has places, each stratum is shuffled by itself in
-every epoch, and batch ``i`` takes the ``i``-th sample of every stratum. Places are dealt to ranks by
-the balanced split, and a rank owns the strata of its places: its samples are one contiguous piece of
-the data, which never leaves its worker, and every full batch is divided evenly.
+number of ranks: so every strategy sees the batches that the serial run sees. It is *stratified*:
+the samples are cut into as many strata as a batch has places, each stratum is shuffled by itself
+in every epoch, and batch ``i`` takes the ``i``-th sample of every stratum. Places are dealt to
+ranks by the balanced split, and a rank owns the strata of its places: its samples are one
+contiguous piece of the data, which never leaves its worker, and every full batch is divided
+evenly.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Order:
     def rows(self, step: int, degree: int, index: int, accumulate: int = 1) -> tuple[Rows, ...]:
         """Return what rank ``index`` takes in each of the micro-batches of ``step``.
 
-        Micro-batch ``m`` of ``accumulate`` takes the places ``m, m + accumulate, ...`` of the batch,
-        so it too is the same set of samples for every number of ranks.
+        Micro-batch ``m`` of ``accumulate`` takes the places ``m, m + accumulate, ...`` of the
+        batch, so it too is the same set of samples for every number of ranks.
         """
         epoch, turn = divmod(step, self.steps_per_epoch)
         filled = self._filled(turn)

@@ -14,7 +14,7 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
 from workbench.errors import PlanError
 
@@ -36,7 +36,8 @@ def dump(parts: Mapping[str, Any]) -> bytes:
         try:
             return cloudpickle.dumps(dict(parts))
         except Exception as error:
-            where, reason = culprit(parts, cloudpickle.dumps) or ("the workload", error)
+            titled = {f"the {name}": part for name, part in parts.items()}
+            where, reason = culprit(titled, cloudpickle.dumps) or ("the workload", error)
             raise PlanError(
                 f"{where[0].upper()}{where[1:]} cannot be sent to the ranks ({reason}); make it "
                 f"where it is used, or leave it out."

@@ -20,7 +20,7 @@ Shares = list[dict[str, "Future"]]
 
 
 class Placement:
-    """Places pieces of dask arrays on workers, and keeps those of the last workload for the next run.
+    """Places pieces of dask arrays on workers; keeps those of the last workload for the next run.
 
     A piece is computed on its worker from the chunks there; the client's process never holds it.
     """

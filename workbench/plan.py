@@ -6,7 +6,7 @@ prices it, the UI draws it and the tests check it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,9 +43,9 @@ class Array:
 class Layer:
     """One call of a leaf module, as the profile found it.
 
-    Shapes are those of the whole (serial) batch, batch dim first. ``forward_flops`` counts one multiply and one add
-    as two. ``batch_statistics`` says that the layer's output for one sample depends on the other
-    samples of the batch, as in BatchNorm.
+    Shapes are those of the whole (serial) batch, batch dim first. ``forward_flops`` counts one
+    multiply and one add as two. ``batch_statistics`` says that the layer's output for one sample
+    depends on the other samples of the batch, as in BatchNorm.
     """
 
     name: str
@@ -88,8 +88,9 @@ class Collective:
     def sent_bytes(self, degree: int, index: int) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.
 
-        An all_reduce is a reduce_scatter and an all_gather over the balanced split, the volume of the
-        bandwidth-optimal ring (Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
+        An all_reduce is a reduce_scatter and an all_gather over the balanced split, the volume of
+        the bandwidth-optimal ring (Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms",
+        2009).
         """
         start, stop = balanced(self.numel, degree, index)
         own, others = stop - start, degree - 1
@@ -133,8 +134,8 @@ class Batch:
 class Plan:
     """One strategy applied to one workload.
 
-    ``layers`` are in the order of the forward pass. ``collectives`` are those of one step, and those of the
-    start. ``buckets`` are names of parameters whose gradients travel together.
+    ``layers`` are in the order of the forward pass. ``collectives`` are those of one step, and
+    those of the start. ``buckets`` are names of parameters whose gradients travel together.
     """
 
     workload: str
@@ -164,7 +165,8 @@ class Plan:
     def sent_bytes(self, rank: int) -> int:
         """Return the payload bytes that ``rank`` sends in one step; communicators count the same.
 
-        A short last batch with fewer samples than micro-batches skips the empty ones, and sends less.
+        A short last batch with fewer samples than micro-batches skips the empty ones, and sends
+        less.
         """
         where = self.mesh.coordinates(rank)
         return sum(
@@ -188,7 +190,7 @@ class Plan:
         return tuple(found.values())
 
     def __str__(self) -> str:
-        """Explain the plan: who holds what, what each layer costs, and every collective with its bytes."""
+        """Explain who holds what, what each layer costs, and every collective with its bytes."""
         return "\n".join(_explain(self))
 
     def adding(
@@ -287,7 +289,7 @@ def in_binary_units(nbytes: float) -> str:
     return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
 
 
-def _aligned(rows: list[tuple[str, ...]], right_from: int) -> list[str]:
+def _aligned(rows: Sequence[tuple[str, ...]], right_from: int) -> list[str]:
     """Return rows as text in columns, those from ``right_from`` on aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

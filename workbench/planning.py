@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
@@ -39,7 +40,7 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     mesh = parse(strategy)
     _check_options(options)
     check_workload(work)
-    _check_accumulate(accumulate, work.batch_size)
+    check_accumulate(accumulate, work.batch_size)
     batch = torch.empty(
         (work.batch_size, *work.sample_shape), dtype=getattr(torch, work.input_dtype), device="meta"
     )
@@ -87,19 +88,8 @@ def _check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: M
     wrong = [shape for shape in shapes if shape[:1] != (batch_size,)]
     if wrong and mesh.degree("data") > 1:
         raise PlanError(
-            f"data={mesh.degree('data')} cuts the batch, but for {batch_size} samples the model gives "
+            f"data={mesh.degree('data')} cuts the batch, but for {batch_size} samples the "
+            f"model gives "
             f"an output of shape {wrong[0]}, whose dim 0 does not count them. Use serial, or let "
             f"the model return one row per sample."
-        )
-
-
-def _check_accumulate(accumulate: int, batch_size: int) -> None:
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise PlanError(
-            f"accumulate={accumulate!r} must be a whole number of micro-batches, 1 or more."
-        )
-    if accumulate > batch_size:
-        raise PlanError(
-            f"accumulate={accumulate} cuts a batch of {batch_size} into more micro-batches than it "
-            f"has samples; use {batch_size} or fewer."
         )

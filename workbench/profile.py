@@ -1,4 +1,4 @@
-"""From a model to its layers: shapes, FLOPs, bytes of parameters and activations, without computing.
+"""From a model to its layers: shapes, FLOPs, bytes, found without computing.
 
 The model runs once on torch's meta device, where tensors have a shape but no memory. A model that
 cannot (its code looks at values) runs once on zeros instead.
@@ -38,7 +38,8 @@ class Profile:
 def profile(model: nn.Module, *inputs: Tensor) -> Profile:
     """Profile ``model`` on inputs that may lie on the meta device (only shape and dtype are used).
 
-    The model itself is not changed and no parameter is copied. BatchNorm counts as it is set: training or not.
+    The model itself is not changed and no parameter is copied. BatchNorm counts as it is set:
+    training or not.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def profile(model: nn.Module, *inputs: Tensor) -> Profile:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a tensor, or in nested tuples, lists, dicts and dataclass-like mappings."""
+    """Return all tensors in a tensor, or in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -180,7 +181,7 @@ def uses_batch_statistics(module: nn.Module) -> bool:
 
 
 def _arrays_by_owner(model: nn.Module) -> dict[str, tuple[Array, ...]]:
-    """Return the parameters by the module that holds them; a tied one belongs to its first owner."""
+    """Return the parameters by the module that holds them; a tied one has its first owner."""
     found: dict[str, tuple[Array, ...]] = {}
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]

@@ -240,7 +240,8 @@ def own_optimizer(optimizer: Any, model: nn.Module | Callable[[], nn.Module]) ->
             f"model.parameters()."
         )
     kind = type(optimizer)
-    if optimizer.state:
+    # Adagrad has state from the start; its count of steps tells whether it has gathered anything.
+    if any(state.get("step", 1) > 0 for state in optimizer.state.values() if state):
         raise PlanError(
             f"The optimizer {kind.__name__} has made steps already and what it gathered would be "
             f"lost; give a new one, such as torch.optim.{kind.__name__}."
@@ -280,4 +281,8 @@ def _copy(name: str, part: nn.Module) -> nn.Module:
         return copy.deepcopy(part)
     except Exception as error:
         where, reason = pickling.culprit({name: part}, copy.deepcopy) or (name, error)
-        raise PlanError(f"{where[0].upper()}{where[1:]} cannot be copied: {reason}.") from error
+        sentence = str(reason).split(". ")[0]
+        raise PlanError(
+            f"{where[0].upper()}{where[1:]} cannot be copied ({sentence}); give a function that "
+            f"makes it anew."
+        ) from error

@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
+from workbench.arguments import check_steps, check_threads
 from workbench.errors import PlanError, RunError
 from workbench.execution import STOP_GRACE_S, Execution, Finished, Row, SpanRow, Stopped
 from workbench.placement import Placement
@@ -93,7 +94,8 @@ class Run:
     Attributes
     ----------
     status:
-        ``"starting"``, ``"running"``, ``"stopping"``, then ``"done"``, ``"stopped"`` or ``"failed"``.
+        ``"starting"``, ``"running"``, ``"stopping"``, then ``"done"``, ``"stopped"`` or
+        ``"failed"``.
     ranks:
         Which rank runs where: worker, pid, device, threads.
     error:
@@ -115,7 +117,7 @@ class Run:
         placement: Placement,
         repeat: int = 0,
     ) -> None:
-        from workbench.cluster.lab import resolve_device
+        from workbench.cluster.devices import resolve_device
 
         self.work, self.plan, self.steps, self.threads = work, plan, steps, threads
         self.repeat, self.warm_up_steps = repeat, WARM_UP_STEPS
@@ -233,7 +235,8 @@ class Run:
         """
         if not self._ended.wait(timeout_s):
             raise TimeoutError(
-                f"The run {self.label} is still {self.status} after {timeout_s} s, at step {self.step} "
+                f"The run {self.label} is still {self.status} after {timeout_s} s, at step "
+                f"{self.step} "
                 f"of {self.steps}; run.stop() ends it."
             )
         if self.error is not None:
@@ -328,27 +331,12 @@ class Run:
             f"{self.step} finished step{'' if self.step == 1 else 's'}" if self.step else "no step"
         )
         return RunError(
-            f"{error} Kept: the records of {count}, in {self.folder}; the cluster can be used at once.",
+            f"{error} Kept: the records of {count}, in {self.folder}; the cluster can be "
+            f"used at once.",
             rank=error.rank,
             step=error.step,
             details=error.details,
         )
-
-
-def check_steps(steps: Any) -> int:
-    """Return ``steps``, or raise PlanError if that is no number of steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise PlanError(f"steps={steps!r} must be a whole number, 1 or more.")
-    return steps
-
-
-def check_threads(threads: Any) -> int:
-    """Return ``threads``, or raise PlanError if that is no number of threads."""
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise PlanError(
-            f"threads={threads!r} must be a whole number of threads per rank, 1 or more."
-        )
-    return threads
 
 
 def _safe(name: str) -> str:

@@ -74,9 +74,10 @@ def score(
     comm: Comm,
     device: torch.device,
 ) -> Score:
-    """Score ``model`` by ``loss``, which is of ``kind`` "mean", "sum" or "weighted", in eval mode, on ``test_x`` and ``test_y`` of all ranks; every rank calls this.
+    """Score ``model`` on ``test_x`` and ``test_y`` of all ranks; every rank calls this.
 
-    Ranks may hold different numbers of samples, or none. The model is set back to training.
+    ``kind`` says how ``loss`` sums over samples: "mean", "sum" or "weighted". Ranks may hold
+    different numbers of samples, or none. The model is set to eval mode and then back.
     """
     x, y = arrays["test_x"], arrays["test_y"]
     per_pass = max(1, min(BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))

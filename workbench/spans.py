@@ -28,8 +28,8 @@ class Span:
 class SpanRecorder:
     """Cuts a rank's time into spans that touch and never overlap.
 
-    Whatever is not named otherwise is ``compute``. With ``enabled=False`` nothing is kept. At most ``CAPACITY`` spans
-    wait to be taken; older ones are dropped and counted.
+    Whatever is not named otherwise is ``compute``. With ``enabled=False`` nothing is kept. At most
+    ``CAPACITY`` spans wait to be taken; older ones are dropped and counted.
     """
 
     def __init__(self, enabled: bool) -> None:

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 FEWEST_STEPS = 3
 """Measured steps, after warming up, before a repeat says anything."""
 
+START_S = 0.4
+"""About what it takes to start a run's ranks and to score its result."""
+
 
 class Timed(Protocol):
     """What a row needs of a run."""
@@ -17,6 +20,10 @@ class Timed(Protocol):
     @property
     def step_s(self) -> float | None:
         """Median seconds per step."""
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -28,14 +35,14 @@ class Timed(Protocol):
 
 @dataclass
 class Entry:
-    """One line of a comparison: a strategy with its threads, and its runs so far, one per repeat."""
+    """One line of a comparison: a strategy with its threads, and its runs, one per repeat."""
 
     strategy: str
     ranks: int
     threads: int
     device: str
     bytes_per_step: int
-    runs: list[Any] = field(default_factory=list)
+    runs: list[Timed] = field(default_factory=list)
     backend: str = ""
     same_result: bool | None = None
     max_difference: float | None = None
@@ -69,6 +76,20 @@ def rows(entries: Sequence[Entry], all_threads: Entry) -> list[dict[str, Any]]:
         for entry in entries
         if any(time is not None for time in step_times(entry))
     ]
+
+
+def seconds_left(entries: Sequence[Entry], steps: int, repeats: int) -> float | None:
+    """Return how long the rest of a comparison takes, by the steps so far; None without any."""
+    last = [entry.runs[-1].step_s if entry.runs else None for entry in entries]
+    known = [step_s for step_s in last if step_s is not None]
+    if not known:
+        return None
+    usual_s = sum(known) / len(known)
+    left_s = 0.0
+    for entry, step_s in zip(entries, last, strict=True):
+        left_s += (steps * repeats - sum(run.step for run in entry.runs)) * (step_s or usual_s)
+        left_s += START_S * (repeats - len(entry.runs))
+    return left_s
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from workbench.planning import compose
 from workbench.profile import profile, tensors_in
 from workbench.strategies.notation import parse
 
+if TYPE_CHECKING:
+    from workbench.workload import Workload
+
 TOLERANCE = 1e-10
 TIMEOUT_S = 60.0
 
@@ -29,8 +33,8 @@ TIMEOUT_S = 60.0
 class Proof:
     """Largest absolute differences to the serial result, in float64; or why it was refused.
 
-    ``outputs``, ``input_gradients``, ``parameter_gradients`` and ``buffers`` are None where there is
-    nothing to compare, or nothing was compared because of ``refusal``.
+    ``outputs``, ``input_gradients``, ``parameter_gradients`` and ``buffers`` are None where there
+    is nothing to compare, or nothing was compared because of ``refusal``.
     """
 
     strategy: str
@@ -57,7 +61,8 @@ class Proof:
         if self.refusal:
             return f"{self.strategy}: refused. {self.refusal}"
         word = "same result as serial" if self.same_result else "NOT the serial result"
-        return f"{self.strategy} on {self.ranks} ranks: {word}, max difference {self.max_difference:.2g}"
+        gap = f"max difference {self.max_difference:.2g}"
+        return f"{self.strategy} on {self.ranks} ranks: {word}, {gap}"
 
 
 @dataclass
@@ -139,6 +144,12 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
     )
 
 
+def verify_workload(work: Workload, strategy: str, **options: str) -> Proof:
+    """Compare a pass of the workload's model over its first batch, as :func:`verify` does."""
+    batch = work.x[: work.batch_size].compute()
+    return verify(work.make_model(), torch.from_numpy(batch), strategy=strategy, **options)
+
+
 def _run(
     module: nn.Module,
     plan: Plan,
@@ -185,14 +196,14 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _part(x: Tensor, first: int, last: int, batch: int) -> Tensor:
-    """Return the rank's samples; a tensor that has not one entry per sample is whole on every rank."""
+    """Return the rank's samples; a tensor without one entry per sample is whole on every rank."""
     return x[first:last] if x.dim() and x.shape[0] == batch else x
 
 
 def _gradients_of_inputs(
     inputs: list[Tensor], parts: list[_Result], batch: int
 ) -> list[Tensor | None]:
-    """Put the gradients together: of samples by joining them, of an input that all ranks saw by a sum."""
+    """Join the gradients of samples; add those of an input that all ranks saw."""
     joined = _joined([p.input_gradients for p in parts])
     for number, x in enumerate(inputs):
         pieces = [p.input_gradients[number] for p in parts]
@@ -210,7 +221,7 @@ def _joined(parts: list[list[Tensor]] | list[list[Tensor | None]]) -> list[Tenso
 
 
 def _difference(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> float | None:
-    """Return the largest difference; infinite where one is missing, of another shape, or not a number."""
+    """Return the largest difference; infinite where a value is missing, misshapen or no number."""
     largest: float | None = None
     for a, b in pairs:
         if a is None and b is None:

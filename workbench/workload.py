@@ -26,7 +26,8 @@ class Workload:
     Parameters
     ----------
     model:
-        A ``torch.nn.Module``, which is copied and never changed, or a function that makes one.
+        A ``torch.nn.Module``, which is copied and never changed, or a function that makes a new
+        one each time.
     data:
         ``(x, y)``: dask arrays, numpy arrays or tensors of the same length; dim 0 counts the
         samples. Labels may be of any dtype that holds whole numbers.
@@ -178,7 +179,7 @@ def workload(name: str, **changes: Any) -> Workload:
 
     if name not in CATALOGUE:
         raise PlanError(f"There is no workload {name!r}; {_nearest(str(name), list(CATALOGUE))}.")
-    made = CATALOGUE[name].make()
+    made = Workload(name=name, **CATALOGUE[name].arguments())
     return made.with_(**changes) if changes else made
 
 

@@ -8,15 +8,19 @@ NOTHING = "-"
 """What stands for a number that is not known, or does not apply."""
 
 
-def column(values: Sequence[float | None]) -> list[str]:
-    """Return the numbers of one column, all with as many decimals as suit the largest."""
-    places = decimals([value for value in values if value is not None])
+def column(values: Sequence[float | None], places: int | None = None) -> list[str]:
+    """Return the numbers of one column with ``places`` decimals, or as many as suit the largest."""
+    if places is None:
+        places = decimals([value for value in values if value is not None])
     return [NOTHING if value is None else f"{value:.{places}f}" for value in values]
 
 
-def spans(lows: Sequence[float | None], highs: Sequence[float | None]) -> list[str]:
-    """Return one column of ranges, ``"20.1–22.4"``."""
-    places = decimals([value for value in (*lows, *highs) if value is not None])
+def ranges(
+    lows: Sequence[float | None], highs: Sequence[float | None], places: int | None = None
+) -> list[str]:
+    """Return one column of ranges, ``"20.1–22.4"``, with decimals as in :func:`column`."""
+    if places is None:
+        places = decimals([value for value in (*lows, *highs) if value is not None])
     return [
         NOTHING if low is None or high is None else f"{low:.{places}f}–{high:.{places}f}"
         for low, high in zip(lows, highs, strict=True)
@@ -40,23 +44,3 @@ def byte_unit(values: Sequence[int | None]) -> tuple[str, int]:
     if largest < 4 * 2**10:
         return "B", 1
     return ("KiB", 2**10) if largest < 4 * 2**20 else ("MiB", 2**20)
-
-
-def amount(value: int) -> str:
-    """Return a byte count with its unit, as ``"1.5 MiB"``."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value} B"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: ``"12 s"``, ``"2 min 5 s"``."""
-    whole = max(0, round(seconds))
-    minutes, rest = divmod(whole, 60)
-    return f"{whole} s" if whole < 90 else f"{minutes} min {rest} s"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return ``"1 core"``, ``"2 cores"``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.cli.figures import counted, number
+from workbench.cli.figures import number
+from workbench.ui.texts import count
 
 Row = Mapping[str, Any]
+
+FEWEST_REPEATS = 3
+"""With fewer there is no spread to judge a difference by."""
 
 
 def finding(rows: Sequence[Row], cores: int) -> list[str]:
     """Return the sentences for every strategy beyond the two baselines.
 
-    ``cores`` is how many the machine gives. A strategy wins or loses against the second baseline, one
-    process with as many threads as the strategy has cores, only where the ranges of their repeats do
-    not meet.
+    ``cores`` is how many the machine gives. A strategy wins or loses against the second baseline,
+    one process with as many threads as the strategy has cores, and only where the ranges of their
+    repeats do not meet.
     """
     baselines, strategies = rows[:2], rows[2:]
     return [
@@ -27,14 +31,19 @@ def finding(rows: Sequence[Row], cores: int) -> list[str]:
 
 
 def _about(row: Row, one_thread: Row, all_threads: Row, cores: int) -> list[str]:
-    name, instead = row["strategy"], counted(all_threads["threads"], "thread")
+    name, instead = row["strategy"], count(all_threads["threads"], "thread")
     found = [
         f"{name} takes {_ms(row['step_s'])} ms per step: {number(row['speedup'])} times as fast as "
         f"1 process with 1 thread ({_ms(one_thread['step_s'])} ms) and "
         f"{number(row['speedup_all_threads'])} times as fast as 1 process with {instead} "
         f"({_ms(all_threads['step_s'])} ms), which is what you would use instead."
     ]
-    if row["step_s_max"] < all_threads["step_s_min"]:
+    if row["repeats"] < FEWEST_REPEATS:
+        found.append(
+            f"That is {count(row['repeats'], 'repeat')}: measure {FEWEST_REPEATS} or more to see "
+            "whether it lasts."
+        )
+    elif row["step_s_max"] < all_threads["step_s_min"]:
         found.append(f"So {name} wins here, and no repeat says otherwise.")
     elif row["step_s_min"] > all_threads["step_s_max"]:
         found.append(f"So {name} loses here: {_why(row, all_threads)}")
@@ -45,7 +54,7 @@ def _about(row: Row, one_thread: Row, all_threads: Row, cores: int) -> list[str]
     wanted = row["ranks"] * row["threads"]
     if row["device"] == "cpu" and wanted > cores:
         found.append(
-            f"It asks for {counted(wanted, 'core')} where there {'is' if cores == 1 else 'are'} "
+            f"It asks for {count(wanted, 'core')} where there {'is' if cores == 1 else 'are'} "
             f"{cores}, so its ranks take turns."
         )
     return [*found, *_sameness(row)]

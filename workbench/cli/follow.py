@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from workbench.cli.figures import duration
 from workbench.cli.terminal import Terminal
-from workbench.errors import RunError
+from workbench.errors import PlanError, RunError
+from workbench.ui.texts import time_left
 
 LOOK_EVERY_S = 0.1
 DRAWINGS_PER_S = 4
@@ -32,7 +32,7 @@ class Job(Protocol):
         """One of ``STARTING`` or ``ENDED``."""
 
     @property
-    def error(self) -> RunError | None:
+    def error(self) -> RunError | PlanError | None:
         """Why it failed."""
 
     def stop(self) -> object:
@@ -51,7 +51,7 @@ class Progressed:
     @property
     def time_left(self) -> str:
         """The time left, as a reader wants it."""
-        return "" if self.eta_s is None else f"about {duration(self.eta_s)} left"
+        return "" if self.eta_s is None else time_left(self.eta_s)
 
 
 def follow(
@@ -66,8 +66,8 @@ def follow(
 
     Raises
     ------
-    RunError
-        If the job failed, or was stopped by somebody else.
+    RunError, PlanError
+        Why the job failed, or that somebody else stopped it.
     """
     try:
         with _display(terminal, figures) as show:

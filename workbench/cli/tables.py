@@ -10,39 +10,41 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from workbench.cli.figures import NOTHING, byte_unit, column, spans
+from workbench.cli.figures import NOTHING, byte_unit, column, ranges
 
 Row = Mapping[str, Any]
 SHARES = ("compute", "comm", "wait", "optimizer")
 
 
 def comparison_tables(rows: Sequence[Row]) -> RenderableType:
-    """Return both tables of a comparison: how fast, and where the time goes and what it computes."""
+    """Return both tables of a comparison: how fast, and where the time goes."""
     return Group(speed_table(rows), Text(), account_table(rows))
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
     """Return time per step and speedups, measured; the first two rows are the baselines."""
     cores = rows[1]["threads"] if len(rows) > 1 else None
-    table = _table("Time per step, measured: median over repeats, and their range")
-    table.add_column("strategy", no_wrap=True)
+    table = _table("Time per step and speedup, measured: median over repeats, and range")
+    table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     table.add_column("device", no_wrap=True)
     table.add_column("ms\nper step", justify="right", no_wrap=True)
     table.add_column("min–max\nms", justify="right", no_wrap=True)
-    table.add_column("speedup\nover 1 × 1", justify="right", no_wrap=True)
+    table.add_column("speedup\nvs 1 × 1", justify="right", no_wrap=True)
     table.add_column("min–max", justify="right", no_wrap=True)
     table.add_column(
-        "speedup\nover " + ("all threads" if cores is None else f"1 × {cores}"),
+        "speedup\nvs " + ("all threads" if cores is None else f"1 × {cores}"),
         justify="right",
         no_wrap=True,
     )
     columns = zip(
         column(_milliseconds(rows, "step_s")),
-        spans(_milliseconds(rows, "step_s_min"), _milliseconds(rows, "step_s_max")),
-        column([row["speedup"] for row in rows]),
-        spans([row["speedup_min"] for row in rows], [row["speedup_max"] for row in rows]),
-        column([row["speedup_all_threads"] for row in rows]),
+        ranges(_milliseconds(rows, "step_s_min"), _milliseconds(rows, "step_s_max")),
+        column([row["speedup"] for row in rows], places=2),
+        ranges(
+            [row["speedup_min"] for row in rows], [row["speedup_max"] for row in rows], places=2
+        ),
+        column([row["speedup_all_threads"] for row in rows], places=2),
         strict=True,
     )
     for row, (step, step_range, speedup, speedup_range, over_all) in zip(
@@ -65,11 +67,13 @@ def account_table(rows: Sequence[Row]) -> Table:
     """Return where a rank's step goes, what it sends, and whether the result is that of serial."""
     unit, size = byte_unit([row["bytes_per_step"] for row in rows])
     table = _table("Where the time goes, and what comes out")
-    table.add_column("strategy", no_wrap=True)
+    table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     for share in SHARES:
-        table.add_column(f"{'update' if share == 'optimizer' else share}\n%", justify="right")
-    table.add_column(f"{unit} sent by\na rank a step", justify="right", no_wrap=True)
+        table.add_column(
+            f"{'update' if share == 'optimizer' else share}\n%", justify="right", no_wrap=True
+        )
+    table.add_column(f"{unit} sent\nper step", justify="right", no_wrap=True)
     table.add_column("test acc.\n%", justify="right", no_wrap=True)
     table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
     shares = [[_share(row[f"{share}_share"]) for row in rows] for share in SHARES]
@@ -106,6 +110,7 @@ def _table(title: str) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         header_style="dim",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -23,8 +24,8 @@ PIPED_WIDTH = 100
 class Terminal:
     """The two streams of one command and how much is wanted on them.
 
-    Colours follow the terminal and ``NO_COLOR``. With ``json`` nothing but one JSON document goes to
-    ``out``; with ``quiet`` nothing but the figures.
+    Colours follow the terminal and ``NO_COLOR``. With ``json`` nothing but one JSON document goes
+    to ``out``; with ``quiet`` nothing but the figures.
     """
 
     out: Console
@@ -45,7 +46,7 @@ class Terminal:
     def figures(self, document: Mapping[str, Any], *items: RenderableType) -> None:
         """Print the figures: ``document`` to a program, or ``items`` to a reader."""
         if self.json:
-            click.echo(json.dumps(document, indent=2, allow_nan=False))
+            click.echo(json.dumps(finite(document), indent=2, allow_nan=False))
         else:
             self._print(*items)
 
@@ -68,11 +69,18 @@ def figures_command(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def finite(value: Any) -> Any:
+    """Return ``value`` with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _console(stream: TextIO) -> Console:
     if isinstance(stream, io.TextIOWrapper):
-        # A terminal that cannot show a sign such as × shows a question mark, and the command goes on.
+        # Where a sign such as × cannot be shown, a question mark stands in for it.
         stream.reconfigure(errors="replace")
     piped = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(
-        file=stream, width=PIPED_WIDTH if piped else None, highlight=False, markup=False
-    )
+    return Console(file=stream, width=PIPED_WIDTH if piped else None, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""What a rank's program is given: its number, its communicator, its arrays and a line to the user."""
+"""What a rank's program is given: its number, its peers, its arrays and a line to the user."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The program that rank processes are forked from: ``python -m workbench.cluster.forkserver FD``.
 
-It has loaded what every rank needs, torch above all, so that a rank is there in milliseconds instead
-of seconds. It runs no code of the user's, starts no thread (forking a process with threads is
+It has loaded what every rank needs, torch above all, so that a rank is there in milliseconds
+instead of seconds. It runs no code of the user's, starts no thread (forking a process with threads is
 asking for a deadlock) and never touches a GPU (CUDA does not survive a fork). It serves the host at
 the other end of the socket ``FD`` and ends, with all ranks, when that end is closed.
 
@@ -39,12 +39,12 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: set[int] = set()
     while True:
-        readable, _, _ = select.select([host, wake_reader], [], [])
-        if wake_reader in readable:
+        readable, _, _ = select.select([host.fileno(), wake_reader.fileno()], [], [])
+        if wake_reader.fileno() in readable:
             with suppress(BlockingIOError):
                 wake_reader.recv(4096)
             _bury(children, host)
-        if host not in readable:
+        if host.fileno() not in readable:
             continue
         frame = host.receive()
         if frame is None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from workbench import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +43,13 @@ def host_id() -> str:
     return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def visible_gpus() -> tuple[str, ...]:
-    """Return the GPUs that torch can use in this process, by the names that it was given."""
-    count = len(machine.gpus())
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(i) for i in range(count)] if given is None else given.split(",")
-    return tuple(name.strip() for name in names[:count])
+def lasting_order(host: Host) -> tuple[bool, int, str]:
+    """Order by name, numbers by value: a worker that was started again has its name again."""
+    number = host.name.isdigit()
+    return not number, int(host.name) if number else 0, host.name
 
 
-def gpu_for_each(hosts: Sequence[Host]) -> tuple[int, ...] | None:
-    """Return for each rank, in order, the index of a GPU of its own among those its worker sees.
-
-    None if there is not one for each: two ranks cannot share a GPU (NCCL refuses it).
-    """
-    taken: set[tuple[str, str]] = set()
-    chosen = []
-    for host in hosts:
-        free = [i for i, gpu in enumerate(host.gpus) if (host.host_id, gpu) not in taken]
-        if not free:
-            return None
-        chosen.append(free[0])
-        taken.add((host.host_id, host.gpus[free[0]]))
-    return tuple(chosen)
+def equal_threads(hosts: Sequence[Host]) -> int:
+    """Return the most threads that every rank can have when all workers have one."""
+    workers_on = Counter(host.host_id for host in hosts)
+    return max(1, min((host.cores // workers_on[host.host_id] for host in hosts), default=1))

@@ -19,7 +19,7 @@ from workbench.cluster.channel import Channel
 from workbench.errors import RunError
 
 FORK_LIMIT_S = 60.0
-"""Longest wait for a rank to be forked: the forkserver may still be loading torch from a slow disk."""
+"""Longest wait for a rank: the forkserver may still be loading torch, from a slow disk."""
 
 CLOSE_LIMIT_S = 1.0
 LOG_LINES = 40
@@ -72,8 +72,8 @@ class Launcher:
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
-        # A subprocess, not multiprocessing: Dask's workers may be daemons, which may have no children
-        # of that kind. It leads its own session, so that Ctrl-C in a terminal does not reach it.
+        # A subprocess, not multiprocessing: Dask's workers may be daemons, which may have no
+        # children of that kind. In its own session Ctrl-C in a terminal does not reach it.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "workbench.cluster.forkserver", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],

@@ -54,12 +54,12 @@ def open_meeting(backend: str, *, one_machine: bool, address: str, folder: Path)
 
 
 def enter(invitation: dict[str, Any]) -> int | None:
-    """Return a descriptor of our own of a shared-memory meeting on this machine; None for others."""
+    """Return a descriptor of our own of a meeting in shared memory; None for other meetings."""
     if "pid" not in invitation:
         return None
     try:
         return os.open(f"/proc/{invitation['pid']}/fd/{invitation['descriptor']}", os.O_RDWR)
     except OSError as error:
         raise RunError(
-            f"The worker of another rank, process {invitation['pid']}, shows no shared memory: {error}."
+            f"The worker of rank 0, process {invitation['pid']}, shows no shared memory: {error}."
         ) from error

@@ -18,8 +18,8 @@ from workbench.errors import PlanError
 def place(client: Client, share: da.Array, worker: str) -> Future:
     """Have ``worker`` hold the whole of ``share`` as one array in shared memory.
 
-    The chunks are computed on that worker, or come to it from the workers that hold them; the client
-    never sees them. Equal shares that are placed on a worker again are the same future.
+    The chunks are computed on that worker, or come to it from the workers that hold them; the
+    client never sees them. Equal shares that are placed on a worker again are the same future.
 
     Raises
     ------
@@ -27,7 +27,9 @@ def place(client: Client, share: da.Array, worker: str) -> Future:
         The array's shape is unknown, or its items are Python objects.
     """
     if share.dtype.hasobject or share.dtype.names:
-        raise PlanError(f"An array of {share.dtype} cannot be given to ranks; convert it to numbers.")
+        raise PlanError(
+            f"An array of {share.dtype} cannot be given to ranks; convert it to numbers."
+        )
     if any(np.isnan(size) for size in share.shape):
         raise PlanError(
             f"An array of unknown shape {share.shape} cannot be given to ranks; "
@@ -35,8 +37,10 @@ def place(client: Client, share: da.Array, worker: str) -> Future:
         )
     name = "workbench-share-" + tokenize(share, worker)
     blocks = [(offset, key) for offset, key in _offsets_and_keys(share)]
-    layer = {(name, *[0] * share.ndim): (_assemble, share.shape, share.dtype, blocks)}
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=[share])
+    layer: dict[Any, Any] = {
+        (name, *[0] * share.ndim): (_assemble, share.shape, share.dtype, blocks)
+    }
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[share])  # type: ignore[list-item]
     whole = da.Array(graph, name, chunks=tuple((n,) for n in share.shape), dtype=share.dtype)
     held = client.persist(whole, workers=[worker], allow_other_workers=False)
     return futures_of(held)[0]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import importlib
 import json
 import os
 import pickle
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from mmap import mmap
 from typing import Any, NoReturn
 
 from numpy.typing import NDArray
@@ -28,9 +25,6 @@ from workbench.cluster.shared_array import allocate, attach, descriptor_of
 EXIT_USER_ERROR = 1
 EXIT_HOST_GONE = 70
 EXIT_COMM_ERROR = 75
-
-STEP = struct.Struct("q")
-"""How the step lies in the page that a rank shares with its host; -1 before the first."""
 
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_FRAMES = 12
@@ -44,8 +38,8 @@ def live_and_die(channel_fd: int, log_fd: int, parent: int) -> NoReturn:
     """
     code = EXIT_USER_ERROR
     try:
-        # The kernel kills the rank when the forkserver ends. The signal comes when the *thread* that
-        # forked ends; the forkserver has only one.
+        # The kernel kills the rank when the forkserver ends. (The signal comes when the *thread*
+        # that forked ends; the forkserver has only one.)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(EXIT_HOST_GONE)
@@ -152,12 +146,12 @@ def _store(order: dict[str, Any], meeting: int | None) -> Any:
     """Return torch's store, where ranks that do not share memory find each other."""
     if order["backend"] not in ("gloo", "nccl"):
         return None
-    torch_backend = importlib.import_module("workbench.comm.torch_backend")
-    if order["store_file"]:
-        return torch_backend.file_store(order["store_file"], order["size"], order["timeout_s"])
-    return torch_backend.tcp_store(
-        order["store_address"], order["size"], listen_fd=meeting, timeout_s=order["timeout_s"]
-    )
+    from workbench.comm.torch_backend import file_store, tcp_store
+
+    if "store_file" in order["meeting"]:
+        return file_store(order["meeting"]["store_file"], order["size"], order["timeout_s"])
+    address, port = order["meeting"]["store_address"]
+    return tcp_store(address, port, order["size"], listen_fd=meeting, timeout_s=order["timeout_s"])
 
 
 def _sentence(error: BaseException) -> str:
@@ -177,7 +171,7 @@ class _HostOutlet:
 
     def __init__(self, host: Channel, step_fd: int) -> None:
         self.host = host
-        self._page = mmap(step_fd, STEP.size)
+        self._step = attach(step_fd, (1,), "i8", writable=True)
         os.close(step_fd)
         self._told: list[str] = []
         self._lock = threading.Lock()
@@ -204,7 +198,7 @@ class _HostOutlet:
         self.host.send("keep", body, [descriptor])
 
     def progress(self, step: int) -> None:
-        STEP.pack_into(self._page, 0, step)
+        self._step[0] = step
 
     def commands(self) -> list[str]:
         with self._lock:

@@ -21,7 +21,8 @@ from distributed.comm import get_address_host
 from numpy.typing import NDArray
 
 from workbench import machine
-from workbench.cluster.host import host_id, visible_gpus
+from workbench.cluster.devices import visible_gpus
+from workbench.cluster.host import host_id
 from workbench.cluster.launcher import Launcher
 from workbench.cluster.meeting import Meeting, enter, open_meeting
 from workbench.cluster.seat import Seat

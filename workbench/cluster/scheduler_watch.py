@@ -12,12 +12,15 @@ from workbench.cluster.rank_host import TOPIC, plugin_name
 
 
 class SchedulerWatch(SchedulerPlugin):
-    """Tells the lab at once when a worker is gone, and ends the lab's ranks when its client is."""
+    """Tells the lab at once when a worker is gone, and ends the lab's ranks when its client is.
 
-    def __init__(self, lab_id: str, client_id: str) -> None:
+    ``client_id`` is Dask's name for that client; None if there is nothing to clean up after it.
+    """
+
+    def __init__(self, lab_id: str, client_id: str | None) -> None:
         self.lab_id = lab_id
         self.client_id = client_id
-        self.name = f"{plugin_name(lab_id)}-watch"
+        self.name = plugin_name(lab_id)
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Tell the lab that ``worker`` is gone."""

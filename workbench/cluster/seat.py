@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from workbench.cluster.channel import Channel, Frame
 from workbench.cluster.launcher import Launcher
-from workbench.cluster.rank import STEP
 from workbench.cluster.shared_array import allocate, attach, descriptor_of, shared
 
 LOG_BYTES = 16_384

@@ -9,17 +9,15 @@ from typing import Any
 
 from workbench.errors import RunError
 
-_KILLED = (
-    "was killed from outside with SIGKILL, by somebody or by the system when memory ran out"
-)
+_KILLED = "was killed from outside with SIGKILL, by somebody or by the system when memory ran out"
 
 
 @dataclass(frozen=True)
 class Failure:
     """What went wrong at one rank.
 
-    ``kind`` is "error" (the target raised), "died", "worker" (its worker is gone), "start" (it never
-    ran) or "comm" (it lost contact with other ranks), which is mostly an effect of another failure.
+    ``kind`` is "error" (the target raised), "died", "worker" (its worker is gone), "start" (it
+    never ran) or "comm" (it lost contact with others), mostly an effect of another failure.
     """
 
     rank: int
@@ -57,14 +55,14 @@ def failure_from(report: Mapping[str, Any], worker: str) -> Failure | None:
 
 
 def first_cause(failures: Iterable[Failure]) -> Failure:
-    """Return the failure to tell of: the first that needs no other to explain it, else the first."""
+    """Return the first failure that needs no other to explain it, else the first."""
     told = list(failures)
     return next((failure for failure in told if failure.is_cause), told[0])
 
 
 def run_error(run_id: str, cause: Failure, step: int | None) -> RunError:
     """Return the error for a run that ended by ``cause``; ``step`` is where the run was."""
-    step = cause.step if cause.step is not None else step
+    step = step if cause.step is None else cause.step
     at = "" if step is None else f" at step {step}"
     sentence = f"{_what_happened(cause, at)} Run {run_id} was ended and its other ranks stopped."
     return RunError(sentence, rank=cause.rank, step=step, details=cause.details)
@@ -79,7 +77,8 @@ def _what_happened(cause: Failure, at: str) -> str:
     if cause.kind == "start":
         return f"Rank {cause.rank} could not be started on worker {cause.worker}: {cause.text}"
     if cause.kind == "worker":
-        return f"Worker {cause.worker} is gone, and rank {cause.rank} with it{at}{cause.text}."
+        how = f" ({cause.text})" if cause.text else ""
+        return f"Worker {cause.worker} is gone, and rank {cause.rank} with it{at}{how}."
     if cause.exit_code is None:
         return f"{who} ended{at} because the forkserver, which starts the ranks there, was lost."
     if cause.exit_code == -signal.SIGKILL:

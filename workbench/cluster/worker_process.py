@@ -53,13 +53,13 @@ async def _serve(options: dict[str, Any]) -> None:
 
 
 def _follow_client(folder: Path) -> None:
-    while sys.stdin.buffer.raw.read(4096):  # type: ignore[attr-defined]
+    while sys.stdin.buffer.read(1):
         pass
     _leave(folder)
 
 
 def _leave(folder: Path) -> None:
-    """Exit at once, leaving nothing on the disk; ranks and their forkserver follow by themselves."""
+    """Exit at once, leaving nothing on the disk; the forkserver and its ranks follow."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()  # the lab's folder: the last worker to leave finds it empty

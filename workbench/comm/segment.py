@@ -23,9 +23,14 @@ BLOCK_WORDS = 32
 
 PID_WORD, CLOSED_WORD = 24, 25
 
-YIELD_S = 0.0001
-SPINS = 300
-"""Looks at the flags, about 20 microseconds, before the processor is offered to others."""
+LOOKS = 50
+"""Looks at the flags before the processor is given away, about 25 microseconds."""
+
+YIELD_S, SHORT_NAPS_S = 0.001, 0.02
+"""For so long into a wait the processor is offered to others; then left for short naps; then longer."""
+
+YIELDS_PER_NAP = 32
+"""One nap in so many offers, however short the waits: see :meth:`Segment.wait`."""
 
 PAGE = mmap.PAGESIZE
 
@@ -75,6 +80,7 @@ class Segment:
         self.bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         self.words = memoryview(mapped)[: 8 * words].cast("Q")
         self._signed_in = False
+        self._offers = 0
         self._alive = select.poll()
         self._peer_of_pidfd: dict[int, int] = {}
 
@@ -132,14 +138,17 @@ class Segment:
     def wait(self, missing: Callable[[], list[int]], timeout_s: float) -> None:
         """Return when ``missing()`` names no peer; raise :class:`Late` if it names one for too long.
 
-        The processor is first kept, then offered to others between looks, then left for longer
-        and longer, because there may be more ranks than cores.
+        The processor is first kept for a moment, then offered to others between looks, then left in
+        naps, because there may be more ranks than cores. Some early naps let the kernel part two
+        ranks that wait for each other on one core: it moves those that wake up, and never looks
+        at those that yield. (Do not shorten naps by PR_SET_TIMERSLACK: Linux 6.12 and later let a
+        task that sleeps for a few microseconds keep its core, and others wait for the next tick.)
         """
-        for _ in range(SPINS // self.size):
+        for _ in range(LOOKS):
             if not missing():
                 return
-        start = now = monotonic()
-        look_again = start + 0.02
+        start = monotonic()
+        look_again = start + SHORT_NAPS_S
         while late := missing():
             now = monotonic()
             if now > look_again:
@@ -150,12 +159,13 @@ class Segment:
                     raise Late(reasons[0])
             if now > start + timeout_s:
                 raise Late(self._not_come(late, timeout_s))
-            if now < start + YIELD_S:
-                # A poll lets the other threads of this process run; sched_yield alone does not.
+            self._offers += 1
+            if now < start + YIELD_S and self._offers % YIELDS_PER_NAP:
+                # The poll lets the other threads of this process run; sched_yield alone does not.
                 self._alive.poll(0)
                 os.sched_yield()
             else:
-                sleep(0.00005 if now < start + 0.02 else 0.0005)
+                sleep(0.000001 if now < start + SHORT_NAPS_S else 0.0005)
 
     def _not_come(self, late: list[int], timeout_s: float) -> str:
         who = [f"rank {peer} (pid {self.pid(peer)})" if self.pid(peer) else f"rank {peer}"

@@ -3,7 +3,7 @@
 from workbench.datasets.cifar import cifar10
 from workbench.datasets.dataset import Dataset
 from workbench.datasets.digits import digits
-from workbench.datasets.mnist import mnist
+from workbench.datasets.idx import mnist
 from workbench.datasets.photos import photos
 from workbench.datasets.text import text
 

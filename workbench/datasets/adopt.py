@@ -69,7 +69,9 @@ def cast(array: da.Array, dtype: str) -> da.Array:
 
 
 def _native(block: np.ndarray, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(block, dtype=dtype)
+    native = np.ascontiguousarray(block, dtype=dtype)
+    # numpy lets a dim of one item keep a negative stride, which torch does not take.
+    return native.copy() if min(native.strides, default=0) < 0 else native
 
 
 def _is_tensor(data: Any) -> bool:

@@ -42,7 +42,7 @@ def cifar10(folder: str | Path | None = None, download: bool = False) -> Dataset
             raise PlanError(
                 "CIFAR-10 needs folder=... with its six binary files, or download=True."
             )
-        folder = fetch(URL, SHA256, unpack=True)
+        folder = fetch(URL, SHA256, unpack="cifar-10")
     where = Path(folder) / FOLDER if (Path(folder) / FOLDER).is_dir() else Path(folder)
     train, test = _records(where, TRAIN), _records(where, TEST)
     samples, held_out = _count(train), _count(test)

@@ -7,10 +7,11 @@ from pathlib import Path
 from workbench.errors import PlanError
 
 
-def fetch(url: str, sha256: str, *, unpack: bool = False) -> Path:
+def fetch(url: str, sha256: str, *, unpack: str | None = None) -> Path:
     """Return the file at ``url`` as it lies in the user's cache, downloaded if it is not there yet.
 
-    With ``unpack`` the file is a tar archive, and the folder it is unpacked into is returned.
+    If the file is a tar archive, ``unpack`` names the folder beside it that it is unpacked into;
+    that folder is returned.
 
     Raises
     ------
@@ -19,18 +20,18 @@ def fetch(url: str, sha256: str, *, unpack: bool = False) -> Path:
     """
     import pooch  # type: ignore[import-untyped]
 
-    folder = pooch.os_cache("dask-workbench")
+    folder = Path(pooch.os_cache("dask-workbench"))
     try:
-        found = pooch.retrieve(
+        file = pooch.retrieve(
             url,
             known_hash=f"sha256:{sha256}",
             fname=url.rsplit("/", 1)[-1],
             path=folder,
-            processor=pooch.Untar() if unpack else None,
+            processor=pooch.Untar(extract_dir=unpack) if unpack else None,
         )
     except Exception as error:
         raise PlanError(
             f"{url} could not be downloaded ({error}); download it by hand and give its folder, "
             f"as in folder='data'."
         ) from error
-    return Path(found[0]).parent if unpack else Path(found)
+    return folder / unpack if unpack else Path(file)

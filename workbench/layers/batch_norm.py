@@ -17,8 +17,8 @@ class SynchronizedBatchNorm(nn.Module):
 
     Ranks exchange (mean, variance, count) per channel, ``2 C + 1`` numbers, and merge them pairwise
     as Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
-    variances", 1979) do, which loses no digits where a difference of sums of squares would. Backward
-    adds up ``2 C`` numbers. Parameters and buffers are those of the layer it stands for.
+    variances", 1979) do, which loses no digits where a difference of sums of squares would.
+    Backward adds up ``2 C`` numbers. Parameters and buffers are those of the layer it stands for.
     """
 
     def __init__(self, norm: _BatchNorm, comm: Comm, share: Share, name: str) -> None:
@@ -48,7 +48,7 @@ class SynchronizedBatchNorm(nn.Module):
         return result
 
     def _whole_batch(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Return mean and (biased) variance per channel, shape (C,), and how many numbers they are over."""
+        """Return mean and biased variance per channel, shape (C,), and over how many numbers."""
         channels = x.shape[1]
         with torch.no_grad():
             counted = float(x.numel() // channels) if self.share.rows else 0.0
@@ -137,8 +137,8 @@ class _Normalize(torch.autograd.Function):
 def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance per channel, shape (C,), by the corrected two-pass algorithm.
 
-    (Chan, Golub and LeVeque, 1983, eq. 1.7.) In torch's batch-norm kernels, since ``torch.var_mean``
-    over these dims takes twelve times as long on a CPU.
+    (Chan, Golub and LeVeque, 1983, eq. 1.7.) In torch's batch-norm kernels, since
+    ``torch.var_mean`` over these dims takes twelve times as long on a CPU.
     """
     count = x.numel() // x.shape[1]
     mean = x.sum([d for d in range(x.dim()) if d != 1]) / count
@@ -153,7 +153,8 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """Return per channel the sums of ``grad * (x - mean) / sqrt(variance + eps)`` and of ``grad``.
 
-    They are what the backward pass of an inference-mode BatchNorm computes, in one pass over the data.
+    They are what the backward pass of an inference-mode BatchNorm computes, in one pass over the
+    data.
     """
     _, of_products, of_grad = torch.ops.aten.native_batch_norm_backward(
         grad, x, torch.ones_like(mean), mean, variance, None, None, False, eps, [False, True, True]

@@ -34,7 +34,7 @@ class ShareDropout(nn.Module):
         self.drawn_in = (-1, -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` (samples in dim 0) with dropped entries, or channels, zeroed and the rest scaled."""
+        """Return ``x``, samples in dim 0, with entries or channels zeroed and the rest scaled."""
         if not self.training or self.p == 0.0:
             return x
         kept_shape = x.shape[:2] + (1,) * (x.dim() - 2) if self.channelwise else x.shape

@@ -11,7 +11,7 @@ from workbench.comm.comm import Comm
 
 
 class GradientBuckets:
-    """Collects each parameter's gradient in a bucket of shared memory and adds it up over the ranks.
+    """Collects gradients in buckets of shared memory and adds them up over the ranks.
 
     The gradient leaves ``parameter.grad`` as soon as backward has made it, while it is still in the
     processor's cache, and lies where every rank can read it: the all_reduce moves nothing twice.

@@ -128,7 +128,7 @@ def _batch_statistics(plan: Plan) -> list[Collective]:
 
 
 def _loss_weight(plan: Plan) -> list[Collective]:
-    """A loss that is a weighted mean (class weights, ignored targets) is over the whole batch's weight."""
+    """Return what a weighted mean (class weights, ignored targets) needs of the whole batch."""
     if plan.option("loss", "mean") != "weighted":
         return []
     return [Collective("weight of the targets", "all_reduce", AXIS, 1, 8, "forward")]
@@ -152,7 +152,10 @@ STRATEGY = Strategy(
     axis=AXIS,
     family="data parallel",
     title="Data parallel (each rank a share of the batch)",
-    summary="Every rank holds all weights and a share of each batch; gradients are added up once per step.",
+    summary=(
+        "Every rank holds all weights and a share of each batch; gradients are added "
+        "up once per step."
+    ),
     cut=cut,
     options={"batch_norm": ("synchronized", "local")},
 )

@@ -42,7 +42,8 @@ def _degree(text: str, axis: str, degree: str) -> int:
         )
     if not degree.isascii() or not degree.isdigit() or int(degree) < 1:
         raise PlanError(
-            f"Strategy {text!r} asks for degree {degree} on {axis!r}; a degree is a whole number of "
+            f"Strategy {text!r} asks for degree {degree} on {axis!r}; a degree is a whole "
+            f"number of "
             f"ranks, 1 or more. The nearest is {axis}={_nearest(degree)}."
         )
     return int(degree)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workbench.catalogue import CATALOGUE
-from workbench.cluster.lab import Lab, current_lab, start
+from workbench.cluster.lab import Lab, current_lab
+from workbench.cluster.starting import start
 from workbench.compare import compare
 from workbench.errors import PlanError, RunError
 from workbench.planning import plan
+from workbench.run import ENDED
 from workbench.ui.form import OWN, Request, check
 from workbench.workload import Workload, workload
 
@@ -68,7 +70,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.status in ("done", "stopped", "failed")
+        return self.status in ENDED
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class Driver:
             comparison.stop()
 
     def _open_lab(self, job: Job) -> Lab:
-        """Return the cluster to use, and start one where there is none, or too small a one of ours."""
+        """Return the cluster to use; start one where there is none, or ours is too small."""
         workers = job.request.workers
         if self._given is not None:
             return self._given

@@ -8,27 +8,24 @@ of equal length (lists travel to the browser in fewer messages than NumPy arrays
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bokeh.core.properties import value
-from bokeh.models import (
-    BasicTicker,
-    ColumnDataSource,
-    DataRange1d,
-    FactorRange,
-    HoverTool,
-    Label,
-    Legend,
-    LegendItem,
-)
-from bokeh.plotting import figure
+from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, FactorRange, HoverTool
+from bokeh.models.annotations import Legend, LegendItem
 
 from workbench.ui import look, texts
+from workbench.ui.chart import (
+    Chart,
+    Columns,
+    add_empty_text,
+    add_legend,
+    blank_figure,
+    place_legend,
+)
 from workbench.ui.texts import Row
-
-Columns = dict[str, list[Any]]
 
 MAX_POINTS = 150
 """Points drawn of one loss curve; more would not be seen, and all are sent again on each change."""
@@ -44,34 +41,9 @@ class Curve:
     loss: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One figure with its data and what it says while there is none."""
-
-    name: str
-    figure: figure
-    source: ColumnDataSource
-    empty: Label
-
-    def draw(self, columns: Columns) -> bool:
-        """Show new data; return whether anything had to be sent to the browser."""
-        if columns == self.source.data:
-            return False
-        if isinstance(self.figure.y_range, FactorRange):
-            # Upwards is the direction of the axis, downwards that of reading.
-            factors = list(reversed(columns["label"]))
-            if factors != self.figure.y_range.factors:
-                self.figure.y_range.factors = factors
-        self.source.data = columns
-        empty = not next(iter(columns.values()))
-        if self.empty.visible != empty:
-            self.empty.visible = empty
-        return True
-
-
 def speedup_chart() -> Chart:
     """Return the figure of speedup against cores, with the ideal line and the baselines."""
-    fig = _figure(
+    fig = blank_figure(
         title="Speedup, measured (higher is better)",
         x_axis_label="cores used (ranks × threads per rank)",
         y_axis_label="times as fast as 1 process × 1 thread",
@@ -108,8 +80,10 @@ def speedup_chart() -> Chart:
             ],
         )
     )
-    _legend(fig, {"ideal: n cores, n times as fast": ideal, "1 process × all threads": alternative})
-    return Chart("speedup", fig, source, _empty(fig, "speedup"))
+    add_legend(
+        fig, {"ideal: n cores, n times as fast": ideal, "1 process × all threads": alternative}
+    )
+    return Chart("speedup", fig, source, add_empty_text(fig, "speedup"))
 
 
 def speedup_columns(rows: Sequence[Row]) -> Columns:
@@ -145,7 +119,7 @@ def speedup_columns(rows: Sequence[Row]) -> Columns:
 
 def loss_chart() -> Chart:
     """Return the figure of training loss against time, one line per run."""
-    fig = _figure(
+    fig = blank_figure(
         title="Loss, measured (lower is better)",
         x_axis_label="training time (s)",
         y_axis_label="loss on the training batch",
@@ -167,13 +141,14 @@ def loss_chart() -> Chart:
             tooltips=[("", "@label"), ("after", "@end_s{0.00} s"), ("loss", "@end_loss{0.000}")],
         )
     )
-    legend = Legend(items=[LegendItem(label={"field": "label"}, renderers=[ends, lines])])
-    _place(fig, legend)
-    return Chart("loss", fig, source, _empty(fig, "loss"))
+    drawn: list[Any] = [ends, lines]
+    by_label = LegendItem(label={"field": "label"}, renderers=drawn)
+    place_legend(fig, Legend(items=[by_label]))
+    return Chart("loss", fig, source, add_empty_text(fig, "loss"))
 
 
 def loss_columns(curves: Sequence[Curve]) -> Columns:
-    """Return the columns of the loss figure: one line each, thinned to ``MAX_POINTS``, and its end."""
+    """Return the columns of the loss figure: each line, thinned to ``MAX_POINTS``, and its end."""
     drawn = [curve for curve in curves if len(curve.time_s)]
     return {
         "time_s": [_thin(curve.time_s) for curve in drawn],
@@ -207,7 +182,7 @@ def curves_of(comparison: Any) -> list[Curve]:
 
 def share_chart() -> Chart:
     """Return the stacked bars of where the time of one step goes, one bar per row."""
-    fig = _figure(
+    fig = blank_figure(
         title="Time per step, measured (shorter is better)",
         x_axis_label="ms per step, median",
         y_axis_label=None,
@@ -229,7 +204,7 @@ def share_chart() -> Chart:
     )  # fmt: skip
     fig.add_tools(
         HoverTool(
-            renderers=bars,
+            renderers=list(bars),
             tooltips=[
                 ("", "@label"),
                 *((span.kind, f"@{span.kind}{{0.00}} ms") for span in look.SPANS),
@@ -237,8 +212,8 @@ def share_chart() -> Chart:
         )
     )
     fig.ygrid.grid_line_color = None
-    _legend(fig, {span.kind: bar for span, bar in zip(look.SPANS, bars, strict=True)})
-    return Chart("share", fig, source, _empty(fig, "share"))
+    add_legend(fig, {span.kind: bar for span, bar in zip(look.SPANS, bars, strict=True)})
+    return Chart("share", fig, source, add_empty_text(fig, "share"))
 
 
 def share_columns(rows: Sequence[Row]) -> Columns:
@@ -257,63 +232,6 @@ def share_columns(rows: Sequence[Row]) -> Columns:
         columns["total"].append(total)
         columns["text"].append(texts.milliseconds(row["step_s"]))
     return columns
-
-
-def _figure(**options: Any) -> figure:
-    fig = figure(
-        sizing_mode="stretch_width",
-        tools="",
-        toolbar_location=None,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_alpha=0,
-        min_width=280,
-        **options,
-    )
-    fig.title.text_color = look.INK
-    fig.title.text_font = look.FONT
-    fig.title.text_font_size = look.TITLE_SIZE
-    fig.axis.axis_label_text_font = look.FONT
-    fig.axis.axis_label_text_font_size = look.TEXT_SIZE
-    fig.axis.axis_label_text_font_style = "normal"
-    fig.axis.axis_label_text_color = look.INK
-    fig.axis.major_label_text_font = look.FONT
-    fig.axis.major_label_text_font_size = look.TEXT_SIZE
-    fig.axis.major_label_text_color = look.INK
-    fig.axis.axis_line_color = look.INK
-    fig.axis.major_tick_line_color = look.INK
-    fig.axis.minor_tick_line_color = None
-    fig.grid.grid_line_color = look.INK
-    fig.grid.grid_line_alpha = 0.25
-    return fig
-
-
-def _legend(fig: figure, items: Mapping[str, Any]) -> None:
-    _place(fig, Legend(items=[(label, [renderer]) for label, renderer in items.items()]))
-
-
-def _place(fig: figure, legend: Legend) -> None:
-    """Put the legend above the figure, where it hides no data."""
-    legend.orientation = "horizontal"
-    legend.ncols = "auto"
-    legend.label_text_font = look.FONT
-    legend.label_text_font_size = look.TEXT_SIZE
-    legend.label_text_color = look.INK
-    legend.background_fill_alpha = 0
-    legend.border_line_alpha = 0
-    legend.padding = legend.margin = 2
-    legend.glyph_width = 26
-    legend.spacing = 14
-    fig.add_layout(legend, "above")
-
-
-def _empty(fig: figure, name: str) -> Label:
-    label = Label(
-        x=12, y=50, x_units="screen", y_units="screen", text=texts.EMPTY[name],
-        text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_color=look.INK,
-    )  # fmt: skip
-    fig.add_layout(label)
-    return label
 
 
 def _thin(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the panel's controls ask for, what is wrong with it at first sight, and the same as Python."""
+"""What the panel's controls ask for, what is plainly wrong with it, and the same as Python."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from bokeh.models import LayoutDOM
 from jupyter_bokeh.widgets import BokehModel
 
 
-class LiveFigure(BokehModel):  # type: ignore[misc]
+class LiveFigure(BokehModel):
     """A figure whose traffic with the browser goes through one lock.
 
     The thread that draws sends patches in several messages, which must not mix; events of the
@@ -19,6 +19,11 @@ class LiveFigure(BokehModel):  # type: ignore[misc]
     def __init__(self, model: LayoutDOM, lock: threading.RLock, **options: Any) -> None:
         self._lock = lock
         super().__init__(model, **options)
+
+    def close(self) -> None:
+        """Take the figure off the page; unlike the parent's, this may be called twice."""
+        if self.comm is not None:
+            super().close()
 
     def _document_patched(self, event: Any) -> None:
         with self._lock:

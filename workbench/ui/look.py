@@ -39,7 +39,7 @@ OF_AXIS = {
     "spatial": Style("#CC79A7", "diamond", "solid"),
     "channel": Style("#CC79A7", "star", "dashed"),
 }
-"""Replicas are blue, cuts of the model green, cuts of an operator purple, products of axes orange."""
+"""Replicas are blue, cuts of the model green, of an operator purple, products of axes orange."""
 
 
 @dataclass(frozen=True)

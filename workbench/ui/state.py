@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench import machine
+from workbench.run import ENDED
 from workbench.ui import figures, texts
 from workbench.ui.driver import Driver, Job
+from workbench.ui.form import Request
 from workbench.ui.texts import Row
 
 KEPT_RUNS = 20
@@ -39,17 +41,17 @@ class State:
         The rows of this run.
     """
 
-    job: int
-    status: str
     message: str
     place: str
-    done: float
-    problems: Mapping[str, str]
-    details: str
-    rows: tuple[Row, ...]
-    points: tuple[Row, ...]
-    bars: tuple[Row, ...]
-    curves: tuple[figures.Curve, ...]
+    job: int = 0
+    status: str = "idle"
+    done: float = 0.0
+    problems: Mapping[str, str] = field(default_factory=dict)
+    details: str = ""
+    rows: tuple[Row, ...] = ()
+    points: tuple[Row, ...] = ()
+    bars: tuple[Row, ...] = ()
+    curves: tuple[figures.Curve, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -73,15 +75,18 @@ class Watcher:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._ended: dict[int, tuple[Job, list[Row]]] = {}
+        self._cores = texts.count(machine.cores(), "core")
+        self._ended: dict[int, tuple[Request, list[Row]]] = {}
+        self._last = State(message="Ready.", place=f"This machine: {self._cores}")
 
     def look(self) -> State:
-        """Return the state of this moment."""
+        """Return the state of this moment; the same object once nothing more can change."""
         job = self._driver.job
-        if job is None:
-            return State(
-                0, "idle", "Ready.", self._place([]), 0.0, {}, "", (), (), (), ()
-            )  # fmt: skip
+        if job is not None and job.number not in self._ended:
+            self._last = self._gather(job)
+        return self._last
+
+    def _gather(self, job: Job) -> State:
         status = job.status  # before the rows: a run that has ended has all its rows
         comparison = job.comparison
         rows: list[Row] = []
@@ -91,17 +96,15 @@ class Watcher:
         if comparison is not None and comparison.error is not None:
             problems["run"] = str(comparison.error)
             details = str(getattr(comparison.error, "details", ""))
-        if job.ended:
-            self._ended[job.number] = (job, rows)
-            for old in list(self._ended)[:-KEPT_RUNS]:
-                del self._ended[old]
+        shown = {**self._ended, job.number: (job.request, rows)}
+        if status in ENDED:
+            self._ended = dict(list(shown.items())[-KEPT_RUNS:])
         message, done = _progress(job, status)
-        runs = {number: kept for number, (_, kept) in self._ended.items()} | {job.number: rows}
         alike = [
-            kept
-            for other, kept in (*self._ended.values(), (job, rows))
-            if (other.request.workload, other.request.batch)
-            == (job.request.workload, job.request.batch)
+            row
+            for request, kept in shown.values()
+            if (request.workload, request.batch) == (job.request.workload, job.request.batch)
+            for row in kept
         ]
         return State(
             job=job.number,
@@ -111,20 +114,19 @@ class Watcher:
             done=done,
             problems=problems,
             details=details,
-            rows=tuple(row for number in sorted(runs, reverse=True) for row in runs[number]),
+            rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
             # Of each strategy the newest measurement: older ones stay in the table.
-            points=tuple({texts.row_label(r): r for kept in alike for r in kept}.values()),
+            points=tuple({texts.row_label(row): row for row in alike}.values()),
             bars=tuple(rows),
             curves=() if comparison is None else tuple(figures.curves_of(comparison)),
         )
 
     def _place(self, rows: list[Row]) -> str:
         strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
-        where = "; ".join(texts.placement(r["ranks"], r["threads"], r["device"]) for r in strategies)
-        cores = texts.count(machine.cores(), "core")
-        if where:
-            return f"Measured on {where}; this machine: {cores}"
-        return f"This machine: {cores}"
+        where = "; ".join(
+            texts.placement(r["ranks"], r["threads"], r["device"]) for r in strategies
+        )
+        return f"Measured on {where}, of {self._cores}" if where else f"This machine: {self._cores}"
 
 
 def _progress(job: Job, status: str) -> tuple[str, float]:

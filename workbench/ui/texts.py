@@ -44,7 +44,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Return a rough time that stays: ``"about 12 s left"``; it is never more exact than it is true."""
+    """Return a rough time that stays: ``"about 12 s left"``, no more exact than it is."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s left"
     if seconds < 90 * 60:
@@ -125,7 +125,7 @@ def _differences(rows: Sequence[Row]) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """Return one sentence for each strategy: how much faster, against which baseline, and why not."""
+    """Return a sentence for each strategy: how much faster than which baseline, or why not."""
     return [_verdict(row) for row in rows if not is_baseline(row)]
 
 

@@ -149,6 +149,8 @@ def _read(path: str, start: int, stop: int) -> bytes:
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            found = file.read(stop - start)
+            file.read(1)  # behind the last chunk this checks the sum of a whole .gz file
+            return found
     except (EOFError, OSError, zlib.error) as error:
         raise PlanError(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,45 @@
+"""A lab for all tests that need ranks, and the check that nothing of any test is left."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from leftovers import descendants, rank_processes, until
+
+from workbench.cluster.lab import Lab
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """No process that the tests have started outlives them."""
+    before = set(descendants())
+    yield
+    left = until(lambda: not (set(descendants()) - before), seconds=10)
+    assert left, [p.cmdline() for p in set(descendants()) - before if p.is_running()]
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two workers of our own, one torch thread per rank; the same for all tests that ask."""
+    from workbench.cluster.starting import start
+
+    with start(workers=2, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def no_rank_is_left() -> Iterator[None]:
+    """No rank that the test has started outlives it."""
+    before = set(rank_processes())
+    yield
+    assert until(lambda: not (set(rank_processes()) - before)), "ranks are left"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show every thread's stack when a test runs into its limit."""
+    faulthandler.enable(sys.__stderr__)
+    assert psutil.LINUX

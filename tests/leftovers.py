@@ -1,0 +1,64 @@
+"""Which processes there are, for tests that check that none is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
+
+
+def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    """Wait until ``condition`` holds and return whether it does."""
+    deadline = time.monotonic() + seconds
+    while not (holds := bool(condition())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds
+
+
+def descendants() -> list[psutil.Process]:
+    """Return the processes that this one has started, directly or not, the dead ones left out."""
+    return [p for p in psutil.Process().children(recursive=True) if alive(p)]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except GONE:
+        return False
+
+
+def forkservers() -> list[psutil.Process]:
+    """Return our forkservers."""
+    return [p for p in descendants() if _is_of_forkserver(p) and not _is_rank(p)]
+
+
+def rank_processes() -> list[psutil.Process]:
+    """Return our ranks."""
+    return [p for p in descendants() if _is_rank(p)]
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return all processes on this machine whose environment has the variable ``mark``."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(*GONE):
+            if mark in process.environ() and alive(process):
+                found.append(process)
+    return found
+
+
+def _is_of_forkserver(process: psutil.Process) -> bool:
+    with suppress(*GONE):
+        return "workbench.cluster.forkserver" in process.cmdline()
+    return False
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    with suppress(*GONE):
+        parent = process.parent()
+        return _is_of_forkserver(process) and parent is not None and _is_of_forkserver(parent)
+    return False

@@ -1,0 +1,122 @@
+"""Comparisons: baselines, interleaving, the table, and the proof that can say no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_run import until, workload
+from torch import Tensor, nn
+
+import workbench as wb
+from workbench.cluster.lab import Lab
+from workbench.speedup import Entry, rows, seconds_left
+
+pytestmark = pytest.mark.timeout(90)
+KEYS = {
+    *("strategy", "ranks", "threads", "step_s", "step_s_min", "step_s_max", "speedup", "baseline"),
+    *("compute_share", "comm_share", "wait_share", "bytes_per_step"),
+    *("same_result", "max_difference", "predicted_step_s"),
+}
+
+
+def test_a_comparison_has_both_baselines_and_proves_the_result(lab: Lab, tmp_path: Path) -> None:
+    changes: list[str] = []
+    table = wb.compare(
+        workload(0.001),
+        ["serial", "data=2"],
+        steps=8,
+        repeats=2,
+        folder=tmp_path,
+        on_change=lambda c: changes.append(c.progress.text),
+    )
+    lines = [(row["strategy"], row["ranks"], row["threads"]) for row in table.rows]
+    assert lines == [("serial", 1, 1), ("serial", 1, 2), ("data=2", 2, 1)]
+    assert set(table.rows[0]) >= KEYS
+    serial, _, data = table.rows
+    assert serial["speedup"] == 1.0
+    assert serial["baseline"] == data["baseline"] == "1 process × 1 thread"
+    assert data["same_result"] is True
+    assert data["max_difference"] <= 1e-10
+    assert data["bytes_per_step"] == wb.plan(workload(), "data=2").bytes_per_step
+    shares = sum(data[f"{kind}_share"] for kind in ("compute", "comm", "wait", "optimizer", "load"))
+    assert shares == pytest.approx(1.0)
+    assert all(row["complete"] and row["repeats"] == 2 for row in table.rows)
+    assert table.status == "done"
+    progress = table.progress
+    assert progress.done_steps == progress.total_steps
+    order = [(run.plan.strategy, run.threads) for run in table.runs]
+    assert order == [("serial", 1), ("serial", 2), ("data=2", 1)] * 2  # interleaved
+    assert any("float64" in text for text in changes)
+    assert list(table.to_pandas()["strategy"]) == ["serial", "serial", "data=2"]
+    json.dumps(table.to_json())
+
+
+class Cheats(nn.Module):
+    """Depends on how many samples a rank sees: no strategy can make that the serial result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - x.mean(0))
+
+
+def test_a_result_that_differs_is_called_different(lab: Lab, tmp_path: Path) -> None:
+    table = wb.compare(workload(model=Cheats()), ["data=2"], steps=7, repeats=1, folder=tmp_path)
+    data = table.rows[-1]
+    assert data["same_result"] is False
+    assert data["max_difference"] > 1e-4
+
+
+def test_a_comparison_in_the_background_stops_at_once(lab: Lab, tmp_path: Path) -> None:
+    table = wb.compare(
+        workload(0.01), ["data=2"], steps=1000, repeats=3, folder=tmp_path, wait=False
+    )
+    until(lambda: len(table.rows) >= 1)
+    assert table.progress.eta_s is not None
+    table.stop()
+    table.wait(5)
+    assert table.status == "stopped"
+    assert table.rows[0]["strategy"] == "serial"
+
+
+def test_all_strategies_are_checked_before_any_is_run(lab: Lab, tmp_path: Path) -> None:
+    for strategies, says in ((["data=2", "data=3"], "3 workers"), (["dada=2"], "not a strategy")):
+        with pytest.raises(wb.PlanError, match=says):
+            wb.compare(workload(), strategies, folder=tmp_path)
+    with pytest.raises(wb.PlanError, match="repeats=0"):
+        wb.compare(workload(), ["data=2"], repeats=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def timed(*step_s: float, accuracy: float | None = None) -> Any:
+    names = ("compute_s", "comm_s", "wait_s", "optimizer_s", "load_s")
+    history = [{"step_s": s, **dict.fromkeys(names, s / 5)} for s in step_s]
+    median = sorted(step_s)[len(step_s) // 2]
+    return SimpleNamespace(
+        step_s=median, step=len(step_s), history=history, accuracy=accuracy, warm_up_steps=0
+    )
+
+
+def test_speedups_are_ratios_within_a_repeat() -> None:
+    """A machine that slows down by half between the repeats changes no speedup."""
+    serial = Entry("serial", 1, 1, "cpu", 0, [timed(1.0, 1.0, 1.0), timed(2.0, 2.0, 2.0)])
+    whole = Entry("serial", 1, 2, "cpu", 0, [timed(0.5, 0.5, 0.5), timed(1.0, 1.0, 1.0)])
+    data = Entry("data=2", 2, 1, "cpu", 8, [timed(0.4, 0.4, 0.4), timed(0.8, 0.8, 0.8)])
+    row = rows([serial, whole, data], whole)[2]
+    assert row["speedup"] == row["speedup_min"] == row["speedup_max"] == 2.5
+    assert row["speedup_all_threads"] == 1.25
+    assert (row["step_s_min"], row["step_s"], row["step_s_max"]) == pytest.approx((0.4, 0.6, 0.8))
+    assert row["compute_share"] == pytest.approx(0.2)
+
+
+def test_a_line_shows_when_it_has_enough_steps() -> None:
+    serial = Entry("serial", 1, 1, "cpu", 0, [timed(1.0, 1.0)])
+    assert rows([serial], serial) == []
+    assert seconds_left([serial], 10, 2) == pytest.approx(18.0 + 0.4)
+    assert seconds_left([Entry("serial", 1, 1, "cpu", 0)], 10, 2) is None

@@ -1,0 +1,43 @@
+"""Numbers that a user asks for, each refused in a sentence if nothing can be done with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workbench.errors import PlanError
+
+MOST_THREADS = 1024
+
+
+def check_steps(steps: Any) -> int:
+    """Return ``steps``, or raise PlanError if it is no number of steps."""
+    return _whole("steps", steps, "a whole number of updates, 1 or more")
+
+
+def check_repeats(repeats: Any) -> int:
+    """Return ``repeats``, or raise PlanError if it is no number of repeats."""
+    return _whole("repeats", repeats, "a whole number, 1 or more; 3 show a spread")
+
+
+def check_threads(threads: Any) -> int:
+    """Return ``threads``, or raise PlanError if it is no number of torch threads per rank."""
+    what = f"a whole number of torch threads per rank, from 1 to {MOST_THREADS}"
+    return _whole("threads", threads, what, MOST_THREADS)
+
+
+def check_accumulate(accumulate: Any, batch_size: int) -> int:
+    """Return ``accumulate``, or raise PlanError if a batch has not so many micro-batches."""
+    _whole("accumulate", accumulate, "a whole number of micro-batches, 1 or more")
+    if accumulate > batch_size:
+        raise PlanError(
+            f"accumulate={accumulate} cuts a batch of {batch_size} into more micro-batches than it "
+            f"has samples; use {batch_size} or fewer."
+        )
+    return int(accumulate)
+
+
+def _whole(name: str, value: Any, what: str, most: int | None = None) -> int:
+    fits = not isinstance(value, bool) and isinstance(value, int) and value >= 1
+    if not fits or (most is not None and value > most):
+        raise PlanError(f"{name}={value!r} must be {what}.")
+    return int(value)

@@ -1,0 +1,158 @@
+"""``workbench compare``: several strategies against the serial run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import RenderableType
+from rich.text import Text
+
+from workbench import machine
+from workbench.cli import options
+from workbench.cli.finding import finding
+from workbench.cli.follow import Progressed, follow
+from workbench.cli.tables import comparison_tables
+from workbench.cli.terminal import Terminal, figures_command, finite
+from workbench.errors import PlanError
+
+if TYPE_CHECKING:
+    from workbench.compare import Comparison
+    from workbench.workload import Workload
+
+SAVED = "comparison.json"
+"""The file of a comparison in the folder of its runs."""
+
+
+@click.command(short_help="Time strategies against the serial run.")
+@click.argument("workload")
+@click.argument("strategies", nargs=-1, required=True, metavar="STRATEGY...")
+@options.steps
+@options.repeats
+@options.workers
+@options.threads
+@options.device
+@options.batch
+@options.seed
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the runs and for comparison.json, which `workbench report` reads.",
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write an HTML report to this file, too."
+)
+@figures_command
+def compare(
+    workload: str,
+    strategies: tuple[str, ...],
+    *,
+    terminal: Terminal,
+    steps: int | None,
+    repeats: int,
+    workers: int | None,
+    threads: int | None,
+    device: str,
+    batch: int | None,
+    seed: int | None,
+    out: Path | None,
+    report: Path | None,
+) -> None:
+    """Time each STRATEGY, such as data=2, against the serial run, and prove its result.
+
+    WORKLOAD is a name of the catalogue: digits-cnn, digits-mlp, photo-denoise, stdlib-gpt.
+    """
+    from workbench.workload import workload as catalogued
+
+    work = catalogued(workload, **options.workload_changes(batch, seed))
+    if report is not None:
+        options.report_path(report)
+    comparison = measure(
+        work,
+        strategies,
+        terminal,
+        steps=steps or work.steps,
+        repeats=repeats,
+        workers=workers,
+        threads=threads,
+        device=device,
+        folder=out,
+    )
+    document = comparison_document(comparison)
+    if out is not None:
+        (out / SAVED).write_text(json.dumps(finite(document), indent=1), encoding="utf-8")
+    if report is not None:
+        from workbench.ui.report import write_report
+
+        document["report"] = str(write_report(comparison, report))
+    terminal.figures(document, *comparison_figures(comparison))
+    if report is not None:
+        terminal.say("", Text(f"Report: {report}"))
+
+
+def measure(
+    work: Workload,
+    strategies: tuple[str, ...],
+    terminal: Terminal,
+    *,
+    steps: int,
+    workers: int | None,
+    threads: int | None,
+    **asked: Any,
+) -> Comparison:
+    """Start a cluster that is large enough, compare on it, show the progress, and close it.
+
+    Raises
+    ------
+    PlanError
+        If a strategy cannot be done; nothing was started then.
+    RunError
+        If a run breaks.
+    """
+    from workbench.cluster.starting import start
+    from workbench.compare import compare as start_comparison
+    from workbench.planning import plan
+    from workbench.run import WARM_UP_STEPS
+    from workbench.speedup import FEWEST_STEPS
+
+    if steps < WARM_UP_STEPS + FEWEST_STEPS:
+        raise PlanError(
+            f"--steps {steps} is too few to time: the first {WARM_UP_STEPS} steps warm up and do "
+            f"not count; use {WARM_UP_STEPS + FEWEST_STEPS} or more."
+        )
+    largest = max((plan(work, strategy) for strategy in strategies), key=lambda p: p.ranks)
+    with start(
+        workers=options.enough_workers(workers, largest.ranks, largest.strategy), threads=threads
+    ) as lab:
+        if lab.dashboard_link:
+            terminal.say(Text(f"Dask dashboard: {lab.dashboard_link}", "dim"))
+        comparison = start_comparison(work, strategies, steps=steps, lab=lab, wait=False, **asked)
+
+        def progress() -> Progressed:
+            now = comparison.progress
+            return Progressed(now.done_steps, now.total_steps, now.eta_s, now.text)
+
+        def figures() -> RenderableType:
+            rows = comparison.rows
+            return comparison_tables(rows) if rows else Text("Nothing is measured yet.", "dim")
+
+        follow(comparison, terminal, progress, figures)
+    return comparison
+
+
+def comparison_document(comparison: Comparison) -> dict[str, Any]:
+    """Return what ``--json`` prints: machine, workload, rows, findings, and the runs' folders."""
+    return {
+        **comparison.to_json(),
+        "finding": finding(comparison.rows, machine.cores()),
+        "runs": [run.folder.name for run in comparison.runs],
+    }
+
+
+def comparison_figures(comparison: Comparison) -> list[RenderableType]:
+    """Return what a reader sees: the tables and the findings."""
+    rows = comparison.rows
+    sentences = [Text(sentence) for sentence in finding(rows, machine.cores())]
+    return [comparison_tables(rows), *([Text(), *sentences] if sentences else [])]

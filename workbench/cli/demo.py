@@ -1,0 +1,120 @@
+"""``workbench demo``: from nothing to a measured speedup, a proof and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from workbench import machine
+from workbench.cli import options
+from workbench.cli.compare import comparison_document, comparison_figures, measure
+from workbench.cli.terminal import Terminal, figures_command
+from workbench.ui.texts import binary_bytes, count
+
+if TYPE_CHECKING:
+    from workbench.workload import Workload
+
+MOST_WORKERS = 4
+"""Workers of a demonstration on a machine with many cores: it should show a gain, not a limit."""
+
+
+@click.command(short_help="See a measured speedup in a minute.")
+@click.option(
+    "--workload", default="digits-cnn", show_default=True, help="A workload of the catalogue."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Updates per run; the first 3 warm up.",
+)
+@options.repeats
+@click.option(
+    "--workers",
+    type=click.IntRange(min=2),
+    help=f"Workers, one rank on each. [default: the cores, at least 2, at most {MOST_WORKERS}]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Torch threads per rank.",
+)
+@options.device
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    default=Path("workbench-demo.html"),
+    show_default=True,
+    help="The file to write the HTML report to.",
+)
+@figures_command
+def demo(
+    *,
+    terminal: Terminal,
+    workload: str,
+    steps: int,
+    repeats: int,
+    workers: int | None,
+    threads: int,
+    device: str,
+    report: Path,
+) -> None:
+    """Train one workload serial and data parallel, and show speedup, proof and report."""
+    from workbench.workload import workload as catalogued
+
+    options.report_path(report)
+    workers = workers or min(max(2, machine.physical_cores()), MOST_WORKERS)
+    strategy = f"data={workers}"
+    work = catalogued(workload)
+    terminal.say(_found(work, workers, threads), "")
+    with TemporaryDirectory(prefix="workbench-demo-") as runs:
+        comparison = measure(
+            work,
+            ("serial", strategy),
+            terminal,
+            steps=steps,
+            repeats=repeats,
+            workers=workers,
+            threads=threads,
+            device=device,
+            folder=runs,
+        )
+        from workbench.ui.report import write_report
+
+        document = comparison_document(comparison)
+        document["report"] = str(write_report(comparison, report).absolute())
+    del document["runs"]  # their folders are gone
+    terminal.figures(document, *comparison_figures(comparison))
+    terminal.say("", Text.assemble("Report: ", (document["report"], "bold")))
+
+
+def _found(work: Workload, workers: int, threads: int) -> Table:
+    """Return what there is, before anything starts."""
+    gpus = machine.gpus()
+    parts = [
+        machine.cpu_model(),
+        count(machine.cores(), "core"),
+        f"{binary_bytes(machine.memory_bytes())} of memory",
+        ", ".join(f"{gpu.name} ({binary_bytes(gpu.memory_bytes)})" for gpu in gpus) or "no GPU",
+    ]
+    shape = "×".join(str(size) for size in work.sample_shape)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_row("machine", ", ".join(parts))
+    table.add_row(
+        "versions", ", ".join(f"{name} {v}" for name, v in machine.versions().items() if v)
+    )
+    table.add_row(
+        "workload",
+        f"{work.name}: {work.samples:,} samples of {shape}, {work.batch_size} to a step",
+    )
+    table.add_row("cluster", f"{workers} workers × {count(threads, 'thread')}, on this machine")
+    return table

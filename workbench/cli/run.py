@@ -1,0 +1,105 @@
+"""``workbench run``: one workload under one strategy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from workbench.cli import options
+from workbench.cli.figures import NOTHING, number
+from workbench.cli.follow import Progressed, follow
+from workbench.cli.terminal import Terminal, figures_command
+from workbench.ui.texts import binary_bytes, count
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+
+
+@click.command(short_help="Train a workload under one strategy.")
+@click.argument("workload")
+@click.option("--strategy", default="serial", show_default=True, help="serial, or data=2.")
+@options.steps
+@options.workers
+@options.threads
+@options.device
+@options.batch
+@options.seed
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder in which the run makes its own. [default: workbench-runs]",
+)
+@figures_command
+def run(
+    workload: str,
+    *,
+    terminal: Terminal,
+    strategy: str,
+    steps: int | None,
+    workers: int | None,
+    threads: int | None,
+    device: str,
+    batch: int | None,
+    seed: int | None,
+    out: Path | None,
+) -> None:
+    """Train WORKLOAD under one strategy and keep a record of every step.
+
+    WORKLOAD is a name of the catalogue: digits-cnn, digits-mlp, photo-denoise, stdlib-gpt.
+    """
+    from workbench.cluster.starting import start
+    from workbench.planning import plan
+    from workbench.run import run as start_run
+    from workbench.workload import workload as catalogued
+
+    work = catalogued(workload, **options.workload_changes(batch, seed))
+    ranks = plan(work, strategy).ranks
+    with start(workers=options.enough_workers(workers, ranks, strategy), threads=threads) as lab:
+        started = start_run(work, strategy, steps=steps, device=device, folder=out, lab=lab)
+        follow(started, terminal, lambda: _progress(started))
+    terminal.figures(run_document(started), run_table(started))
+
+
+def run_document(run: Run) -> dict[str, Any]:
+    """Return what ``--json`` prints: the summary, where the ranks were, and every step."""
+    return {
+        **run.summary(),
+        "folder": str(run.folder),
+        "placement": [asdict(rank) for rank in run.ranks],
+        "history": run.history,
+    }
+
+
+def run_table(run: Run) -> Table:
+    """Return the figures of an ended run, one a line."""
+    first, last = run.history[0], run.history[-1]
+    ranks = count(run.plan.ranks, "rank") + f" × {count(run.threads, 'thread')}"
+    facts = {
+        "run": f"{run.work.name}, {run.plan.strategy}: {ranks}, {run.device}, {run.backend}",
+        "time per step": NOTHING
+        if run.step_s is None
+        else f"{number(1e3 * run.step_s)} ms, median",
+        "throughput": NOTHING
+        if run.step_s is None
+        else f"{run.work.batch_size / run.step_s:,.0f} samples/s",
+        "loss": f"{first['loss']:.4g} at step 1, {last['loss']:.4g} at step {len(run.history)}",
+        "test accuracy": NOTHING if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
+        "sent by a rank": f"{binary_bytes(run.plan.bytes_per_step)} a step",
+        "record": str(run.folder),
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    return table
+
+
+def _progress(run: Run) -> Progressed:
+    history = run.history
+    loss = f", loss {history[-1]['loss']:.3g}" if history else ""
+    return Progressed(run.step, run.steps, run.eta_s, f"{run.label}{loss}")

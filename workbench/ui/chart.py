@@ -1,0 +1,102 @@
+"""What all figures have in common: an empty figure in the panel's look, its legend, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bokeh.models import ColumnDataSource, FactorRange
+from bokeh.models.annotations import Label, Legend, Title
+from bokeh.plotting import figure
+
+from workbench.ui import look, texts
+
+Columns = dict[str, list[Any]]
+"""The data of a figure: lists of equal length, by name."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure with its data and what it says while there is none."""
+
+    name: str
+    figure: figure
+    source: ColumnDataSource
+    empty: Label
+
+    def draw(self, columns: Columns) -> bool:
+        """Show new data; return whether anything had to be sent to the browser."""
+        if columns == self.source.data:
+            return False
+        if isinstance(self.figure.y_range, FactorRange):
+            # Upwards is the direction of the axis, downwards that of reading.
+            factors = list(reversed(columns["label"]))
+            if factors != self.figure.y_range.factors:
+                self.figure.y_range.factors = factors
+        self.source.data = columns
+        empty = not next(iter(columns.values()))
+        if self.empty.visible != empty:
+            self.empty.visible = empty
+        return True
+
+
+def blank_figure(**options: Any) -> figure:
+    """Return a figure without tools, as wide as its place, whose text is read from the back row."""
+    fig = figure(
+        sizing_mode="stretch_width",
+        tools="",
+        toolbar_location=None,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_alpha=0,
+        min_width=280,
+        **options,
+    )
+    assert isinstance(fig.title, Title)
+    fig.title.text_color = look.INK
+    fig.title.text_font = look.FONT
+    fig.title.text_font_size = look.TITLE_SIZE
+    fig.axis.axis_label_text_font = look.FONT
+    fig.axis.axis_label_text_font_size = look.TEXT_SIZE
+    fig.axis.axis_label_text_font_style = "normal"
+    fig.axis.axis_label_text_color = look.INK
+    fig.axis.major_label_text_font = look.FONT
+    fig.axis.major_label_text_font_size = look.TEXT_SIZE
+    fig.axis.major_label_text_color = look.INK
+    fig.axis.axis_line_color = look.INK
+    fig.axis.major_tick_line_color = look.INK
+    fig.axis.minor_tick_line_color = None
+    fig.grid.grid_line_color = look.INK
+    fig.grid.grid_line_alpha = 0.25
+    return fig
+
+
+def add_legend(fig: figure, items: Mapping[str, Any]) -> None:
+    """Name renderers in a legend."""
+    place_legend(fig, Legend(items=[(label, [renderer]) for label, renderer in items.items()]))
+
+
+def place_legend(fig: figure, legend: Legend) -> None:
+    """Put the legend above the figure, where it hides no data."""
+    legend.orientation = "horizontal"
+    legend.ncols = "auto"
+    legend.label_text_font = look.FONT
+    legend.label_text_font_size = look.TEXT_SIZE
+    legend.label_text_color = look.INK
+    legend.background_fill_alpha = 0
+    legend.border_line_alpha = 0
+    legend.update(padding=2, margin=2)
+    legend.glyph_width = 26
+    legend.spacing = 14
+    fig.add_layout(legend, "above")
+
+
+def add_empty_text(fig: figure, name: str) -> Label:
+    """Add what the figure says before it has data, and return it."""
+    label = Label(
+        x=12, y=50, x_units="screen", y_units="screen", text=texts.EMPTY[name],
+        text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_color=look.INK,
+    )  # fmt: skip
+    fig.add_layout(label)
+    return label

@@ -1,0 +1,54 @@
+"""The panel's style sheet. Colours are JupyterLab's own, so light and dark themes both fit."""
+
+from __future__ import annotations
+
+from workbench.ui import table
+
+STYLE = (
+    """
+.wb-panel { container-type: inline-size; padding: 4px 8px 12px; overflow: visible;
+  color: var(--jp-ui-font-color1, #222); font-size: 14px; line-height: 1.45;
+  --bk-axis-label-text-color: var(--jp-ui-font-color1, #767676);
+  --bk-major-label-text-color: var(--jp-ui-font-color1, #767676);
+  --bk-label-text-color: var(--jp-ui-font-color1, #767676);
+  --bk-text-color: var(--jp-ui-font-color1, #767676);
+  --jp-widgets-font-size: 14px; }
+.wb-panel .widget-html, .wb-panel .widget-html-content { height: auto; line-height: 1.45;
+  font-size: 14px; margin: 0; overflow: visible; min-width: 0; color: inherit; }
+.wb-panel .widget-vbox, .wb-panel .widget-box { overflow: visible; }
+.wb-head { flex-flow: row wrap; align-items: baseline; justify-content: space-between;
+  column-gap: 24px; }
+.wb-title { font-size: 20px; font-weight: 600; margin: 4px 0; }
+.wb-panel h3 { font-size: 16px; font-weight: 600; margin: 12px 0 4px; }
+.wb-fields { display: grid; gap: 4px 16px;
+  grid-template-columns: minmax(0, 3fr) minmax(0, 3fr) repeat(3, minmax(0, 2fr)); }
+.wb-field .widget-inline-hbox { flex-direction: column; align-items: stretch; height: auto;
+  width: auto; margin: 0; }
+.wb-field .widget-label { width: auto; max-width: none; text-align: left; font-weight: 600;
+  height: auto; overflow: visible; white-space: nowrap; }
+.wb-field .widget-dropdown > select, .wb-field .widget-text input { width: 100%; height: 32px;
+  font-size: 14px; margin: 0; }
+.wb-hint { opacity: 0.8; font-size: 13px; }
+.wb-problem { color: var(--jp-ui-font-color1, #222); font-weight: 600; padding: 4px 8px;
+  border-left: 4px solid #D55E00; background: rgba(213, 94, 0, 0.12); }
+.wb-buttons { flex-flow: row wrap; align-items: center; gap: 8px; margin-top: 8px; }
+.wb-buttons .jupyter-button { height: 36px; width: 110px; font-size: 15px; margin: 0; }
+.wb-buttons .widget-hprogress { flex: 1 1 160px; width: auto; height: 20px; margin: 0; }
+.wb-buttons .wb-message { flex: 2 1 320px; font-variant-numeric: tabular-nums; }
+.wb-badge { display: inline-block; font-weight: 600; padding: 3px 12px; margin: 6px 0 2px;
+  border: 2px solid #8C8C8C; border-radius: 6px; font-size: 15px; }
+.wb-badge-yes { border-color: #009E73; } .wb-badge-no { border-color: #D55E00; }
+.wb-panel p { margin: 2px 0; font-size: 15px; }
+.wb-charts { display: grid; gap: 8px 16px; margin-top: 8px;
+  grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.wb-chart { min-width: 0; } .wb-chart-share { grid-column: 1 / -1; }
+.wb-chart > div { width: 100%; }
+.wb-python { margin-top: 10px; } .wb-python pre, .wb-panel details pre { font-size: 13px;
+  user-select: all; padding: 8px; overflow-x: auto; margin: 4px 0;
+  background: var(--jp-layout-color2, #8882); color: inherit; }
+@container (max-width: 720px) {
+  .wb-fields, .wb-charts { grid-template-columns: minmax(0, 1fr); }
+}
+"""
+    + table.STYLE
+)
