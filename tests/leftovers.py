@@ -31,6 +31,13 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def lives(pid: int) -> bool:
+    """Return whether there is a process with this id that is not a zombie."""
+    with suppress(*GONE):
+        return alive(psutil.Process(pid))
+    return False
+
+
 def forkservers() -> list[psutil.Process]:
     """Return our forkservers."""
     return [p for p in descendants() if _is_of_forkserver(p) and not _is_rank(p)]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import rank_targets
 from gangs import LIMIT_S, Watched
-from leftovers import descendants, forkservers, marked, until
+from leftovers import descendants, forkservers, lives, marked, until
 
 from workbench.cluster.gang import GangEnd
 from workbench.cluster.lab import Lab
@@ -40,7 +40,7 @@ def broken(gang: Watched, end: GangEnd) -> RunError:
     assert end.error is not None
     assert end.results == ()
     assert gang.run_id in str(end.error)
-    assert not any(psutil.pid_exists(info.pid) for info in gang.ranks)
+    assert until(lambda: not any(lives(info.pid) for info in gang.ranks))
     return end.error
 
 

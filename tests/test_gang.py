@@ -11,7 +11,7 @@ import psutil
 import pytest
 import rank_targets
 from gangs import LIMIT_S, Watched
-from leftovers import alive, until
+from leftovers import alive, lives, until
 
 from workbench.cluster.lab import Lab
 from workbench.errors import PlanError, RunError
@@ -135,7 +135,7 @@ def test_kill_ends_ranks_in_every_phase(lab: Lab, target):
     end = gang.join(LIMIT_S)
     assert not end.ok
     assert str(end.error) == f"Stopped on request; run {gang.run_id} has ended."
-    assert not any(psutil.pid_exists(info.pid) for info in gang.ranks)
+    assert not any(lives(info.pid) for info in gang.ranks)
     gang.kill()
     assert gang.ends == [end]
     assert Watched(lab, rank_targets.greet).finish().ok

@@ -13,7 +13,7 @@ from typing import Any
 class CatalogueEntry:
     """A workload by name: ``title`` and ``description`` are for people.
 
-    ``arguments()`` gives the arguments of its :class:`workbench.workload.Workload`; no data is read.
+    ``arguments()`` gives those of its :class:`workbench.workload.Workload`; no data is read.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from workbench.errors import RunError
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
-from workbench.losses import loss_weight
+from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
 from workbench.plan import Plan
 from workbench.profile import tensors_in
@@ -80,6 +81,7 @@ class _Trainer:
         self.loss_kind = self.plan.option("loss", "mean")
         self.share = Share(seed=self.work.seed)
         torch.manual_seed(self.work.seed)
+        self.loss = on_device(self.work.loss, context.device)
         model = self.work.make_model().to(context.device)
         self.model = parallelize(model, self.plan, self.comm, self.share)
         self.optimizer = self.work.make_optimizer(
@@ -118,7 +120,7 @@ class _Trainer:
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
                 self.model,
-                self.work.loss,
+                self.loss,
                 self.loss_kind,
                 self.context.arrays,
                 self.comm,
@@ -184,7 +186,7 @@ class _Trainer:
             share.start, share.rows = rows.start, len(rows.index)
             output = self.model(x)
             if scale[micro]:
-                loss = self.work.loss(output, y) * scale[micro]
+                loss = self.loss(output, y) * scale[micro]
             else:  # counts for nothing, yet its backward pass takes part in every collective
                 loss = torch.stack([t.sum() for t in tensors_in(output)]).sum() * 0.0
             loss.backward()
@@ -199,12 +201,13 @@ class _Trainer:
             batch = self.order.batch_total(step)
             return [len(rows.index) / batch for rows, _, _ in micro_batches]
         weights = [
-            float(loss_weight(self.work.loss, y)) if len(rows.index) else 0.0
+            float(loss_weight(self.loss, y)) if len(rows.index) else 0.0
             for rows, _, y in micro_batches
         ]
         whole = torch.tensor([sum(weights)], dtype=torch.float64)
         whole = self.comm.all_reduce(whole, name="weight of the targets")
-        return [weight / float(whole) for weight in weights]
+        # A batch whose targets are all left out has no loss, in the serial run neither.
+        return [weight / (float(whole) or math.nan) for weight in weights]
 
     def _agree(self, step: int, loss: float) -> float:
         """Add up gradients and losses over the ranks and decide together whether to go on."""

@@ -103,7 +103,7 @@ class Execution:
         from workbench.cluster.gang import Gang
         from workbench.engine import Job, train
 
-        shares = self.placement.shares(self.work, self.plan)
+        shares = self.placement.shares(self.work, self.plan, self._stop_asked)
         self._arrive(shares)
         ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
         job = Job(self.work.payload(), self.plan, self.steps, self.record_spans)

@@ -10,6 +10,7 @@ from workbench.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from threading import Event
 
     from torch.optim import Optimizer
 
@@ -72,11 +73,14 @@ def check_loss(work: Workload, output_shape: Sequence[int]) -> Kind:
     return loss_kind(work.loss, output_shape, work.target_shape, work.target_dtype, work.dtype)
 
 
-def check_values(work: Workload, classes: int | None, client: Any = None) -> None:
+def check_values(
+    work: Workload, classes: int | None, client: Any = None, stop: Event | None = None
+) -> None:
     """Look through training and test data on the workers: NaN, infinities, labels out of range.
 
     Only counts and places come back. ``classes`` is the number of the model's outputs, or None if
-    the targets are not labels; ``client`` a Dask client, or None for Dask's current scheduler.
+    the targets are not labels; ``client`` a Dask client, or None for Dask's current scheduler;
+    setting ``stop`` ends the search with a RunError.
 
     Raises
     ------
@@ -102,7 +106,7 @@ def check_values(work: Workload, classes: int | None, client: Any = None) -> Non
         for name, array in arrays.items()
         if array is not None and (rule := rules[name]) is not None
     }
-    for name, offenders in scan(wanted, client).items():
+    for name, offenders in scan(wanted, client, stop=stop).items():
         raise PlanError(_offence(name, offenders, wanted[name][1]))
 
 

@@ -54,6 +54,11 @@ def loss_weight(loss: Callable[..., Tensor], targets: Tensor) -> Tensor:
     return weights.to(targets.device)[chosen].sum()
 
 
+def on_device(loss: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Return the loss with its tensors, such as class weights, on ``device``."""
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
+
+
 def loss_kind(
     loss: Callable[..., Tensor],
     output_shape: Sequence[int],

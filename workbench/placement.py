@@ -9,6 +9,8 @@ from workbench.mesh import balanced
 from workbench.order import Order
 
 if TYPE_CHECKING:
+    from threading import Event
+
     import dask.array as da
     from distributed import Future
 
@@ -30,15 +32,17 @@ class Placement:
         self._placed: dict[tuple[Any, ...], Future] = {}
         self._checked: set[tuple[Any, ...]] = set()
 
-    def shares(self, work: Workload, plan: Plan) -> Shares:
+    def shares(self, work: Workload, plan: Plan, stop: Event | None = None) -> Shares:
         """Return, for each rank, futures of its ``x``, ``y``, ``test_x`` and ``test_y``.
+
+        Setting ``stop`` ends the look at the data's values with a RunError.
 
         Raises
         ------
         PlanError
             If the data holds something that cannot be learned from; names the first offender.
         """
-        self._check(work, plan)
+        self._check(work, plan, stop)
         hosts = self.lab.hosts_for(plan.ranks)
         degree = plan.mesh.degree("data")
         order = Order(work.samples, plan.batch.size, work.seed)
@@ -75,14 +79,15 @@ class Placement:
         wanted[key] = future
         return future
 
-    def _check(self, work: Workload, plan: Plan) -> None:
+    def _check(self, work: Workload, plan: Plan, stop: Event | None) -> None:
         """Look for NaN and labels out of range, once for the same data and model."""
-        from workbench.losses import class_dim
+        from workbench.losses import class_dim, ignored_label
 
         dim = class_dim(work.loss)
         output = plan.layers[-1].layer.output_shape
         classes = output[dim] if dim is not None and len(output) > 1 else None
-        key = (work.x.name, work.y.name, classes)
+        arrays = (work.x, work.y, work.test_x, work.test_y)
+        key = (*(a.name for a in arrays if a is not None), classes, ignored_label(work.loss))
         if key not in self._checked:
-            check_values(work, classes, client=self.lab.client)
+            check_values(work, classes, self.lab.client, stop)
             self._checked.add(key)

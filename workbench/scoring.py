@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.comm.comm import Comm
-from workbench.losses import loss_weight
+from workbench.losses import loss_weight, on_device
 from workbench.plan import Plan
 from workbench.recipe import load_payload
 
@@ -58,7 +58,7 @@ def score_state(context: RankContext, job: ScoreJob) -> Score:
                 state[name.partition(":")[2]].copy_(torch.from_numpy(np.array(array)))
     return score(
         model.to(context.device),
-        recipe.loss,
+        on_device(recipe.loss, context.device),
         job.plan.option("loss", "mean"),
         context.arrays,
         context.comm,

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from workbench.catalogue import CATALOGUE
+import workbench as wb
 
 
 def main() -> None:
     """Train and time."""
-    work, steps = CATALOGUE[sys.argv[1]].make(), int(sys.argv[2])
+    work, steps = wb.workload(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()

@@ -62,6 +62,10 @@ OnEnded = Callable[[int | None], None]
 """Told a rank's exit code: negative for a signal, None if the forkserver died and took it along."""
 
 
+class ForkserverLostError(RunError):
+    """The forkserver ended before it could start a rank."""
+
+
 class Launcher:
     """Starts and kills rank processes by way of one forkserver."""
 
@@ -109,8 +113,10 @@ class Launcher:
 
         Raises
         ------
+        ForkserverLostError
+            The forkserver has ended.
         RunError
-            The forkserver died, or took longer than :data:`FORK_LIMIT_S`.
+            It took longer than :data:`FORK_LIMIT_S`.
         """
         token, answer = uuid.uuid4().hex, Future[int]()
         with self._lock:
@@ -120,10 +126,14 @@ class Launcher:
                 raise OSError("it has ended")
             self._channel.send("fork", token.encode(), [channel_fd, log_fd])
             return answer.result(FORK_LIMIT_S)
-        except (OSError, TimeoutError) as error:
+        except TimeoutError:
             raise RunError(
-                f"The process that starts ranks on this worker gave no rank: {error}.",
+                f"The forkserver of this worker gave no rank within {FORK_LIMIT_S:.0f} s.",
                 details="\n".join(self._log),
+            ) from None
+        except OSError as error:
+            raise ForkserverLostError(
+                f"The forkserver of this worker has ended: {error}.", details="\n".join(self._log)
             ) from error
         finally:
             with self._lock:

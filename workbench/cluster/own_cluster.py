@@ -133,7 +133,7 @@ def _spec_cluster(folder: Path, workers: int, threads: int, gpus: Sequence[str])
         for index in range(workers)
     }
     # Dask reads its settings while it makes the scheduler. The user's own are as before afterwards.
-    with dask.config.set(_scheduler_settings()):
+    with dask.config.set(_scheduler_settings(folder)):
         cluster = SpecCluster(
             workers=specification,
             scheduler={
@@ -158,10 +158,11 @@ def _spec_cluster(folder: Path, workers: int, threads: int, gpus: Sequence[str])
     return cluster
 
 
-def _scheduler_settings() -> dict[str, Any]:
+def _scheduler_settings(folder: Path) -> dict[str, Any]:
     routes = dask.config.get("distributed.scheduler.http.routes")
     return {
         **_COMM,
+        "temporary-directory": str(folder),
         # A task pinned to a worker that is gone would wait for ever, and a worker that hangs would
         # count as there for five minutes.
         "distributed.scheduler.no-workers-timeout": "20s",

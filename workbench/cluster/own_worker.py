@@ -14,6 +14,8 @@ from typing import Any
 
 from distributed.deploy.spec import ProcessInterface
 
+from workbench.cluster.worker_process import GOODBYE
+
 LOG_LINES = 60
 
 RESTART_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -106,6 +108,8 @@ class WorkerProcess(ProcessInterface):
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.write(GOODBYE)
         process.stdin.close()
         try:
             await asyncio.wait_for(process.communicate(), _EXIT_LIMIT_S)

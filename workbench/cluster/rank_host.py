@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from workbench import machine
 from workbench.cluster.devices import visible_gpus
 from workbench.cluster.host import host_id
-from workbench.cluster.launcher import Launcher
+from workbench.cluster.launcher import ForkserverLostError, Launcher
 from workbench.cluster.meeting import Meeting, enter, open_meeting
 from workbench.cluster.seat import Seat
 from workbench.cluster.shared_array import shared
@@ -81,16 +81,17 @@ class RankHost(WorkerPlugin):
         with self._lock:
             if run_id in self._stopped:
                 raise RunError(f"Run {run_id} has been stopped.")
-            if not self._launcher.alive:
-                self._launcher = Launcher()
-            launcher = self._launcher
             self._drop_finished()
             seat = self._seats[run_id, rank] = Seat(run_id, rank, self._teller(run_id, rank))
             meeting = self._meetings.get(run_id)
         try:
             descriptor = meeting.descriptor if meeting else (own := enter(order["meeting"]))
             order = {**order, "address": get_address_host(self._worker.address)}
-            pid = seat.launch(launcher, pickle.dumps(order), arrays, descriptor)
+            work = pickle.dumps(order)
+            try:
+                pid = seat.launch(self._living_launcher(), work, arrays, descriptor)
+            except ForkserverLostError:  # it may have died while it was idle
+                pid = seat.launch(self._living_launcher(), work, arrays, descriptor)
         except BaseException:
             with self._lock:
                 del self._seats[run_id, rank]
@@ -115,10 +116,7 @@ class RankHost(WorkerPlugin):
             launcher.close()  # it does not answer, or still loads torch
             for seat in seats:
                 seat.ended.wait(_KILL_S)
-        if not launcher.alive:
-            with self._lock:
-                if self._launcher is launcher:
-                    self._launcher = Launcher()
+        self._living_launcher()  # it shall be ready for the next run
         return [seat.report() for seat in seats]
 
     def reports(self, run_id: str) -> list[Report]:
@@ -168,6 +166,14 @@ class RankHost(WorkerPlugin):
             for seat in self._seats_of(run_id):
                 if seat.ended.is_set():
                     del self._seats[run_id, seat.rank]
+
+    def _living_launcher(self) -> Launcher:
+        """Return the launcher, a new one if its forkserver has died."""
+        with self._lock:
+            if not self._launcher.alive:
+                self._launcher.close()
+                self._launcher = Launcher()
+            return self._launcher
 
     def _seats_of(self, run_id: str) -> list[Seat]:
         return [seat for (run, _), seat in self._seats.items() if run == run_id]

@@ -14,9 +14,11 @@ import os
 import shutil
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+GOODBYE = b"goodbye"
+"""What the client says last to a worker that it ends on purpose."""
 
 
 def main() -> None:
@@ -53,16 +55,14 @@ async def _serve(options: dict[str, Any]) -> None:
 
 
 def _follow_client(folder: Path) -> None:
-    while sys.stdin.buffer.read(1):
-        pass
-    _leave(folder)
+    told_to_leave = sys.stdin.buffer.read() == GOODBYE
+    # When the client has been killed nobody but its workers can clear the folder of the lab.
+    _leave(folder if told_to_leave else folder.parent)
 
 
 def _leave(folder: Path) -> None:
     """Exit at once, leaving nothing on the disk; the forkserver and its ranks follow."""
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()  # the lab's folder: the last worker to leave finds it empty
     os._exit(0)
 
 

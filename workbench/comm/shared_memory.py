@@ -19,6 +19,10 @@ from workbench.mesh import balanced
 WHOLE_BYTES = 1 << 16
 """Up to here every rank adds everything itself: one sync less, and no result to hand out."""
 
+IN_CACHE_BYTES, SMALL_PIECE_BYTES = 1 << 24, 1 << 18
+"""Up to the first size a tensor may be in the cache, and is cut into pieces of the second size, of
+which all that two ranks have under way is in the cache as well. Beyond, pieces are whole slots."""
+
 
 class SharedMemoryComm(Comm):
     """Collectives over one memfd that all ranks have open.
@@ -93,7 +97,9 @@ class SharedMemoryComm(Comm):
     def _all_reduce_whole(self, flat: Tensor, op: ReduceOp, call: Call) -> None:
         """Let every rank see everything, piece by piece: for two ranks no more work than parts."""
         staging = self._staging
-        pieces = flat.split(SLOT_BYTES // flat.element_size())
+        in_cache = flat.numel() * flat.element_size() <= IN_CACHE_BYTES
+        piece_bytes = SMALL_PIECE_BYTES if in_cache else SLOT_BYTES
+        pieces = flat.split(piece_bytes // flat.element_size())
 
         def put(index: int, sync: int) -> None:
             piece = pieces[index]

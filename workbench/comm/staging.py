@@ -15,8 +15,8 @@ from workbench.comm.segment import BLOCK_WORDS, Late, Segment, fence
 BUFFERS = 4
 """Slots per rank, used in turn."""
 
-SLOT_BYTES = 1 << 18
-"""Bytes of one slot: what two ranks have under way stays in a second-level cache of 1 MB."""
+SLOT_BYTES = 1 << 20
+"""Bytes of one slot."""
 
 CALL_WORDS = 8
 """Where in a rank's block its last calls are described, four words each, one per buffer."""

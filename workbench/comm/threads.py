@@ -48,9 +48,7 @@ class ThreadComm(Comm):
 
     backend = "threads"
 
-    def __init__(
-        self, rank: int, table: Table, timeout_s: float, device_type: str = "cpu"
-    ) -> None:
+    def __init__(self, rank: int, table: Table, timeout_s: float, device_type: str = "cpu") -> None:
         super().__init__(rank, len(table.sittings), timeout_s)
         self.device_type = device_type
         self._table = table

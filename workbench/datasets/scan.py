@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event
+from time import monotonic
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 
-from workbench.errors import PlanError
+from workbench.errors import PlanError, RunError
+
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,22 @@ class Rule:
 
 
 def scan(
-    arrays: Mapping[str, tuple[da.Array, Rule]], client: Any = None, timeout_s: float = 600
+    arrays: Mapping[str, tuple[da.Array, Rule]],
+    client: Any = None,
+    timeout_s: float = 600,
+    stop: Event | None = None,
 ) -> dict[str, Offenders]:
     """Return the offenders of each array that has any.
 
     Every chunk is looked at once, where it is made. ``client`` is a Dask client; without one,
-    Dask's current scheduler does it.
+    Dask's current scheduler does it. With a client, setting ``stop`` ends the search.
 
     Raises
     ------
     PlanError
         if the workers need longer than ``timeout_s``.
+    RunError
+        if it was stopped.
     """
     tasks = {
         name: [
@@ -60,20 +69,26 @@ def scan(
         ]
         for name, (array, rule) in arrays.items()
     }
-    results = _compute(tasks, client, timeout_s)
+    results = _compute(tasks, client, timeout_s, stop or Event())
     merged = {name: _merge(found) for name, found in results.items()}
     return {name: offenders for name, offenders in merged.items() if offenders}
 
 
-def _compute(tasks: dict, client: Any, timeout_s: float) -> dict[str, Sequence[Offenders | None]]:
+def _compute(
+    tasks: dict, client: Any, timeout_s: float, stop: Event
+) -> dict[str, Sequence[Offenders | None]]:
     if client is None:
         (results,) = dask.compute(tasks)
         return results
     future = client.compute(dask.delayed(tasks))
+    deadline = monotonic() + timeout_s
     try:
+        while not future.done():
+            if stop.wait(_POLL_S):
+                raise RunError("Looking through the data was stopped.")
+            if monotonic() > deadline:
+                raise PlanError(f"Looking through the data took longer than {timeout_s:g} s.")
         return future.result(timeout=timeout_s)
-    except TimeoutError:
-        raise PlanError(f"Looking through the data took longer than {timeout_s:g} s.") from None
     finally:
         future.cancel()
 
