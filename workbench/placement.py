@@ -50,10 +50,10 @@ class Placement:
         result: Shares = []
         for rank, host in enumerate(hosts):
             index = plan.mesh.coordinates(rank).get("data", 0)
-            start, stop = order.piece(degree, index)
+            start, end = order.piece(degree, index)
             share = {
-                "x": self._place(work.x, start, stop, host, wanted),
-                "y": self._place(work.y, start, stop, host, wanted),
+                "x": self._place(work.x, start, end, host, wanted),
+                "y": self._place(work.y, start, end, host, wanted),
             }
             if work.test_x is not None and work.test_y is not None:
                 first, last = balanced(len(work.test_x), degree, index)

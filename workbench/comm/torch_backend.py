@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic, perf_counter, sleep
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,12 @@ LABEL_NUMBERS = 4 + 64
 """What goes before every message: the call, the number of dims and the shape (at most 64 dims)."""
 
 LABEL_TAG, DATA_TAG = 1, 2
+
+NCCL_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int32, torch.int64,
+)  # fmt: skip
+NCCL_OPERATORS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
 class TorchComm(Comm):
@@ -74,6 +80,7 @@ class TorchComm(Comm):
             raise ValueError(f"{backend} does not move tensors on {device}: use cpu with gloo")
         self._others = [other for other in range(size) if other != rank]
         self._timeout = timedelta(seconds=timeout_s)
+        self._group: Any = None  # ProcessGroup and its gloo backend have no common type in torch
         try:
             make = self._make_nccl if backend == "nccl" else self._make_gloo
             self._group = make(dist.PrefixStore(f"workbench-{backend}", store), address)
@@ -87,13 +94,13 @@ class TorchComm(Comm):
                 f"{timeout_s:g} s: {_first_line(error)}"
             ) from error
 
-    def _make_gloo(self, store: dist.Store, address: str) -> dist.ProcessGroup:
+    def _make_gloo(self, store: dist.Store, address: str) -> Any:
         options = dist.ProcessGroupGloo._Options()
         options._timeout = self._timeout
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
         return dist.ProcessGroupGloo(store, self.rank, self.size, options)
 
-    def _make_nccl(self, store: dist.Store, _address: str) -> dist.ProcessGroup:
+    def _make_nccl(self, store: dist.Store, _address: str) -> Any:
         if self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(self.device)
@@ -106,41 +113,26 @@ class TorchComm(Comm):
         group._register_backend(self.device, dist.ProcessGroup.BackendType.NCCL, nccl)
         return group
 
-    # Collectives.
-
     def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
         call = (code("all_reduce", op, flat.dtype), flat.numel(), 0)
+        self._meet(call)
         if self.backend == "nccl" and flat.dtype in NCCL_DTYPES:
-            self._meet(call)
             options = dist.AllreduceOptions()
             options.reduceOp = NCCL_OPERATORS[op]
-            self._finish([(self._group.allreduce([flat], options), None)])
+            self._finish(self._group.allreduce([flat], options), "an all_reduce")
         elif flat.numel() * flat.element_size() <= WHOLE_BYTES:
-            by_rank = [torch.empty_like(flat) for _ in range(self.size)]
-            by_rank[self.rank] = flat
-            incoming = {other: by_rank[other] for other in self._others}
-            self._swap(call, dict.fromkeys(self._others, flat), incoming)
-            reduce_in_rank_order(by_rank, op, out=torch.empty_like(flat))
+            flat.copy_(self._sum_of(op, flat, dict.fromkeys(self._others, flat)))
         else:
-            share = self._reduce_scatter(flat, op)
-            parts = self._parts(flat)
-            parts[self.rank].copy_(share)
-            incoming = {other: parts[other] for other in self._others}
-            self._move(dict.fromkeys(self._others, share), incoming)
+            parts = _parts(flat, self.size)
+            theirs = {other: parts[other] for other in self._others}
+            own = parts[self.rank]
+            own.copy_(self._sum_of(op, own, theirs))
+            self._move(dict.fromkeys(self._others, own), theirs)
 
     def _reduce_scatter(self, flat: Tensor, op: ReduceOp) -> Tensor:
-        parts = self._parts(flat)
-        own = parts[self.rank]
-        by_rank = [torch.empty_like(own) for _ in range(self.size)]
-        by_rank[self.rank] = own
-        self._swap(
-            (code(self._operation, op, flat.dtype), flat.numel(), 0),
-            {other: parts[other] for other in self._others},
-            {other: by_rank[other] for other in self._others},
-        )
-        share = torch.empty_like(own)
-        reduce_in_rank_order(by_rank, op, out=share)
-        return share
+        self._meet((code("reduce_scatter", op, flat.dtype), flat.numel(), 0))
+        parts = _parts(flat, self.size)
+        return self._sum_of(op, parts[self.rank], {other: parts[other] for other in self._others})
 
     def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
         shapes = self._meet((code("all_gather", "", flat.dtype), 0, 0), shape)
@@ -161,4 +153,122 @@ class TorchComm(Comm):
         self._meet((code("barrier"), 0, 0))
 
     def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        pass
+        labels = {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in outgoing.items()}
+        expected = {
+            peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in incoming.items()
+        }
+        self._swap_labels(labels, expected)
+        self._move(outgoing, incoming)
+
+    def _close(self) -> None:
+        group, self._group = self._group, None
+        if group is not None and self.backend == "nccl":
+            group.abort()  # waits for nobody, unlike shutdown
+
+    # What the collectives are made of.
+
+    def _sum_of(self, op: ReduceOp, own: Tensor, outgoing: Mapping[int, Tensor]) -> Tensor:
+        """Send ``outgoing``, receive what the others have for ``own``, and return the reduction."""
+        by_rank = [torch.empty_like(own) for _ in range(self.size)]
+        self._move(outgoing, {other: by_rank[other] for other in self._others})
+        by_rank[self.rank] = own
+        total = torch.empty_like(own)
+        reduce_in_rank_order(by_rank, op, out=total)
+        return total
+
+    def _meet(self, call: Call, shape: tuple[int, ...] = ()) -> dict[int, tuple[int, ...]]:
+        """Compare ``call`` with all other ranks and return their shapes."""
+        calls = dict.fromkeys(self._others, call)
+        return self._swap_labels(calls, calls, shape)
+
+    def _swap_labels(
+        self, outgoing: Mapping[int, Call], expected: Mapping[int, Call], shape: tuple[int, ...] = ()
+    ) -> dict[int, tuple[int, ...]]:
+        """Tell peers what comes, hear what comes from them and check it; return their shapes."""
+        start = perf_counter()
+        labels = {
+            peer: torch.tensor(_label(call, shape), device=self.device)
+            for peer, call in outgoing.items()
+        }
+        heard = {
+            peer: torch.empty(LABEL_NUMBERS, dtype=torch.int64, device=self.device)
+            for peer in expected
+        }
+        self._transfer(labels, heard, LABEL_TAG)
+        if self.backend == "gloo":
+            self._wait_start, self._wait_stop = start, perf_counter()
+        shapes = {}
+        for peer, label in heard.items():
+            code_, numel, place, dims, *sizes = label.tolist()
+            if (code_, numel, place) != expected[peer]:
+                self._fail(
+                    f"rank {self.rank} asked for {in_words(expected[peer])}, rank {peer} for "
+                    f"{in_words((code_, numel, place))}"
+                )
+            shapes[peer] = tuple(sizes[:dims])
+        return shapes
+
+    def _move(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        """Move messages that both sides have agreed on; empty ones need nothing."""
+        self._transfer(
+            {peer: flat.view(torch.uint8) for peer, flat in outgoing.items() if flat.numel()},
+            {peer: flat.view(torch.uint8) for peer, flat in incoming.items() if flat.numel()},
+            DATA_TAG,
+        )
+
+    def _transfer(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], tag: int
+    ) -> None:
+        """Start everything, then wait for everything."""
+        if self.backend == "nccl":
+            if outgoing or incoming:
+                self._transfer_grouped(outgoing, incoming)
+            return
+        try:
+            works = [(peer, self._group.recv([t], peer, tag)) for peer, t in incoming.items()]
+            works += [(peer, self._group.send([t], peer, tag)) for peer, t in outgoing.items()]
+        except RuntimeError as error:
+            self._fail(_first_line(error))
+        for peer, work in works:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                self._fail(f"rank {peer} is gone or late: {_first_line(error)}")
+
+    def _transfer_grouped(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> None:
+        """Give NCCL all messages as one, for it runs single ones in order and could wait for ever."""
+        self._group._start_coalescing(self.device)
+        for peer, tensor in outgoing.items():
+            self._group.send([tensor], peer, 0)
+        for peer, tensor in incoming.items():
+            self._group.recv([tensor], peer, 0)
+        peers = ", ".join(map(str, sorted({*outgoing, *incoming})))
+        self._finish(self._group._end_coalescing(self.device), f"messages with rank {peers}")
+
+    def _finish(self, work: dist.Work, what: str) -> None:
+        """Wait until the GPU has done ``work``; NCCL by itself would only let its stream wait."""
+        deadline = monotonic() + self.timeout_s
+        while not work.is_completed():
+            if monotonic() > deadline:
+                self._fail(f"{what} did not end within {self.timeout_s:g} s")
+            sleep(0)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._fail(f"{what} failed: {_first_line(error)}")
+
+
+def _parts(flat: Tensor, size: int) -> list[Tensor]:
+    """Return the balanced parts of ``flat`` by owner, as views."""
+    return [flat[slice(*balanced(flat.numel(), size, owner))] for owner in range(size)]
+
+
+def _label(call: Call, shape: tuple[int, ...]) -> list[int]:
+    numbers = [*call, len(shape), *shape]
+    return numbers + [0] * (LABEL_NUMBERS - len(numbers))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

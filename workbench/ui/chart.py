@@ -95,7 +95,7 @@ def place_legend(fig: figure, legend: Legend) -> None:
 def add_empty_text(fig: figure, name: str) -> Label:
     """Add what the figure says before it has data, and return it."""
     label = Label(
-        x=12, y=50, x_units="screen", y_units="screen", text=texts.EMPTY[name],
+        x=12, y=110, x_units="screen", y_units="screen", text=texts.EMPTY[name],
         text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_color=look.INK,
     )  # fmt: skip
     fig.add_layout(label)

@@ -46,10 +46,10 @@ def speedup_chart() -> Chart:
     fig = blank_figure(
         title="Speedup, measured (higher is better)",
         x_axis_label="cores used (ranks × threads per rank)",
-        y_axis_label="times as fast as 1 process × 1 thread",
-        x_range=DataRange1d(start=0, range_padding=0.8),
+        y_axis_label="speedup over 1 thread",
+        x_range=DataRange1d(start=0, range_padding=0.9),
         y_range=DataRange1d(start=0, range_padding=0.2),
-        height=340,
+        height=330,
     )
     source = ColumnDataSource(data=speedup_columns([]), name="wb-speedup")
     fig.xaxis.ticker = BasicTicker(min_interval=1)
@@ -80,9 +80,7 @@ def speedup_chart() -> Chart:
             ],
         )
     )
-    add_legend(
-        fig, {"ideal: n cores, n times as fast": ideal, "1 process × all threads": alternative}
-    )
+    add_legend(fig, {"ideal": ideal, "1 process × all threads": alternative})
     return Chart("speedup", fig, source, add_empty_text(fig, "speedup"))
 
 
@@ -122,10 +120,10 @@ def loss_chart() -> Chart:
     fig = blank_figure(
         title="Loss, measured (lower is better)",
         x_axis_label="training time (s)",
-        y_axis_label="loss on the training batch",
+        y_axis_label="training loss",
         x_range=DataRange1d(start=0, range_padding=0.1),
         y_range=DataRange1d(range_padding=0.1),
-        height=340,
+        height=330,
     )
     source = ColumnDataSource(data=loss_columns([]), name="wb-loss")
     lines = fig.multi_line(

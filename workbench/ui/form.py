@@ -132,14 +132,18 @@ def check(asked: Request) -> dict[str, str]:
     return problems
 
 
-def hints(asked: Request) -> dict[str, str]:
-    """Return what is worth knowing about the request before it is run, by control."""
-    cores = machine.cores()
+def hints(asked: Request, cores: int) -> dict[str, str]:
+    """Return what is worth knowing about the request on a machine of ``cores``, by control."""
+    notes = {"batch": "samples per step", "steps": f"per run, {asked.repeats} repeats"}
     if asked.axis == "serial":
-        return {"workers": "Serial uses one worker."}
-    if asked.workers > cores:
-        return {
-            "workers": f"This machine has {texts.count(cores, 'core')}: expect no gain beyond "
-            f"{texts.count(cores, 'worker')}."
-        }
-    return {}
+        notes["strategy"] = "One process, which everything else is compared with."
+        notes["workers"] = "serial uses one"
+    else:
+        notes["strategy"] = STRATEGIES[asked.axis].summary
+        notes["workers"] = "one rank on each"
+        if asked.workers > cores:
+            notes["workers"] = (
+                f"This machine has {texts.count(cores, 'core')}: expect no gain beyond "
+                f"{texts.count(cores, 'worker')}."
+            )
+    return notes

@@ -21,20 +21,20 @@ STYLE = (
 .wb-title { font-size: 20px; font-weight: 600; margin: 4px 0; }
 .wb-panel h3 { font-size: 16px; font-weight: 600; margin: 12px 0 4px; }
 .wb-fields { display: grid; gap: 4px 16px;
-  grid-template-columns: minmax(0, 3fr) minmax(0, 3fr) repeat(3, minmax(0, 2fr)); }
+  grid-template-columns: minmax(0, 3fr) minmax(0, 3fr) repeat(3, minmax(0, 1.5fr)); }
 .wb-field .widget-inline-hbox { flex-direction: column; align-items: stretch; height: auto;
   width: auto; margin: 0; }
 .wb-field .widget-label { width: auto; max-width: none; text-align: left; font-weight: 600;
   height: auto; overflow: visible; white-space: nowrap; }
-.wb-field .widget-dropdown > select, .wb-field .widget-text input { width: 100%; height: 32px;
-  font-size: 14px; margin: 0; }
+.wb-field .widget-dropdown > select, .wb-field .widget-text input { flex: none; width: 100%;
+  height: 32px; font-size: 14px; margin: 0; }
 .wb-hint { opacity: 0.8; font-size: 13px; }
 .wb-problem { color: var(--jp-ui-font-color1, #222); font-weight: 600; padding: 4px 8px;
   border-left: 4px solid #D55E00; background: rgba(213, 94, 0, 0.12); }
 .wb-buttons { flex-flow: row wrap; align-items: center; gap: 8px; margin-top: 8px; }
 .wb-buttons .jupyter-button { height: 36px; width: 110px; font-size: 15px; margin: 0; }
-.wb-buttons .widget-hprogress { flex: 1 1 160px; width: auto; height: 20px; margin: 0; }
-.wb-buttons .wb-message { flex: 2 1 320px; font-variant-numeric: tabular-nums; }
+.wb-buttons .widget-hprogress { flex: 1 1 140px; width: auto; height: 20px; margin: 0; }
+.wb-buttons .wb-message { flex: 3 1 380px; font-variant-numeric: tabular-nums; }
 .wb-badge { display: inline-block; font-weight: 600; padding: 3px 12px; margin: 6px 0 2px;
   border: 2px solid #8C8C8C; border-radius: 6px; font-size: 15px; }
 .wb-badge-yes { border-color: #009E73; } .wb-badge-no { border-color: #D55E00; }

@@ -13,6 +13,7 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from workbench import machine
 from workbench.catalogue import CATALOGUE
 from workbench.strategies import STRATEGIES
 from workbench.ui import figures, form, table, texts
@@ -49,13 +50,14 @@ class View:
     ) -> None:
         self.lock = threading.RLock()
         self._repeats = asked.repeats
+        self._cores = machine.cores()
         self._described: Described | None = None
         self._shown: State | None = None
         own = [(f"{own_name} (yours)", OWN)] if own_name is not None else []
-        workloads = [*own, *((f"{e.title} ({e.name})", e.name) for e in CATALOGUE.values())]
+        workloads = [*own, *((f"{e.name}: {e.title}", e.name) for e in CATALOGUE.values())]
         strategies = [
             ("Serial (one process)", "serial"),
-            *((strategy.title, axis) for axis, strategy in STRATEGIES.items()),
+            *((f"{s.family.capitalize()} ({s.axis})", s.axis) for s in STRATEGIES.values()),
         ]
         number = widgets.IntText
         self._controls: dict[str, Any] = {
@@ -65,9 +67,9 @@ class View:
             "strategy": widgets.Dropdown(
                 description="Strategy", options=strategies, value=asked.axis
             ),
-            "workers": number(description="Workers (one rank each)", value=asked.workers),
-            "batch": number(description="Batch (samples per step)", value=asked.batch),
-            "steps": number(description="Steps per repeat", value=asked.steps),
+            "workers": number(description="Workers", value=asked.workers),
+            "batch": number(description="Batch", value=asked.batch),
+            "steps": number(description="Steps", value=asked.steps),
         }
         self._notes = {name: widgets.HTML() for name in (*CONTROLS, "run")}
         self._place = widgets.HTML()
@@ -156,7 +158,7 @@ class View:
 
     def _show_notes(self, asked: Request, state: State) -> None:
         """Show beside each control what is wrong with it, or else what is worth knowing."""
-        notes = form.hints(asked)
+        notes = form.hints(asked, self._cores)
         if self._described is not None:
             notes["workload"] = self._described.text
         for name, place in self._notes.items():
@@ -226,6 +228,8 @@ def _result(state: State) -> str:
         return ""
     kind, sentence = texts.badge(state.bars)
     lines = "".join(f"<p>{escape(line)}</p>" for line in texts.verdict(state.bars))
+    if kind == "none" and state.busy:
+        return ""  # the strategy's turn comes
     mark = {"yes": "✓ ", "no": "✗ ", "unknown": "… "}.get(kind, "")
     return f'<div class="wb-badge wb-badge-{kind}">{mark}{escape(sentence)}</div>{lines}'
 
