@@ -6,11 +6,13 @@ stdout, progress and errors to stderr.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -74,9 +76,24 @@ def _terminable() -> Iterator[None]:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="workbench")
-def main() -> None:
+def commands() -> None:
     """Try, compare and prove ways to run one model in parallel on Dask workers."""
 
 
 for command in (demo, run, compare, verify, report, lab, doctor):
-    main.add_command(command)
+    commands.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command that this process was started for, and end the process."""
+    try:
+        commands(prog_name="workbench")
+    except SystemExit as end:
+        if end.code in (Interrupted.exit_code, TERMINATED):
+            # Whoever interrupts wants the prompt back, and everything is stopped by now. Python
+            # would still go through all that torch and Dask have loaded, which can take seconds.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
+    raise SystemExit(0)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,13 @@ class OwnCluster:
     Made by :meth:`open`.
     """
 
-    def __init__(self, cluster: SpecCluster, client: Client, folder: Path) -> None:
+    def __init__(
+        self, cluster: SpecCluster, client: Client, folder: Path, silence: ExitStack
+    ) -> None:
         self.client = client
         self._cluster = cluster
         self._folder = folder
+        self._silence = silence
 
     @classmethod
     def open(cls, workers: int, threads: int, gpus: Sequence[str]) -> OwnCluster:
@@ -52,12 +55,14 @@ class OwnCluster:
             The scheduler or a worker did not start.
         """
         folder = Path(tempfile.mkdtemp(prefix="workbench-"))  # mode 0700
+        silence = _silence()
         try:
             cluster = _spec_cluster(folder, workers, threads, gpus)
         except (OSError, RuntimeError) as error:
+            silence.close()
             shutil.rmtree(folder, ignore_errors=True)
             raise RunError(f"The Dask cluster did not start: {error}.") from error
-        opened = cls(cluster, Client(cluster, timeout=CONTROL_LIMIT_S), folder)
+        opened = cls(cluster, Client(cluster, timeout=CONTROL_LIMIT_S), folder, silence)
         try:
             opened._wait()
         except BaseException:
@@ -87,6 +92,7 @@ class OwnCluster:
             with suppress(OSError, TimeoutError):
                 self._cluster.close(timeout=_CLOSE_LIMIT_S)
         finally:
+            self._silence.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait(self) -> None:
@@ -106,6 +112,25 @@ class OwnCluster:
                     details=self.log,
                 )
             time.sleep(_POLL_S)
+
+
+def _silence() -> ExitStack:
+    """Keep Dask from printing what is no error, until the result is closed.
+
+    Dask's own setting for this brings back the wrong level when two clusters are closed in the
+    order in which they were opened.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    stack = ExitStack()
+    for name in ("distributed", "distributed.client", "bokeh"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.addFilter(is_error)
+                stack.callback(handler.removeFilter, is_error)
+    return stack
 
 
 def _spec_cluster(folder: Path, workers: int, threads: int, gpus: Sequence[str]) -> SpecCluster:
@@ -148,7 +173,6 @@ def _spec_cluster(folder: Path, workers: int, threads: int, gpus: Sequence[str])
                 },
             },
             security=security,
-            silence_logs=logging.ERROR,
             name="workbench",
         )
     # Pages on this machine may look at the dashboard, whatever port they come from: Jupyter shows

@@ -91,6 +91,8 @@ class RankHost(WorkerPlugin):
             try:
                 pid = seat.launch(self._living_launcher(), work, arrays, descriptor)
             except ForkserverLostError:  # it may have died while it was idle
+                if run_id in self._stopped:
+                    raise
                 pid = seat.launch(self._living_launcher(), work, arrays, descriptor)
         except BaseException:
             with self._lock:
@@ -110,11 +112,14 @@ class RankHost(WorkerPlugin):
             self._stopped.append(run_id)
             seats = self._seats_of(run_id)
             launcher = self._launcher
-        for seat in seats:
+        # A seat without a process waits for a forkserver that still loads torch; ``start`` will
+        # find that the run has been stopped.
+        forked = [seat for seat in seats if seat.pid is not None]
+        for seat in forked:
             seat.kill()
-        if not all([seat.ended.wait(_KILL_S) for seat in seats]):
-            launcher.close()  # it does not answer, or still loads torch
-            for seat in seats:
+        if not all([seat.ended.wait(_KILL_S) for seat in forked]):
+            launcher.close()  # it does not answer, but the kernel does
+            for seat in forked:
                 seat.ended.wait(_KILL_S)
         self._living_launcher()  # it shall be ready for the next run
         return [seat.report() for seat in seats]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from workbench.comm.comm import ReduceOp
+from workbench.comm.arguments import ReduceOp
 
-_OPERATORS = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
+_OPERATORS: dict[ReduceOp, Callable[..., Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
 
 
 def reduce_in_rank_order(by_rank: Sequence[Tensor], op: ReduceOp, out: Tensor) -> None:

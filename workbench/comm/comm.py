@@ -6,20 +6,20 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Literal, NoReturn, Self, get_args
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from workbench.comm.arguments import (
+    ReduceOp,
+    check_device,
+    check_peer,
+    check_reduction,
+    flatten,
+    put_back,
+)
 from workbench.mesh import shares
-
-ReduceOp = Literal["sum", "max", "min"]
-
-REDUCIBLE = (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64,
-    torch.complex128, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)  # fmt: skip
-"""What torch can add on every device. Any other dtype can be moved, not reduced."""
 
 
 class CommError(RuntimeError):
@@ -88,12 +88,13 @@ class Comm(ABC):
 
         The result has the same bits on every rank. Booleans are added as "or".
         """
-        self._check_reduction(tensor, op)
+        check_device(tensor, self.device_type, self.backend)
+        check_reduction(tensor, op)
         start = self._begin("all_reduce", name)
         if self.size > 1:
-            flat = self._flat(tensor)
+            flat = flatten(tensor)
             self._all_reduce(flat, op)
-            self._put_back(tensor, flat)
+            put_back(tensor, flat)
             sent = self._all_reduce_elements(flat.numel()) * flat.element_size()
             self._end(start, sent)
         return tensor
@@ -105,9 +106,10 @@ class Comm(ABC):
 
         ``tensor`` keeps its values. Shares are those of :func:`workbench.mesh.balanced`.
         """
-        self._check_reduction(tensor, op)
+        check_device(tensor, self.device_type, self.backend)
+        check_reduction(tensor, op)
         start = self._begin("reduce_scatter", name)
-        flat = self._flat(tensor)
+        flat = flatten(tensor)
         if self.size == 1:
             return flat.clone()
         share = self._reduce_scatter(flat, op)
@@ -116,9 +118,9 @@ class Comm(ABC):
 
     def all_gather(self, tensor: Tensor, *, name: str | None = None) -> list[Tensor]:
         """Return the tensors of all ranks, by rank, all new. Shapes may differ between ranks."""
-        self._check(tensor)
+        check_device(tensor, self.device_type, self.backend)
         start = self._begin("all_gather", name)
-        flat = self._flat(tensor)
+        flat = flatten(tensor)
         if self.size == 1:
             return [flat.clone().view(tensor.shape)]
         gathered = self._all_gather(flat, tuple(tensor.shape))
@@ -127,36 +129,36 @@ class Comm(ABC):
 
     def broadcast(self, tensor: Tensor, root: int = 0, *, name: str | None = None) -> Tensor:
         """Replace ``tensor`` by that of rank ``root``, in place, and return it."""
-        self._check(tensor)
+        check_device(tensor, self.device_type, self.backend)
         if not 0 <= root < self.size:
             raise ValueError(f"broadcast from rank {root}: there are only ranks 0-{self.size - 1}")
         start = self._begin("broadcast", name)
         if self.size > 1:
-            flat = self._flat(tensor)
+            flat = flatten(tensor)
             self._broadcast(flat, root)
             if self.rank != root:
-                self._put_back(tensor, flat)
+                put_back(tensor, flat)
             copies = self.size - 1 if self.rank == root else 0
             self._end(start, copies * flat.numel() * flat.element_size())
         return tensor
 
     def send(self, tensor: Tensor, to: int, *, name: str | None = None) -> None:
         """Send ``tensor`` to rank ``to``, which calls :meth:`recv`; may return before it does."""
-        self._check(tensor)
-        self._check_peer("send to", to)
+        check_device(tensor, self.device_type, self.backend)
+        check_peer("send to", to, self.rank, self.size)
         start = self._begin("send", name)
-        flat = self._flat(tensor)
+        flat = flatten(tensor)
         self._exchange({to: flat}, {})
         self._end(start, flat.numel() * flat.element_size())
 
     def recv(self, tensor: Tensor, source: int, *, name: str | None = None) -> Tensor:
         """Fill ``tensor`` (shape and dtype as sent) from rank ``source`` and return it."""
-        self._check(tensor)
-        self._check_peer("receive from", source)
+        check_device(tensor, self.device_type, self.backend)
+        check_peer("receive from", source, self.rank, self.size)
         start = self._begin("recv", name)
-        flat = self._flat(tensor)
+        flat = flatten(tensor)
         self._exchange({}, {source: flat})
-        self._put_back(tensor, flat)
+        put_back(tensor, flat)
         self._end(start, 0)
         return tensor
 
@@ -173,15 +175,15 @@ class Comm(ABC):
         Messages of one pair arrive in the order of the calls. Returns ``incoming``.
         """
         for peer, tensor in (*outgoing.items(), *incoming.items()):
-            self._check(tensor)
-            self._check_peer("exchange with", peer)
+            check_device(tensor, self.device_type, self.backend)
+            check_peer("exchange with", peer, self.rank, self.size)
         start = self._begin("exchange", name)
-        sending = {peer: self._flat(tensor) for peer, tensor in outgoing.items()}
-        receiving = {peer: self._flat(tensor) for peer, tensor in incoming.items()}
+        sending = {peer: flatten(tensor) for peer, tensor in outgoing.items()}
+        receiving = {peer: flatten(tensor) for peer, tensor in incoming.items()}
         if sending or receiving:
             self._exchange(sending, receiving)
             for peer, tensor in incoming.items():
-                self._put_back(tensor, receiving[peer])
+                put_back(tensor, receiving[peer])
             self._end(start, sum(t.numel() * t.element_size() for t in sending.values()))
         return incoming
 
@@ -265,42 +267,7 @@ class Comm(ABC):
         """Return the current call in words, with its name where it has one."""
         return f"{self._operation} of {self._name!r}" if self._name else self._operation
 
-    # Checks, layout and accounting around each call.
-
-    def _check(self, tensor: Tensor) -> None:
-        if tensor.device.type != self.device_type:
-            raise ValueError(
-                f"the {self.backend} communicator moves tensors on {self.device_type}, not on "
-                f"{tensor.device}: move the tensor first"
-            )
-
-    def _check_reduction(self, tensor: Tensor, op: ReduceOp) -> None:
-        self._check(tensor)
-        if op != "sum":
-            if op not in get_args(ReduceOp):
-                raise ValueError(f"no reduction {op!r}: use one of {', '.join(get_args(ReduceOp))}")
-            if tensor.dtype.is_complex:
-                raise ValueError(f"{op} of {tensor.dtype}: complex numbers have no order; use sum")
-        if tensor.dtype not in REDUCIBLE:
-            raise ValueError(f"torch cannot add {tensor.dtype}: convert the tensor first")
-
-    def _check_peer(self, what: str, peer: int) -> None:
-        if not 0 <= peer < self.size or peer == self.rank:
-            others = [rank for rank in range(self.size) if rank != self.rank]
-            raise ValueError(f"rank {self.rank} cannot {what} rank {peer}; others are {others}")
-
-    def _flat(self, tensor: Tensor) -> Tensor:
-        """Return the elements in order as one dim: the tensor's own memory, or else a copy."""
-        plain = tensor.detach()
-        if plain.is_complex() or plain.is_neg():
-            plain = plain.resolve_conj().resolve_neg()
-        return plain.view(-1) if plain.is_contiguous() else plain.reshape(-1)
-
-    @staticmethod
-    def _put_back(tensor: Tensor, flat: Tensor) -> None:
-        """Copy ``flat`` into ``tensor`` if :meth:`_flat` had to make a copy."""
-        if flat.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(flat.view(tensor.shape))
+    # Accounting around each call.
 
     def _all_reduce_elements(self, numel: int) -> int:
         """Return how many elements this rank sends: parts to their owners, own sums to all."""

@@ -27,7 +27,7 @@ LOOKS = 50
 """Looks at the flags before the processor is given away, about 25 microseconds."""
 
 YIELD_S, SHORT_NAPS_S = 0.001, 0.02
-"""For so long into a wait the processor is offered to others; then left for short naps; then longer."""
+"""Until then in a wait the processor is offered to others, then left for short, then long naps."""
 
 YIELDS_PER_NAP = 32
 """One nap in so many offers, however short the waits: see :meth:`Segment.wait`."""
@@ -136,7 +136,7 @@ class Segment:
         return found
 
     def wait(self, missing: Callable[[], list[int]], timeout_s: float) -> None:
-        """Return when ``missing()`` names no peer; raise :class:`Late` if it names one for too long.
+        """Return when ``missing()`` names no peer; raise :class:`Late` if it does for too long.
 
         The processor is first kept for a moment, then offered to others between looks, then left in
         naps, because there may be more ranks than cores. Some early naps let the kernel part two

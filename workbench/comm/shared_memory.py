@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from workbench.comm.arguments import ReduceOp
 from workbench.comm.arithmetic import reduce_in_rank_order
 from workbench.comm.calls import Call, code
-from workbench.comm.comm import Comm, CommError, ReduceOp
+from workbench.comm.comm import Comm, CommError
 from workbench.comm.mailbox import Mailbox
 from workbench.comm.segment import BLOCK_WORDS, PAGE, Late, Segment
 from workbench.comm.staging import SLOT_BYTES, Staging
@@ -266,5 +267,5 @@ class SharedMemoryComm(Comm):
 
 
 def _pieces(flat: Tensor) -> tuple[Tensor, ...]:
-    """Cut ``flat`` into pieces of bytes that fit into a slot; an empty tensor is one empty piece."""
+    """Cut ``flat`` into pieces of bytes that fit into a slot; without elements, one empty piece."""
     return flat.view(torch.uint8).split(SLOT_BYTES)

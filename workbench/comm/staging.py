@@ -30,13 +30,13 @@ class Staging:
 
     At each sync a rank writes data for its peers into its slot, announces the number in its own
     cache line, waits until all peers have announced it, and reads their slots. Two rules make
-    four slots in turn enough: a rank announces sync ``s`` only when it has read everything
-    of ``s - 2``, and writes for ``s`` only when all peers have announced ``s - 2``; then they have read
-    ``s - 4``, the slot's last use. Each rank can so be one sync ahead of its peers, and small delays
-    do not add up.
+    four slots in turn enough: a rank announces sync ``s`` only when it has read everything of
+    ``s - 2``, and writes for ``s`` only when all peers have announced ``s - 2``; then they have
+    read ``s - 4``, the slot's last use. So a rank can be one sync ahead of its peers, and small
+    delays do not add up.
 
-    The first sync of a call also compares what the ranks asked for. A peer is at most two
-    syncs ahead, so descriptions in turn are safe for the same reason.
+    The first sync of a call also compares what the ranks asked for. Descriptions are written in
+    turn as well, which is safe for the same reason.
 
     Parameters
     ----------

@@ -19,8 +19,8 @@ PIECE_BYTES = 1 << 17
 class Place:
     """A stretch of allocated memory.
 
-    ``number`` is the same on every rank for the same stretch. ``own_part`` is what this rank owns of
-    it, in pieces, each as the tensors of all ranks in order.
+    ``number`` is the same on every rank for the same stretch. ``own_part`` is what this rank owns
+    of it, in pieces, each as the tensors of all ranks in order.
     """
 
     number: int

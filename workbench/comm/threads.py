@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from workbench.comm.arguments import ReduceOp
 from workbench.comm.arithmetic import reduce_in_rank_order
-from workbench.comm.comm import Comm, CommError, ReduceOp
+from workbench.comm.comm import Comm, CommError
 from workbench.mesh import balanced
 
 Result = TypeVar("Result")

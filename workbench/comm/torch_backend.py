@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workbench.comm.arguments import ReduceOp
 from workbench.comm.arithmetic import reduce_in_rank_order
 from workbench.comm.calls import Call, code, in_words
-from workbench.comm.comm import Comm, CommError, ReduceOp
+from workbench.comm.comm import Comm, CommError
 from workbench.comm.rendezvous import file_store, tcp_store
 from workbench.mesh import balanced
 
@@ -95,7 +96,7 @@ class TorchComm(Comm):
             ) from error
 
     def _make_gloo(self, store: dist.Store, address: str) -> Any:
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = self._timeout
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
         return dist.ProcessGroupGloo(store, self.rank, self.size, options)
@@ -118,7 +119,7 @@ class TorchComm(Comm):
         self._meet(call)
         if self.backend == "nccl" and flat.dtype in NCCL_DTYPES:
             options = dist.AllreduceOptions()
-            options.reduceOp = NCCL_OPERATORS[op]
+            options.reduceOp = dist.ReduceOp(NCCL_OPERATORS[op])
             self._finish(self._group.allreduce([flat], options), "an all_reduce")
         elif flat.numel() * flat.element_size() <= WHOLE_BYTES:
             flat.copy_(self._sum_of(op, flat, dict.fromkeys(self._others, flat)))
@@ -153,11 +154,10 @@ class TorchComm(Comm):
         self._meet((code("barrier"), 0, 0))
 
     def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        labels = {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in outgoing.items()}
-        expected = {
-            peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in incoming.items()
-        }
-        self._swap_labels(labels, expected)
+        self._swap_labels(
+            {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in outgoing.items()},
+            {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in incoming.items()},
+        )
         self._move(outgoing, incoming)
 
     def _close(self) -> None:
@@ -182,7 +182,10 @@ class TorchComm(Comm):
         return self._swap_labels(calls, calls, shape)
 
     def _swap_labels(
-        self, outgoing: Mapping[int, Call], expected: Mapping[int, Call], shape: tuple[int, ...] = ()
+        self,
+        outgoing: Mapping[int, Call],
+        expected: Mapping[int, Call],
+        shape: tuple[int, ...] = (),
     ) -> dict[int, tuple[int, ...]]:
         """Tell peers what comes, hear what comes from them and check it; return their shapes."""
         start = perf_counter()
@@ -197,7 +200,7 @@ class TorchComm(Comm):
         self._transfer(labels, heard, LABEL_TAG)
         if self.backend == "gloo":
             self._wait_start, self._wait_stop = start, perf_counter()
-        shapes = {}
+        shapes: dict[int, tuple[int, ...]] = {}
         for peer, label in heard.items():
             code_, numel, place, dims, *sizes = label.tolist()
             if (code_, numel, place) != expected[peer]:
@@ -238,7 +241,7 @@ class TorchComm(Comm):
     def _transfer_grouped(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
     ) -> None:
-        """Give NCCL all messages as one, for it runs single ones in order and could wait for ever."""
+        """Give NCCL all messages at once; one by one in different orders they would block."""
         self._group._start_coalescing(self.device)
         for peer, tensor in outgoing.items():
             self._group.send([tensor], peer, 0)

@@ -35,10 +35,14 @@ class Chart:
             if factors != self.figure.y_range.factors:
                 self.figure.y_range.factors = factors
         self.source.data = columns
-        empty = not next(iter(columns.values()))
-        if self.empty.visible != empty:
-            self.empty.visible = empty
+        self._show_frame(bool(next(iter(columns.values()))))
         return True
+
+    def _show_frame(self, drawn: bool) -> None:
+        """Show axes and legend where there is data, else what the figure says without."""
+        self.empty.visible = not drawn
+        for part in (*self.figure.axis, *self.figure.grid, *self.figure.legend):
+            part.visible = drawn
 
 
 def blank_figure(**options: Any) -> figure:
@@ -69,6 +73,7 @@ def blank_figure(**options: Any) -> figure:
     fig.axis.minor_tick_line_color = None
     fig.grid.grid_line_color = look.INK
     fig.grid.grid_line_alpha = 0.25
+    fig.axis.visible = fig.grid.visible = False  # until there is data
     return fig
 
 
@@ -89,6 +94,7 @@ def place_legend(fig: figure, legend: Legend) -> None:
     legend.update(padding=2, margin=2)
     legend.glyph_width = 26
     legend.spacing = 14
+    legend.visible = False  # until there is data, as axes and grid
     fig.add_layout(legend, "above")
 
 

@@ -44,10 +44,10 @@ class Curve:
 def speedup_chart() -> Chart:
     """Return the figure of speedup against cores, with the ideal line and the baselines."""
     fig = blank_figure(
-        title="Speedup, measured (higher is better)",
+        title="Measured speedup (higher is better)",
         x_axis_label="cores used (ranks × threads per rank)",
         y_axis_label="speedup over 1 thread",
-        x_range=DataRange1d(start=0, range_padding=0.9),
+        x_range=DataRange1d(start=0, range_padding=1.2),
         y_range=DataRange1d(start=0, range_padding=0.2),
         height=330,
     )
@@ -104,10 +104,7 @@ def speedup_columns(rows: Sequence[Row]) -> Columns:
         "label": [texts.row_label(row) for row in known],
         # The dotted line has the baseline's name in the legend; text at its point would only
         # collide with that of the strategy that stands at the same number of cores.
-        "text": [
-            "" if alone else f"{texts.row_label(row)} {row['speedup']:.2f}×"
-            for row, alone in zip(known, whole, strict=True)
-        ],
+        "text": ["" if alone else _label(row) for row, alone in zip(known, whole, strict=True)],
         "repeats": [row["repeats"] for row in known],
         "color": [style.color for style in styles],
         "marker": [style.marker for style in styles],
@@ -115,10 +112,17 @@ def speedup_columns(rows: Sequence[Row]) -> Columns:
     }
 
 
+def _label(row: Row) -> str:
+    """Return the text beside a point; the baseline is 1 by definition."""
+    if texts.is_baseline(row):
+        return "serial"
+    return f"{texts.row_label(row)} {row['speedup']:.2f}×"
+
+
 def loss_chart() -> Chart:
     """Return the figure of training loss against time, one line per run."""
     fig = blank_figure(
-        title="Loss, measured (lower is better)",
+        title="Measured loss (lower is better)",
         x_axis_label="training time (s)",
         y_axis_label="training loss",
         x_range=DataRange1d(start=0, range_padding=0.1),
@@ -181,7 +185,7 @@ def curves_of(comparison: Any) -> list[Curve]:
 def share_chart() -> Chart:
     """Return the stacked bars of where the time of one step goes, one bar per row."""
     fig = blank_figure(
-        title="Time per step, measured (shorter is better)",
+        title="Measured time per step (shorter is better)",
         x_axis_label="ms per step, median",
         y_axis_label=None,
         x_range=DataRange1d(start=0, range_padding=0.3),

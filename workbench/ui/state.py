@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import machine
@@ -89,9 +89,9 @@ class Watcher:
     def _gather(self, job: Job) -> State:
         status = job.status  # before the rows: a run that has ended has all its rows
         comparison = job.comparison
-        rows: list[Row] = []
-        if comparison is not None:
-            rows = [{"run": job.number, **row} for row in comparison.rows]
+        rows: list[Row] = (
+            [{"run": job.number, **row} for row in comparison.rows] if comparison else []
+        )
         problems, details = dict(job.problems), job.details
         if comparison is not None and comparison.error is not None:
             problems["run"] = str(comparison.error)
@@ -100,6 +100,17 @@ class Watcher:
         if status in ENDED:
             self._ended = dict(list(shown.items())[-KEPT_RUNS:])
         message, done = _progress(job, status)
+        if comparison is None:
+            # Nothing is measured yet, or ever: what was measured before stays in the figures.
+            return replace(
+                self._last,
+                job=job.number,
+                status=status,
+                message=message,
+                done=done,
+                problems=problems,
+                details=details,
+            )
         alike = [
             row
             for request, kept in shown.values()
@@ -118,7 +129,7 @@ class Watcher:
             # Of each strategy the newest measurement: older ones stay in the table.
             points=tuple({texts.row_label(row): row for row in alike}.values()),
             bars=tuple(rows),
-            curves=() if comparison is None else tuple(figures.curves_of(comparison)),
+            curves=tuple(figures.curves_of(comparison)),
         )
 
     def _place(self, rows: list[Row]) -> str:

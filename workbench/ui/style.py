@@ -21,7 +21,7 @@ STYLE = (
 .wb-title { font-size: 20px; font-weight: 600; margin: 4px 0; }
 .wb-panel h3 { font-size: 16px; font-weight: 600; margin: 12px 0 4px; }
 .wb-fields { display: grid; gap: 4px 16px;
-  grid-template-columns: minmax(0, 3fr) minmax(0, 3fr) repeat(3, minmax(0, 1.5fr)); }
+  grid-template-columns: minmax(0, 4fr) minmax(0, 3fr) repeat(3, minmax(0, 1.4fr)); }
 .wb-field .widget-inline-hbox { flex-direction: column; align-items: stretch; height: auto;
   width: auto; margin: 0; }
 .wb-field .widget-label { width: auto; max-width: none; text-align: left; font-weight: 600;
@@ -31,6 +31,11 @@ STYLE = (
 .wb-hint { opacity: 0.8; font-size: 13px; }
 .wb-problem { color: var(--jp-ui-font-color1, #222); font-weight: 600; padding: 4px 8px;
   border-left: 4px solid #D55E00; background: rgba(213, 94, 0, 0.12); }
+.wb-field:has(.wb-problem) { grid-column: 1 / -1; flex-direction: row; align-items: flex-end;
+  gap: 12px; }
+.wb-field:has(.wb-problem) > .widget-inline-hbox { flex: 0 0 220px; }
+.wb-field:has(.wb-problem) > .widget-html { flex: 1 1 auto; }
+.wb-field:has(.wb-problem) select, .wb-field:has(.wb-problem) input { border-color: #D55E00; }
 .wb-buttons { flex-flow: row wrap; align-items: center; gap: 8px; margin-top: 8px; }
 .wb-buttons .jupyter-button { height: 36px; width: 110px; font-size: 15px; margin: 0; }
 .wb-buttons .widget-hprogress { flex: 1 1 140px; width: auto; height: 20px; margin: 0; }
@@ -43,11 +48,16 @@ STYLE = (
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .wb-chart { min-width: 0; } .wb-chart-share { grid-column: 1 / -1; }
 .wb-chart > div { width: 100%; }
+/* Figures take their colours when they are painted; a change of size paints them again. */
+body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
 .wb-python { margin-top: 10px; } .wb-python pre, .wb-panel details pre { font-size: 13px;
   user-select: all; padding: 8px; overflow-x: auto; margin: 4px 0;
   background: var(--jp-layout-color2, #8882); color: inherit; }
 @container (max-width: 720px) {
-  .wb-fields, .wb-charts { grid-template-columns: minmax(0, 1fr); }
+  .wb-fields { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .wb-workload, .wb-strategy { grid-column: 1 / -1; }
+  .wb-field:has(.wb-problem) { flex-flow: row wrap; }
+  .wb-charts { grid-template-columns: minmax(0, 1fr); }
 }
 """
     + table.STYLE

@@ -12,7 +12,7 @@ STYLE = """
 .wb-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 .wb-table th, .wb-table td { padding: 4px 8px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--jp-border-color2, #8886); }
-.wb-table th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4em; }
+.wb-table th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4.5em; }
 .wb-table th:first-child, .wb-table td:first-child { text-align: left; }
 .wb-scroll { overflow-x: auto; }
 .wb-spread { opacity: 0.75; }
@@ -68,6 +68,11 @@ def _against_threads(row: Row) -> str:
     return "–" if speedup is None else f"{speedup:.2f}×"
 
 
+def _where(row: Row) -> str:
+    shares = (row[f"{kind}_share"] for kind in ("compute", "comm", "wait", "optimizer"))
+    return " / ".join(map(texts.share, shares))
+
+
 def _same(row: Row) -> str:
     if texts.is_baseline(row):
         return "baseline"
@@ -97,10 +102,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Speedup over 1 thread (min–max)": _speedup,
     "Speedup over all threads": _against_threads,
     "Same result": _same,
-    "Compute": lambda row: texts.share(row["compute_share"]),
-    "Comm": lambda row: texts.share(row["comm_share"]),
-    "Wait": lambda row: texts.share(row["wait_share"]),
-    "Optimizer": lambda row: texts.share(row["optimizer_share"]),
+    "Compute / comm / wait / optimizer": _where,
     "Sent per rank and step": lambda row: texts.binary_bytes(row["bytes_per_step"] or 0),
     "Test accuracy": _accuracy,
     "Repeats": _repeats,
