@@ -20,8 +20,12 @@ def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
 
 
 def descendants() -> list[psutil.Process]:
-    """Return the processes that this one has started, directly or not, the dead ones left out."""
-    return [p for p in psutil.Process().children(recursive=True) if alive(p)]
+    """Return the processes that this one has started, directly or not.
+
+    The dead are left out, and the helper of ``multiprocessing``, which lives as long as we do.
+    """
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if alive(p) and not _runs(p, "multiprocessing.resource_tracker")]
 
 
 def alive(process: psutil.Process) -> bool:
@@ -58,10 +62,14 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _is_of_forkserver(process: psutil.Process) -> bool:
+def _runs(process: psutil.Process, what: str) -> bool:
     with suppress(*GONE):
-        return "workbench.cluster.forkserver" in process.cmdline()
+        return what in " ".join(process.cmdline())
     return False
+
+
+def _is_of_forkserver(process: psutil.Process) -> bool:
+    return _runs(process, "workbench.cluster.forkserver")
 
 
 def _is_rank(process: psutil.Process) -> bool:

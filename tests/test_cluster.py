@@ -122,20 +122,20 @@ def test_nothing_listens_but_on_loopback(lab: Lab):
 
 
 def test_without_the_certificate_nobody_connects(lab: Lab):
-    _, address = lab.client.scheduler.address.split("://")
-    host, port = address.rsplit(":", 1)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    for worker in (f"{host}:{port}", *(h.worker.split("://")[1] for h in lab.hosts)):
-        name, number = worker.rsplit(":", 1)
+
+    def first_byte(address: str) -> bytes:
+        name, port = address.removeprefix("tls://").rsplit(":", 1)
         with (
-            pytest.raises((ssl.SSLError, ConnectionError)),
-            socket.create_connection((name, int(number)), timeout=10) as plain,
+            socket.create_connection((name, int(port)), timeout=10) as plain,
             context.wrap_socket(plain) as connection,
         ):
-            # TLS 1.3: the server's refusal comes with the first answer.
-            if not connection.recv(1):
-                raise ConnectionError
+            return connection.recv(1)  # in TLS 1.3 the refusal comes with the first answer
+
+    for address in (lab.client.scheduler.address, *(host.worker for host in lab.hosts)):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            first_byte(address)
 
 
 def test_no_secret_is_where_others_may_look(lab: Lab):
@@ -210,11 +210,11 @@ def test_a_private_lab_works_in_a_script_without_a_main_guard(tmp_path, mark):
             from workbench.cluster.starting import start
 
             print("begin")
-            labs = [start(workers=1), start(workers=1)]
+            labs = [start(workers=1)]
             thread = threading.Thread(target=lambda: labs.append(start(workers=1)))
             thread.start()
             thread.join()
-            assert current_lab() is labs[2]
+            assert current_lab() is labs[1]
             gangs = [Watched(lab, own_module.double, 21, size=1) for lab in labs]
             for gang in gangs:
                 gang.start()
@@ -222,13 +222,28 @@ def test_a_private_lab_works_in_a_script_without_a_main_guard(tmp_path, mark):
         """)
     )
     (tmp_path / "own_module.py").write_text("def double(ctx, job):\n    return 2 * job\n")
-    assert run_python("", str(script), mark=mark, folder=tmp_path) == "begin\n42 42 42\n"
+    assert run_python("", str(script), mark=mark, folder=tmp_path) == "begin\n42 42\n"
     assert {p.name for p in tmp_path.iterdir()} <= {"script.py", "own_module.py", "__pycache__"}
 
 
 def test_a_lab_works_in_an_interpreter_and_is_closed_at_its_exit(tmp_path, mark):
     code = "from workbench.cluster.starting import start; print(len(start(workers=2).hosts))"
     assert run_python("", "-c", code, mark=mark, folder=tmp_path) == "2\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lab_works_where_an_event_loop_runs_as_in_a_notebook(tmp_path, mark):
+    code = """
+        import asyncio
+        from workbench.cluster.starting import start
+
+        async def cell():
+            lab = start(workers=1)
+            print(lab.client.submit(sum, [1, 2]).result(), len(lab.hosts))
+
+        asyncio.run(cell())
+    """
+    assert run_python(code, "-", mark=mark, folder=tmp_path) == "3 1\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -269,6 +284,17 @@ def test_a_running_cluster_is_adopted_and_left_as_it_was(strangers_client: Clien
     with start(client=strangers_client) as again:
         assert again is not lab
         assert Watched(again, rank_targets.add).finish().ok
+
+
+def test_a_worker_that_its_nanny_brings_back_is_waited_for(strangers_client: Client):
+    with start(client=strangers_client) as lab:
+        gang = Watched(lab, rank_targets.wait)
+        gang.until_all()
+        psutil.Process(gang.ranks[1].pid).parent().parent().kill()
+        error = gang.join(LIMIT_S).error
+        assert error is not None
+        assert error.rank == 1
+        assert Watched(lab, rank_targets.add).finish().ok
 
 
 def test_when_the_client_of_an_adopted_cluster_is_killed_its_ranks_go(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 import dask.array as da
 import numpy as np
@@ -58,6 +59,24 @@ def test_a_rank_is_a_process_made_for_torch(lab: Lab):
 
 def test_ranks_speak_with_each_other(lab: Lab):
     assert Watched(lab, rank_targets.add).finish().results == ([3.0] * 3, [3.0] * 3)
+
+
+def test_ranks_on_one_machine_can_meet_in_a_file(lab: Lab, monkeypatch):
+    monkeypatch.setattr("workbench.comm.connect.choose", lambda host_ids, device: "gloo")
+    gang = Watched(lab, rank_targets.add)
+    assert gang.finish().results == ([3.0] * 3, [3.0] * 3)
+    assert gang.ranks[0].backend == "gloo"
+
+
+def test_ranks_on_different_machines_meet_at_a_port(lab: Lab, monkeypatch):
+    hosts = [replace(host, host_id=f"machine {host.name}") for host in lab.hosts]
+    monkeypatch.setattr(lab, "hosts_for", lambda size: tuple(hosts[:size]))
+    gang = Watched(lab, rank_targets.add)
+    assert gang.finish().results == ([3.0] * 3, [3.0] * 3)
+    assert [(info.backend, info.host) for info in gang.ranks] == [
+        ("gloo", "machine 0"),
+        ("gloo", "machine 1"),
+    ]
 
 
 def test_a_rank_may_be_alone(lab: Lab):

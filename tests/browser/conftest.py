@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import workbench
 from workbench.ui.lab import lab_command, lab_environment, place_notebooks
 
 FLAGS = (
@@ -76,7 +77,9 @@ def watched(browser) -> Iterator[Watched]:
 def jupyter(tmp_path_factory, browser) -> Iterator[str]:
     """Start JupyterLab as `workbench lab` does, and give its address, token included."""
     root = tmp_path_factory.mktemp("lab")
-    place_notebooks(root / "notebooks")
+    notebook = place_notebooks(root / "notebooks")
+    shorter = notebook.read_text().replace("wb.app()", "wb.app(repeats=1)")
+    notebook.write_text(shorter.replace("steps=12, repeats=3", "steps=6, repeats=1"))
     own = {
         name: str(root / name.lower())
         for name in (
@@ -88,6 +91,7 @@ def jupyter(tmp_path_factory, browser) -> Iterator[str]:
             "IPYTHONDIR",
         )
     }
+    own["PYTHONPATH"] = str(Path(workbench.__file__).parents[1])  # the kernel's is the tested one
     log = root / "lab.log"
     with log.open("w") as sink:
         server = subprocess.Popen(

@@ -66,7 +66,7 @@ def speed_table(rows: Sequence[Row]) -> Table:
 def account_table(rows: Sequence[Row]) -> Table:
     """Return where a rank's step goes, what it sends, and whether the result is that of serial."""
     unit, size = byte_unit([row["bytes_per_step"] for row in rows])
-    table = _table("Where the time goes, and what comes out")
+    table = _table("Where a rank's time goes, what it sends, and what comes out")
     table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     for share in SHARES:

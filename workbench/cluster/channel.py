@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -64,9 +65,9 @@ class Channel:
     def receive(self) -> Frame | None:
         """Return the next frame, or None when the other end is gone (also in mid-frame)."""
         try:
-            head, descriptors, _, _ = socket.recv_fds(
-                self._socket, _HEADER.size, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            head, descriptors, _, _ = socket.recv_fds(self._socket, _HEADER.size, _MOST_DESCRIPTORS)
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
             head += self._exactly(_HEADER.size - len(head)) if head else b""
             if not head:
                 return None

@@ -1,9 +1,9 @@
 """The program that rank processes are forked from: ``python -m workbench.cluster.forkserver FD``.
 
 It has loaded what every rank needs, torch above all, so that a rank is there in milliseconds
-instead of seconds. It runs no code of the user's, starts no thread (forking a process with threads is
-asking for a deadlock) and never touches a GPU (CUDA does not survive a fork). It serves the host at
-the other end of the socket ``FD`` and ends, with all ranks, when that end is closed.
+instead of seconds. It runs no code of the user's, starts no thread (forking a process with threads
+is asking for a deadlock) and never touches a GPU (CUDA does not survive a fork). It serves the host
+at the other end of the socket ``FD`` and ends, with all ranks, when that end is closed.
 
 Frames from the host: ``fork`` with the rank's ends of its channel and of its log, the body naming
 the request; ``kill`` with a process id. Frames to the host: ``forked`` and ``ended`` with JSON.

@@ -104,7 +104,7 @@ class Lab:
     def hosts_for(self, size: int) -> tuple[Host, ...]:
         """Return the workers of ``size`` ranks, by rank: one worker each.
 
-        Waits up to 20 seconds for workers of an own cluster that are being started again.
+        Waits up to 20 seconds for workers that died and are being started again.
 
         Raises
         ------

@@ -149,6 +149,8 @@ def _store(order: dict[str, Any], meeting: int | None) -> Any:
     from workbench.comm.torch_backend import file_store, tcp_store
 
     if "store_file" in order["meeting"]:
+        # Ranks of one machine need no network: NCCL's own sockets stay on loopback too.
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         return file_store(order["meeting"]["store_file"], order["size"], order["timeout_s"])
     address, port = order["meeting"]["store_address"]
     return tcp_store(address, port, order["size"], listen_fd=meeting, timeout_s=order["timeout_s"])

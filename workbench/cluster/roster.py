@@ -26,6 +26,7 @@ class Roster:
         self._control = control
         self._cluster = cluster
         self._known: dict[str, Host] = {}
+        self._whole = cluster.size if cluster else 0  # workers when none is dead
 
     def hosts(self) -> tuple[Host, ...]:
         """Return the workers that there are now, in a lasting order."""
@@ -35,24 +36,25 @@ class Roster:
             if isinstance(answer, dict):
                 self._known[address] = Host(worker=address, **answer)
         there = [self._known[address] for address in addresses if address in self._known]
+        self._whole = max(self._whole, len(there))
         return tuple(sorted(there, key=lasting_order))
 
     def hosts_for(self, size: int) -> tuple[Host, ...]:
         """Return the workers of ``size`` ranks, see :meth:`workbench.cluster.lab.Lab.hosts_for`."""
         deadline = time.monotonic() + WORKER_LIMIT_S
         hosts = self.hosts()
-        whole = max(len(hosts), self._cluster.size if self._cluster else 0)
-        if size > whole:
+        if size > self._whole:
             raise PlanError(
-                f"{size} ranks need {size} workers, one each, and this cluster has {whole}; use at "
-                f"most {whole} ranks, or start a larger cluster: wb.start(workers={size})."
+                f"{size} ranks need {size} workers, one each, and this cluster has {self._whole}; "
+                f"use at most {self._whole} ranks, or start a larger cluster: "
+                f"wb.start(workers={size})."
             )
         while len(hosts) < size:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{size} ranks need {size} workers, and {whole - len(hosts)} of {whole} died "
-                    f"and did not come back within {WORKER_LIMIT_S:.0f} s; close this lab and "
-                    f"start another.",
+                    f"{size} ranks need {size} workers, and {self._whole - len(hosts)} of "
+                    f"{self._whole} are gone and did not come back within {WORKER_LIMIT_S:.0f} s; "
+                    f"use fewer ranks, or close this lab and start another.",
                     details=self._cluster.log if self._cluster else "",
                 )
             time.sleep(_POLL_S)

@@ -58,6 +58,8 @@ class SharedMemoryComm(Comm):
             segment.sign_in()
             self._meet((code("start"), size, 0))
             segment.watch_peers()
+            # Nobody goes on, and perhaps ends, before everybody watches everybody.
+            self._meet((code("start"), size, 0))
         except Late as late:
             self._unusable = str(late)
             self.close()

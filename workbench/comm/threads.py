@@ -35,12 +35,12 @@ class Table:
             (source, to): deque() for source in range(size) for to in range(size)
         }
         self.gone: dict[int, str] = {}
-        self.given_up: str | None = None
+        self.over = False
 
-    def give_up(self, reason: str) -> None:
-        """Make every rank that waits, now or later, fail for ``reason``."""
+    def end(self) -> None:
+        """End the time of everybody who waits, now or later."""
         with self.changed:
-            self.given_up = reason
+            self.over = True
             self.changed.notify_all()
 
 
@@ -129,13 +129,11 @@ class ThreadComm(Comm):
             return
         start, deadline = perf_counter(), monotonic() + self.timeout_s
         while late := missing():
-            if self._table.given_up:
-                self._fail(self._table.given_up)
             gone = [rank for rank in late if rank in self._table.gone]
             if gone:
                 self._fail(f"rank {gone[0]} {self._table.gone[gone[0]]}")
             left = deadline - monotonic()
-            if left <= 0:
+            if left <= 0 or self._table.over:
                 ranks = ", ".join(map(str, late))
                 self._fail(f"rank {ranks} did not come within {self.timeout_s:g} s")
             self._table.changed.wait(left)
@@ -178,15 +176,14 @@ def run_threads(
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
-    late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
-    if late:
-        table.give_up(f"rank {late[0]} did not end within {timeout_s:g} s")
+    if any(thread.is_alive() for thread in threads):
+        table.end()
         for thread in threads:
             thread.join(max(0.0, deadline + 1.0 - monotonic()))
     causes = [error for error in errors if not isinstance(error, CommError)] or errors
     if causes:
         raise causes[0]
+    late = [str(rank) for rank in range(size) if rank not in results]
     if late:
-        ranks = ", ".join(map(str, late))
-        raise CommError(f"rank {ranks} of {size} did not end within {timeout_s:g} s")
+        raise CommError(f"rank {', '.join(late)} of {size} did not end within {timeout_s:g} s")
     return [results[rank] for rank in range(size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic, perf_counter, sleep
@@ -92,7 +93,7 @@ class TorchComm(Comm):
                 raise
             raise CommError(
                 f"rank {rank}, start: the {size} ranks did not find each other within "
-                f"{timeout_s:g} s: {_first_line(error)}"
+                f"{timeout_s:g} s: {_reason(error)}"
             ) from error
 
     def _make_gloo(self, store: dist.Store, address: str) -> Any:
@@ -231,12 +232,12 @@ class TorchComm(Comm):
             works = [(peer, self._group.recv([t], peer, tag)) for peer, t in incoming.items()]
             works += [(peer, self._group.send([t], peer, tag)) for peer, t in outgoing.items()]
         except RuntimeError as error:
-            self._fail(_first_line(error))
+            self._fail(_reason(error))
         for peer, work in works:
             try:
                 work.wait()
             except RuntimeError as error:
-                self._fail(f"rank {peer} is gone or late: {_first_line(error)}")
+                self._fail(f"rank {peer} is gone or late: {_reason(error)}")
 
     def _transfer_grouped(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
@@ -260,7 +261,7 @@ class TorchComm(Comm):
         try:
             work.wait()
         except RuntimeError as error:
-            self._fail(f"{what} failed: {_first_line(error)}")
+            self._fail(f"{what} failed: {_reason(error)}")
 
 
 def _parts(flat: Tensor, size: int) -> list[Tensor]:
@@ -273,5 +274,6 @@ def _label(call: Call, shape: tuple[int, ...]) -> list[int]:
     return numbers + [0] * (LABEL_NUMBERS - len(numbers))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: BaseException) -> str:
+    """Return torch's first sentence, without the place in its source."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition("\n")[0].partition(". ")[0]

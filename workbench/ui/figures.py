@@ -67,7 +67,7 @@ def speedup_chart() -> Chart:
     # To the right of the point: there it meets neither the ideal line nor the whisker.
     fig.text(
         "cores", "speedup", "text", source=source, text_align="left", text_baseline="middle",
-        x_offset=14, y_offset=5, text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
+        x_offset=12, y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
         text_font_style="bold", text_color="color",
     )  # fmt: skip
     fig.add_tools(
@@ -105,6 +105,8 @@ def speedup_columns(rows: Sequence[Row]) -> Columns:
         # The dotted line has the baseline's name in the legend; text at its point would only
         # collide with that of the strategy that stands at the same number of cores.
         "text": ["" if alone else _label(row) for row, alone in zip(known, whole, strict=True)],
+        # Strategies above their point and the baseline below: the lines pass between them.
+        "text_y": [12 if texts.is_baseline(row) else -12 for row in known],
         "repeats": [row["repeats"] for row in known],
         "color": [style.color for style in styles],
         "marker": [style.marker for style in styles],

@@ -33,6 +33,10 @@ class State:
         Device, threads, workers and machine that the numbers were measured on.
     done:
         How much is done, from 0 to 1.
+    problems:
+        Sentences by the control that caused them.
+    request:
+        What was asked for.
     rows:
         The table: rows of all runs, newest run first.
     points:
@@ -48,6 +52,7 @@ class State:
     done: float = 0.0
     problems: Mapping[str, str] = field(default_factory=dict)
     details: str = ""
+    request: Request | None = None
     rows: tuple[Row, ...] = ()
     points: tuple[Row, ...] = ()
     bars: tuple[Row, ...] = ()
@@ -110,6 +115,7 @@ class Watcher:
                 done=done,
                 problems=problems,
                 details=details,
+                request=job.request,
             )
         alike = [
             row
@@ -125,6 +131,7 @@ class Watcher:
             done=done,
             problems=problems,
             details=details,
+            request=job.request,
             rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
             # Of each strategy the newest measurement: older ones stay in the table.
             points=tuple({texts.row_label(row): row for row in alike}.values()),

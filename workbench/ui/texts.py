@@ -109,7 +109,7 @@ def badge(rows: Sequence[Row]) -> tuple[str, str]:
         return "no", f"NOT the same result as serial: {_differences(wrong)}"
     if all(row["same_result"] for row in rows):
         return "yes", f"Same result as serial: {_differences(rows)}"
-    return "unknown", "Same result as serial? Checked at the end of the run."
+    return "unknown", "Same result as serial? Not checked yet."
 
 
 def _differences(rows: Sequence[Row]) -> str:
@@ -126,7 +126,7 @@ def _differences(rows: Sequence[Row]) -> str:
 
 def verdict(rows: Sequence[Row]) -> list[str]:
     """Return a sentence for each strategy: how much faster than which baseline, or why not."""
-    return [_verdict(row) for row in rows if not is_baseline(row)]
+    return [_verdict(row) for row in rows if not is_baseline(row) and row["speedup"] is not None]
 
 
 def _verdict(row: Row) -> str:

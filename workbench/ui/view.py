@@ -163,7 +163,8 @@ class View:
             notes["workload"] = self._described.text
         for name, place in self._notes.items():
             problem = state.problems.get(name)
-            if problem is not None:
+            corrected = name != "run" and asked != state.request
+            if problem is not None and not corrected:
                 more = ""
                 if state.details:
                     more = (
@@ -228,8 +229,8 @@ def _result(state: State) -> str:
         return ""
     kind, sentence = texts.badge(state.bars)
     lines = "".join(f"<p>{escape(line)}</p>" for line in texts.verdict(state.bars))
-    if kind == "none" and state.busy:
-        return ""  # the strategy's turn comes
+    if kind == "none" and state.request is not None and state.request.axis != "serial":
+        return ""  # the strategy's turn has not come
     mark = {"yes": "✓ ", "no": "✗ ", "unknown": "… "}.get(kind, "")
     return f'<div class="wb-badge wb-badge-{kind}">{mark}{escape(sentence)}</div>{lines}'
 

@@ -1,0 +1,111 @@
+"""The start notebook and the report, as a person meets them: in a real browser."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fake_comparison import FakeComparison
+
+from workbench.ui.report import write_report
+
+pytestmark = pytest.mark.timeout(300)
+
+POINTS = """() => Bokeh.documents.flatMap(
+    document => Array.from(document.get_model_by_name("wb-speedup")?.data.cores ?? []))"""
+LIMIT_MS = 120_000
+"""For what needs many runs; a machine with other work to do is slow, and not broken."""
+
+
+def open_notebook(page, address):
+    """Open the notebook, wait for its kernel, and run the cell of the panel."""
+    page.goto(address)
+    page.locator(".jp-CodeCell").first.wait_for(timeout=60_000)
+    page.locator(".jp-StatusBar-Widget").get_by_text("Idle").wait_for(timeout=60_000)
+    page.locator(".jp-CodeCell").first.click()
+    page.keyboard.press("Shift+Enter")
+    page.locator(".wb-run").wait_for(timeout=60_000)
+
+
+def press(page, name):
+    page.locator(".wb-panel").get_by_role("button", name=name).click()
+
+
+def says(page, text):
+    page.locator(".wb-message").get_by_text(text).wait_for(timeout=LIMIT_MS)
+
+
+def set_number(page, control, value):
+    box = page.locator(f".wb-{control} input")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
+    page = watched.page
+    open_notebook(page, jupyter)
+    page.get_by_text("1,438 samples").wait_for(timeout=60_000)  # what suits the workload is in
+    assert page.evaluate(POINTS) == []
+
+    # Bad input: one sentence beside the control, and nothing starts.
+    set_number(page, "batch", 0)
+    press(page, "Run")
+    page.locator(".wb-batch [role=alert]").get_by_text("Batch is 0").wait_for(timeout=20_000)
+    set_number(page, "batch", 128)
+
+    # Run: the cluster starts, points appear while it goes on, the badge at the end.
+    set_number(page, "steps", 6)
+    press(page, "Run")
+    says(page, "Starting a cluster")
+    page.wait_for_function(f"() => ({POINTS})().length > 0", timeout=LIMIT_MS)
+    says(page, "Done")
+    assert sorted(page.evaluate(POINTS)) == [1, 2, 2]
+    badge = page.locator(".wb-badge-yes")
+    badge.get_by_text("Same result as serial").wait_for(timeout=10_000)
+    page.get_by_text("× as fast as").or_(page.get_by_text("slower")).first.wait_for(timeout=10_000)
+
+    # Stop, in the midst of a run.
+    set_number(page, "steps", 500)
+    press(page, "Run")
+    says(page, "repeat 1 of 1")
+    press(page, "Stop")
+    says(page, "Stopped after")
+
+    # The rest of the notebook: the same by code.
+    for cell in page.locator(".jp-CodeCell").all()[1:]:
+        cell.locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Shift+Enter")
+    output = page.locator(".jp-OutputArea-output")
+    output.get_by_text("ms per step").first.wait_for(timeout=LIMIT_MS)
+    page.locator(".jp-StatusBar-Widget").get_by_text("Idle").wait_for(timeout=60_000)
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+    # A page that is loaded again shows the panel as it is now, and its buttons work.
+    page.keyboard.press("Control+s")
+    page.reload()
+    page.locator(".wb-run").wait_for(timeout=60_000)
+    says(page, "Stopped after")
+    page.wait_for_function(f"() => ({POINTS})().length > 0", timeout=60_000)
+    set_number(page, "steps", 2)
+    press(page, "Run")
+    page.locator(".wb-steps [role=alert]").wait_for(timeout=20_000)
+
+    assert watched.errors == []
+    assert watched.strayed == []
+
+
+def test_the_report_opens_with_the_network_off(watched, tmp_path):
+    comparison = FakeComparison()
+    comparison.go_on("done")
+    page = watched.page
+    page.context.set_offline(True)
+    page.goto(write_report(comparison, tmp_path / "report.html").as_uri())
+    page.wait_for_function(f"() => ({POINTS})().length === 3", timeout=20_000)
+    page.locator("canvas").first.wait_for(timeout=20_000)
+    assert page.locator("table tbody tr").count() == 3
+    assert watched.errors == []
+    assert watched.strayed == []

@@ -1,0 +1,99 @@
+"""Collectives between real processes: all backends of one host, and peers that die, stop or err."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workbench.comm.torch_backend import TorchComm
+
+PROGRAM = Path(__file__).with_name("comm_ranks.py")
+
+on_both = pytest.mark.parametrize("backend", ["shared memory", "gloo"])
+
+
+Ranks = Callable[[str, int, str], list[tuple[int, Any]]]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """Run a check of comm_ranks.py; the wait status of every rank, and what it said."""
+    program = subprocess.Popen(
+        [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def run(backend: str, size: int, check: str) -> list[tuple[int, Any]]:
+        print(json.dumps([backend, size, check]), file=program.stdin, flush=True)
+        return [(status, said) for status, said in json.loads(program.stdout.readline())]
+
+    with program:
+        yield run
+        program.stdin.close()
+        try:
+            program.wait(10)
+        finally:
+            program.kill()
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_every_collective_between_processes(ranks, backend):
+    for status, listening in ranks(backend, 3, "everything"):
+        assert status == 0
+        assert set(listening) == {"127.0.0.1"}
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_a_killed_rank_is_noticed_by_all_others(ranks, backend):
+    *survivors, killed = ranks(backend, 3, "one_is_killed")
+    assert killed == (9, None)
+    assert [status for status, _ in survivors] == [75 << 8] * 2
+    assert any("rank 2" in said and "is gone" in said for _, said in survivors)
+    assert all("all_reduce of 'step" in said for _, said in survivors)
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_a_stopped_rank_is_noticed_within_the_time_limit(ranks, backend):
+    *survivors, _ = ranks(backend, 2, "one_is_stopped")
+    for status, said in survivors:
+        assert status == 75 << 8
+        assert "all_reduce of 'after the stop': rank 1" in said
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [("sizes_differ", "1000 float32"), ("other_operations", "all_gather of float32")],
+)
+@pytest.mark.timeout(60)
+def test_disagreement_is_an_error_and_no_crash(ranks, backend, check, words):
+    answers = ranks(backend, 2, check)
+    assert [status for status, _ in answers] == [75 << 8] * 2
+    assert all(words in said and "asked for" in said for _, said in answers)
+
+
+@pytest.mark.timeout(60)
+def test_ranks_meet_at_a_socket_that_was_bound_before(ranks):
+    for status, listening in ranks("gloo", 2, "over_tcp"):
+        assert status == 0
+        assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs 2 GPUs, one per rank")
+@pytest.mark.timeout(60)
+def test_every_collective_over_nccl(ranks):
+    assert [status for status, _ in ranks("nccl", 2, "everything")] == [0, 0]
+
+
+def test_backends_refuse_the_wrong_device():
+    with pytest.raises(ValueError, match="gloo does not move tensors on cuda"):
+        TorchComm("gloo", 0, 2, None, 1.0, device="cuda")

@@ -1,0 +1,112 @@
+"""Figures: columns of equal length, one meaning per colour, one replacement per change."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from fake_comparison import ROWS, FakeComparison, row
+
+from workbench.mesh import AXES
+from workbench.ui import figures, look, texts
+
+
+def test_speedup_columns_are_sorted_by_cores_and_mark_the_all_threads_baseline():
+    columns = figures.speedup_columns([ROWS[2], ROWS[1], ROWS[0]])
+    assert columns["cores"] == [1, 2, 2]
+    marked = [y for y in columns["all_threads"] if not math.isnan(y)]
+    assert marked == [pytest.approx(1.6)]
+    assert columns["text"].count("") == 1
+    assert "data=2 2.00×" in columns["text"]
+
+
+def test_a_row_without_a_speedup_is_not_drawn():
+    assert figures.speedup_columns([row("data=2", 2, 1, 0.04, speedup=None)])["cores"] == []
+
+
+def test_bars_add_up_to_the_time_of_a_step():
+    columns = figures.share_columns(ROWS)
+    for n, measured in enumerate(ROWS):
+        parts = sum(columns[span.kind][n] for span in look.SPANS)
+        assert parts == pytest.approx(measured["step_s"] * 1e3)
+
+
+def test_loss_curves_are_thinned_but_keep_both_ends():
+    times = [float(n) for n in range(10_000)]
+    curve = figures.Curve("serial, 1 thread", look.SERIAL, times, times)
+    columns = figures.loss_columns([curve])
+    assert len(columns["time_s"][0]) == figures.MAX_POINTS
+    assert (columns["time_s"][0][0], columns["time_s"][0][-1]) == (0.0, 9999.0)
+
+
+def test_runs_of_the_proof_are_no_curves():
+    comparison = FakeComparison()
+    comparison.go_on()
+    comparison.runs[0].work = "the same in float64"
+    assert len(figures.curves_of(comparison)) == 2
+
+
+@pytest.mark.parametrize(
+    ("chart", "columns"),
+    [
+        (figures.speedup_chart, lambda: figures.speedup_columns(ROWS)),
+        (figures.share_chart, lambda: figures.share_columns(ROWS)),
+        (
+            figures.loss_chart,
+            lambda: figures.loss_columns([figures.Curve("a", look.SERIAL, [1.0], [2.0])]),
+        ),
+    ],
+)
+def test_a_chart_says_something_when_empty_and_sends_only_news(chart, columns):
+    made, data = chart(), columns()
+    replaced = []
+    made.source.on_change("data", lambda attr, old, new: replaced.append(attr))
+    assert made.empty.visible
+    assert made.empty.text.startswith("Press Run")
+    assert set(made.source.data) == set(data)
+    assert made.draw(data)
+    assert not made.draw(columns())
+    assert replaced == ["data"]
+    assert not made.empty.visible
+    assert len({len(column) for column in data.values()}) == 1
+
+
+def test_every_figure_says_measured_and_names_its_axes():
+    for chart in (figures.speedup_chart(), figures.loss_chart(), figures.share_chart()):
+        assert "Measured" in chart.figure.title.text
+        assert "better" in chart.figure.title.text
+        assert chart.figure.xaxis[0].axis_label
+
+
+def test_each_axis_has_a_look_of_its_own():
+    looks = [look.style({"strategy": f"{axis}=2", "threads": 1}) for axis in AXES]
+    assert len({(style.color, style.marker) for style in looks}) == len(AXES)
+    assert len({style.marker for style in looks}) == len(AXES)
+    assert look.style({"strategy": "data=2,tensor=2", "threads": 1}) is look.HYBRID
+    assert len({span.hatch for span in look.SPANS}) == len(look.SPANS)
+
+
+def test_a_strategy_that_loses_is_told_with_its_reason():
+    slow = row("data=2", 2, 1, 0.1, comm_share=0.3, wait_share=0.1)
+    (sentence,) = texts.verdict([*ROWS[:2], slow])
+    assert "slower (0.80×) than 1 process × 1 thread" in sentence
+    assert "30% of each step is comm and 10% is wait" in sentence
+    (sentence,) = texts.verdict(ROWS)
+    assert "2.00× as fast as 1 process × 1 thread" in sentence
+    assert "1.25× as fast as 1 process × 2 threads" in sentence
+    assert "measured, median of 3 repeats" in sentence
+
+
+@pytest.mark.parametrize(("known", "state"), [(True, "yes"), (False, "no"), (None, "unknown")])
+def test_the_badge_follows_the_proof(known, state):
+    found, sentence = texts.badge([ROWS[0], row("data=2", 2, 1, 0.04, same_result=known)])
+    assert found == state
+    assert ("NOT" in sentence) == (state == "no")
+
+
+def test_numbers_are_written_with_their_units():
+    assert texts.milliseconds(0.0413) == "41.3 ms"
+    assert texts.binary_bytes(1_782_579) == "1.7 MiB"
+    assert texts.time_left(0.2) == "about 1 s left"
+    assert texts.time_left(600) == "about 10 min left"
+    assert texts.placement(2, 1, "cpu") == "2 workers × 1 thread each, CPU"

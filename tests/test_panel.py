@@ -1,0 +1,328 @@
+"""The panel with a comparison that computes nothing: threads, states, words."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from fake_comparison import FakeComparison
+
+from workbench.errors import PlanError, RunError
+from workbench.ui import driver, form, panel
+from workbench.ui.lab import START, lab_command, launch_lab, place_notebooks
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class FakeWork:
+    """A workload as far as the panel looks at it."""
+
+    def __init__(self, name="net", batch_size=32):
+        self.name, self.batch_size, self.steps = name, batch_size, 40
+        self.samples, self.sample_shape = 1000, (1, 32, 32)
+
+    def with_(self, batch_size):
+        return FakeWork(self.name, batch_size)
+
+
+class FakeLab:
+    def __init__(self, workers):
+        self.hosts, self.closed = [None] * workers, False
+
+    def hosts_for(self, ranks):
+        if ranks > len(self.hosts):
+            raise PlanError(f"{ranks} ranks need {ranks} workers.")
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def rooms(monkeypatch):
+    """Put fakes where the driver meets the other rooms, and keep what they were asked for."""
+    seen = SimpleNamespace(labs=[], compared=[], threads=set(), refuse=None, gate=None)
+
+    def plan(work, strategy):
+        if seen.refuse is not None and strategy != "serial":
+            raise PlanError(seen.refuse)
+        return SimpleNamespace(ranks=1 if strategy == "serial" else int(strategy.split("=")[1]))
+
+    def start(workers):
+        seen.threads.add(threading.current_thread().name)
+        if seen.gate is not None:
+            assert seen.gate.wait(20)
+        seen.labs.append(FakeLab(workers))
+        return seen.labs[-1]
+
+    def compare(work, strategies, **options):
+        seen.threads.add(threading.current_thread().name)
+        seen.compared.append((work, strategies, options, FakeComparison(work)))
+        return seen.compared[-1][-1]
+
+    def no_lab():
+        raise PlanError("No cluster is open.")
+
+    monkeypatch.setattr(driver, "plan", plan)
+    monkeypatch.setattr(driver, "start", start)
+    monkeypatch.setattr(driver, "compare", compare)
+    monkeypatch.setattr(driver, "current_lab", no_lab)
+    monkeypatch.setattr(driver, "workload", FakeWork)
+    monkeypatch.setattr(panel, "_open", None)
+    return seen
+
+
+@pytest.fixture
+def opened(rooms):
+    made = panel.app(workers=2, batch=32, steps=12)
+    yield made
+    made.close()
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within 20 s"
+        time.sleep(0.01)
+
+
+def shown(made):
+    """Return everything that the widgets say, as one text."""
+    view = made._view
+    texts = [view._message, view._place, view._result, view._table, view._python]
+    return "\n".join(widget.value for widget in (*texts, *view._notes.values()))
+
+
+def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):
+    assert "Ready." in shown(opened)
+    rooms.gate = threading.Event()
+    opened.run()
+    until(lambda: "Starting a cluster of 2 workers…" in shown(opened), "the cluster's start")
+    rooms.gate.set()
+    until(lambda: "about 12 s left" in shown(opened), "the progress")
+    work, strategies, options, comparison = rooms.compared[0]
+    assert strategies == ["serial", "data=2"]
+    assert (work.batch_size, options["steps"], options["repeats"]) == (32, 12, 3)
+    assert options["wait"] is False
+    speedup = opened._view._charts[0].source
+    assert speedup.data["cores"] == []
+    comparison.go_on()
+    until(lambda: speedup.data["cores"] == [1, 2, 2], "the points")
+    assert opened._view._run.disabled
+    comparison.status = "done"
+    until(lambda: not opened._view._run.disabled, "the end")
+    said = shown(opened)
+    assert "Same result as serial" in said
+    assert "2.00× as fast as 1 process × 1 thread" in said
+    assert "Measured on 2 workers × 1 thread each, CPU" in said
+    assert rooms.threads == {"panel driver"}
+
+
+def test_stop_is_called_by_the_driver_and_keeps_what_was_measured(opened, rooms):
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    comparison = rooms.compared[0][-1]
+    comparison.go_on()
+    opened._view._stop.click()
+    assert opened.wait(10).status == "stopped"
+    until(lambda: "Stopped after 90 of 90 steps" in shown(opened), "the word")
+    assert comparison.stopped_on == ["panel driver"]
+    assert "data=2" in opened._view._table.value
+
+
+def test_stop_while_the_cluster_starts_needs_no_waiting_and_keeps_the_cluster(opened, rooms):
+    rooms.gate = threading.Event()
+    opened.run()
+    until(lambda: rooms.threads, "the cluster's start")
+    opened.stop()
+    assert opened.wait(10).status == "stopped"
+    rooms.gate.set()
+    opened.run()
+    until(lambda: rooms.compared, "the second run")
+    assert len(rooms.labs) == 1
+    rooms.compared[0][-1].status = "done"
+
+
+def test_buttons_only_put_commands_into_the_queue(opened, rooms):
+    rooms.gate = threading.Event()
+    before = threading.get_ident()
+    opened._view._run.click()  # returns although the cluster is still starting
+    opened._view._stop.click()
+    assert threading.get_ident() == before
+    assert not rooms.compared
+    rooms.gate.set()
+
+
+@pytest.mark.parametrize(
+    ("control", "value", "sentence"),
+    [
+        ("batch", 0, "Batch is 0; it is a whole number, 1 or more."),
+        ("workers", -1, "Workers is -1; it is a whole number, 1 or more."),
+        ("workers", 1, "data=1 is the serial run itself; use 2 workers or more"),
+        ("steps", 3, "Steps is 3, but the first 3 only warm up"),
+    ],
+)
+def test_a_bad_number_is_told_beside_its_control_and_nothing_starts(
+    opened, rooms, control, value, sentence
+):
+    opened._view._controls[control].value = value
+    opened.run()
+    until(lambda: sentence in opened._view._notes[control].value, "the sentence")
+    assert opened.state.status == "failed"
+    assert not rooms.labs
+    opened._view._controls[control].value = 8
+    until(lambda: sentence not in opened._view._notes[control].value, "the sentence's end")
+
+
+def test_a_refused_plan_is_told_beside_the_strategy(opened, rooms):
+    rooms.refuse = "data=2 asks for <2> replicas."
+    opened.run()
+    note = opened._view._notes["strategy"]
+    until(lambda: "data=2 asks for &lt;2&gt; replicas." in note.value, "the sentence")
+    assert not rooms.labs
+
+
+def test_a_given_cluster_that_is_too_small_is_told_beside_the_workers(rooms):
+    made = panel.app(lab=FakeLab(2), workers=4, batch=32, steps=12)
+    made.run()
+    until(lambda: "4 ranks need 4 workers." in made._view._notes["workers"].value, "the sentence")
+    made.close()
+
+
+def test_a_run_that_breaks_is_told_with_its_details(opened, rooms):
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    comparison = rooms.compared[0][-1]
+    comparison.error = RunError("Rank 1 was killed.", details="a <trace>")
+    comparison.status = "failed"
+    note = opened._view._notes["run"]
+    until(lambda: "Rank 1 was killed." in note.value, "the sentence")
+    assert "a &lt;trace&gt;" in note.value
+
+
+def test_an_unforeseen_error_does_not_end_the_driver(opened, rooms, monkeypatch):
+    monkeypatch.setattr(driver, "compare", lambda *_a, **_k: 1 / 0)
+    opened.run()
+    note = opened._view._notes["run"]
+    until(lambda: "ZeroDivisionError" in note.value, "the sentence")
+    assert opened.driver._thread.is_alive()
+
+
+def test_more_workers_than_the_own_cluster_has_start_a_larger_one(opened, rooms):
+    for workers in (2, 3, 2):
+        opened._view._controls["workers"].value = workers
+        opened.run()
+        until(lambda: len(rooms.compared) and rooms.compared[-1][1], "the comparison")
+        rooms.compared[-1][-1].status = "done"
+        opened.wait(10)
+        rooms.compared.clear()
+    assert [len(lab.hosts) for lab in rooms.labs] == [2, 3]
+    assert [lab.closed for lab in rooms.labs] == [True, False]
+
+
+def test_a_second_panel_closes_the_first_and_takes_its_cluster(opened, rooms):
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    second = panel.app(workers=2, batch=32, steps=12)
+    until(lambda: rooms.compared[0][-1].status == "stopped", "the end of the first run")
+    opened.close()
+    assert not opened._thread.is_alive()
+    assert not opened.driver._thread.is_alive()
+    assert not rooms.labs[0].closed
+    second.run()
+    until(lambda: len(rooms.compared) == 2, "the second comparison")
+    second.close()
+    assert len(rooms.labs) == 1
+    assert rooms.labs[0].closed
+    assert not {"panel", "panel driver"} & {thread.name for thread in threading.enumerate()}
+
+
+def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
+    sent = []
+    for live in opened._view._figures:
+        monkeypatch.setattr(live, "send", lambda *message: sent.append(message))
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    comparison = rooms.compared[0][-1]
+    comparison.go_on()
+    until(lambda: opened._view._charts[2].source.data["label"], "the bars")
+    time.sleep(0.6)  # ticks without news
+    sent.clear()
+    comparison.rows[2]["speedup"] = 1.9
+    until(lambda: 1.9 in opened._view._charts[0].source.data["speedup"], "the news")
+    time.sleep(0.6)
+    assert len(sent) == 3  # header, metadata and content of one patch
+    assert not any(len(message) > 1 for message in sent)  # no binary buffers
+    comparison.status = "done"
+
+
+def test_an_own_workload_comes_first_and_is_named_in_the_python_line(rooms):
+    made = panel.app(work=FakeWork("<mine>", 16), steps=12)
+    assert made._view.request() == form.Request(form.OWN, "data", 2, 16, 12)
+    assert "work.with_(batch_size=16)" in shown(made)
+    made.run()
+    until(lambda: rooms.compared, "the comparison")
+    assert rooms.compared[0][0].name == "<mine>"
+    made.close()
+
+
+def test_choosing_a_workload_sets_batch_and_steps_that_suit_it(opened):
+    assert opened._view.request().batch == 32  # as preset
+    opened._view._controls["workload"].value = "digits-mlp"
+    until(lambda: opened._view.request().steps == 40, "the suggestion")
+
+
+def test_presets_are_checked_before_anything_starts(rooms):
+    for presets, sentence in (
+        ({"colour": "red"}, "no preset 'colour'"),
+        ({"workload": "mnist"}, "There is no workload 'mnist'; there are: digits-cnn"),
+        ({"strategy": "data=0"}, "degree"),
+        ({"strategy": "dta=2"}, "Did you mean 'data'"),
+        ({"batch": 2.5}, "Batch is 2.5"),
+    ):
+        with pytest.raises(PlanError, match=sentence):
+            panel.app(**presets)
+    asked = form.request(None, {"strategy": "data=3"})
+    assert (asked.axis, asked.workers) == ("data", 3)
+    assert replace(asked, axis="serial").strategies == ["serial"]
+
+
+def test_without_a_front_end_it_tells_its_state_as_text(opened, rooms, capsys):
+    bundle = opened._repr_mimebundle_()
+    assert "Ready." in bundle["text/plain"]
+    assert "panel.run()" in bundle["text/html"]
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    rooms.compared[0][-1].go_on("done")
+    opened.wait(10)
+    until(lambda: "data=2 2.00×" in capsys.readouterr().out, "the line")
+    assert "2.00×" in opened._repr_mimebundle_()["text/html"]
+    opened._ipython_display_()
+    assert "Parallel workbench panel" in capsys.readouterr().out
+
+
+def test_notebooks_are_copied_once_and_never_written_over(tmp_path):
+    copy = place_notebooks(tmp_path / "mine")
+    notebook = json.loads(copy.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in notebook["metadata"]
+    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    assert "Shift+Enter" in notebook["cells"][0]["source"][0]
+    copy.write_text("changed")
+    assert place_notebooks(tmp_path / "mine").read_text() == "changed"
+
+
+def test_jupyterlab_listens_on_loopback_and_keeps_its_token(tmp_path):
+    command = lab_command(tmp_path, port=0, browser=False)
+    assert "--ServerApp.ip=127.0.0.1" in command
+    assert f"--LabApp.default_url=/lab/tree/{START}" in command
+    assert "--no-browser" in command
+    assert not any("token" in part or "password" in part for part in command)
+    with pytest.raises(PlanError, match="Port 70000"):
+        launch_lab(tmp_path, port=70000)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlanError, match="name another folder"):
+        place_notebooks(tmp_path / "file")
