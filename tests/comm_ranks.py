@@ -20,6 +20,7 @@ import torch
 from workbench.comm.arguments import REDUCIBLE
 from workbench.comm.comm import Comm, CommError
 from workbench.comm.connect import connect
+from workbench.comm.kernel import memfd_create
 from workbench.comm.torch_backend import TorchComm, file_store, tcp_store
 from workbench.mesh import balanced
 from workbench.plan import Collective
@@ -133,7 +134,7 @@ def rank_main(backend: str, rank: int, size: int, check: str, fd: int, store_fil
 
 
 def answer(backend: str, size: int, check: str) -> list[tuple[int, object]]:
-    fd = os.memfd_create("comm test")
+    fd = memfd_create("comm test")
     ranks = []
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(size):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
-import sys
 from collections.abc import Iterator
 
-import psutil
 import pytest
 from leftovers import descendants, rank_processes, until
 
@@ -37,9 +34,3 @@ def no_rank_is_left() -> Iterator[None]:
     before = set(rank_processes())
     yield
     assert until(lambda: not (set(rank_processes()) - before)), "ranks are left"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Show every thread's stack when a test runs into its limit."""
-    faulthandler.enable(sys.__stderr__)
-    assert psutil.LINUX

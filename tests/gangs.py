@@ -12,6 +12,7 @@ from distributed import Future
 
 from workbench.cluster.gang import Gang, GangEnd
 from workbench.cluster.lab import Lab
+from workbench.errors import RunError
 
 LIMIT_S = 30.0
 
@@ -62,6 +63,10 @@ class Watched(Gang):
         return [found[rank] for rank in range(self.size)]
 
     def finish(self) -> GangEnd:
-        """Start, wait for the end and return it."""
-        self.start()
+        """Start, wait for the end and return it; a rank may fail before all others are up."""
+        try:
+            self.start()
+        except RunError:
+            if not self.ends:
+                raise
         return self.join(LIMIT_S)

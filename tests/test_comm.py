@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.comm import kernel
 from workbench.comm.arguments import REDUCIBLE
 from workbench.comm.comm import Comm, CommError
 from workbench.comm.connect import SoloComm, choose, connect
@@ -26,7 +27,7 @@ Run = Callable[..., list[Any]]
 
 def run_shared(size: int, work: Work, timeout_s: float = 20.0) -> list[Any]:
     """Run ``work`` on ranks that are threads, each with its own mapping of one memfd."""
-    fd = os.memfd_create("comm test")
+    fd = kernel.memfd_create("comm test")
     results: dict[int, Any] = {}
 
     def rank_main(rank: int) -> None:
@@ -396,8 +397,22 @@ def test_shared_memory_leaves_no_file_descriptor():
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
+def test_pythons_without_the_newest_system_calls(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "pidfd_open")
+    memory, process = kernel.memfd_create("comm test"), kernel.pidfd_open(os.getpid())
+    os.ftruncate(memory, 10)
+    assert os.fstat(memory).st_size == 10
+    assert not os.get_inheritable(memory)
+    assert not os.get_inheritable(process)
+    with pytest.raises(ProcessLookupError):
+        kernel.pidfd_open(2**22 + 1)
+    os.close(memory)
+    os.close(process)
+
+
 def test_memory_of_an_earlier_start_is_refused():
-    fd = os.memfd_create("comm test")
+    fd = kernel.memfd_create("comm test")
     with pytest.raises(CommError, match=r"rank 1 did not come within 0\.05 s"):
         SharedMemoryComm(0, 2, fd, 0.05)
     with pytest.raises(CommError, match="used by other ranks"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from test_run import until, workload
 from torch import Tensor, nn
 
@@ -120,3 +121,28 @@ def test_a_line_shows_when_it_has_enough_steps() -> None:
     assert rows([serial], serial) == []
     assert seconds_left([serial], 10, 2) == pytest.approx(18.0 + 0.4)
     assert seconds_left([Entry("serial", 1, 1, "cpu", 0)], 10, 2) is None
+
+
+def test_too_few_steps_to_be_timed_are_refused(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(wb.PlanError, match=r"steps=5 are too few.*use 6"):
+        wb.compare(workload(), ["data=2"], steps=5, folder=tmp_path)
+
+
+class OnlyFloat32(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_meta and x.dtype != torch.float32:
+            raise TypeError("this model is for float32")
+        return self.layer(x)
+
+
+def test_a_model_that_has_no_float64_is_timed_and_called_unproved(lab: Lab, tmp_path: Path) -> None:
+    work = workload(model=OnlyFloat32(), dtype="float32")
+    table = wb.compare(work, ["data=2"], steps=6, repeats=1, folder=tmp_path)
+    assert table.status == "done"
+    assert table.rows[-1]["same_result"] is None
+    assert table.unproved is not None
+    assert "this model is for float32" in table.unproved

@@ -87,8 +87,7 @@ def test_a_rank_that_ends_badly_is_the_cause_and_not_those_that_miss_it(
     lab: Lab, how, sentence, details
 ):
     gang = Watched(lab, rank_targets.end_badly, how)
-    gang.start()
-    error = broken(gang, gang.join(LIMIT_S))
+    error = broken(gang, gang.finish())
     assert re.match(sentence, str(error))
     assert (error.rank, error.step) == (1, 3)
     assert details in error.details
@@ -98,8 +97,7 @@ def test_a_rank_that_ends_badly_is_the_cause_and_not_those_that_miss_it(
 def test_a_job_that_cannot_be_loaded_is_told_of(lab: Lab):
     gang = Watched(lab, rank_targets.greet)
     gang._work["job"] = b"not a pickle"
-    gang.start()
-    assert "UnpicklingError" in str(broken(gang, gang.join(LIMIT_S)))
+    assert "UnpicklingError" in str(broken(gang, gang.finish()))
 
 
 def test_the_loss_of_a_forkserver_is_told_of_and_made_good(lab: Lab):

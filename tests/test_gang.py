@@ -200,8 +200,7 @@ def test_a_callback_that_fails_ends_the_gang_with_its_error(lab: Lab, monkeypatc
 
     monkeypatch.setattr(Watched, "_note", refuse)
     gang = Watched(lab, rank_targets.wait)
-    gang.start()
-    assert "no such figure" in str(gang.join(LIMIT_S).error)
+    assert "no such figure" in str(gang.finish().error)
     monkeypatch.undo()
     assert Watched(lab, rank_targets.greet).finish().ok
 

@@ -67,3 +67,14 @@ def test_epochs_and_seeds_differ() -> None:
     first = order.rows(0, 1, 0)[0].index
     assert not np.array_equal(first, order.rows(order.steps_per_epoch, 1, 0)[0].index)
     assert not np.array_equal(first, Order(1000, 10, 2).rows(0, 1, 0)[0].index)
+
+
+def test_the_order_of_an_epoch_is_made_once() -> None:
+    from workbench.order import _shuffled
+
+    order = Order(1000, 10, seed=987)
+    for step in range(order.steps_per_epoch):
+        order.rows(step, 2, 1)
+    before = _shuffled.cache_info().misses
+    order.rows(0, 2, 1)
+    assert _shuffled.cache_info().misses == before

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,9 @@ from torch import Tensor, nn
 
 import workbench as wb
 from workbench.cluster.lab import Lab
+from workbench.placement import Placement
 from workbench.records import read
+from workbench.run import Run
 from workbench.workload import Workload
 
 pytestmark = pytest.mark.timeout(90)
@@ -237,3 +242,117 @@ def test_waiting_has_a_limit_and_parameters_an_owner(lab: Lab, tmp_path: Path) -
         run.parameters  # noqa: B018 - the property raises
     run.stop()
     json.dumps(run.summary())
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", "/proc/nothing", 3):
+        with pytest.raises(wb.PlanError, match="cannot hold the records"):
+            wb.run(workload(), "serial", steps=1, folder=folder)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_folder_vanishes_still_ends(lab: Lab, tmp_path: Path) -> None:
+    run = wb.run(workload(0.01), "serial", steps=40, folder=tmp_path)
+    until(lambda: run.step > 1)
+    shutil.rmtree(run.folder)
+    with pytest.raises(wb.RunError, match="records of the run could not be written"):
+        run.wait(30)
+    assert run.parameters
+
+
+def test_stopping_from_many_threads_at_any_time_ends_in_one_state(lab: Lab, tmp_path: Path) -> None:
+    for steps in (20, 200):
+        run = wb.run(workload(), "serial", steps=steps, folder=tmp_path)
+        threads = [threading.Timer(n / 20, run.stop) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        run.wait(30)
+        for thread in threads:
+            thread.join()
+        assert run.status in ("done", "stopped")
+
+
+def test_stop_after_the_end_changes_nothing(lab: Lab, tmp_path: Path) -> None:
+    run = wb.run(workload(), "serial", steps=1, folder=tmp_path)
+    run._ended.wait = lambda timeout=None: True  # type: ignore[method-assign]
+    until(lambda: run.status in ("done", "failed"))
+    run.stop()  # the records may still be being written
+    assert run.status == "done"
+
+
+def test_what_a_forgotten_run_has_kept_is_freed(lab: Lab, tmp_path: Path) -> None:
+    from workbench.cluster.rank_host import host_of
+
+    def kept(lab_id: str, run_id: str, dask_worker: Any) -> int:
+        return sum(len(s.kept) for s in host_of(dask_worker, lab_id)._seats_of(run_id))
+
+    run: Any = wb.run(workload(), "serial", steps=1, folder=tmp_path).wait(30)
+    name, worker = run.run_id, run.ranks[0].worker
+    assert lab.ask(kept, lab.id, name, workers=[worker]) == {worker: 2}
+    del run
+    until(lambda: gc.collect() >= 0 and lab.ask(kept, lab.id, name, workers=[worker])[worker] == 0)
+
+
+def test_labels_are_checked_against_the_output_and_not_the_last_layer(
+    lab: Lab, tmp_path: Path
+) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gate = nn.Linear(4, 3), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * torch.sigmoid(self.gate(x))
+
+    assert wb.run(workload(model=Gated()), "serial", steps=1, folder=tmp_path).wait(30).step == 1
+    bad = workload(model=Gated(), data=(np.ones((50, 4)), np.arange(50) % 4))
+    with pytest.raises(wb.PlanError, match="the model gives 3 classes"):
+        wb.run(bad, "serial", steps=1, folder=tmp_path).wait(30)
+
+
+def test_a_closed_lab_is_one_clear_sentence(tmp_path: Path) -> None:
+    with wb.start(workers=1) as own:
+        done = wb.run(workload(), "serial", steps=1, folder=tmp_path, lab=own).wait(30)
+        run = wb.run(workload(0.01), "serial", steps=10_000, folder=tmp_path, lab=own)
+        until(lambda: run.step > 1)
+    with pytest.raises(wb.RunError, match="lab was closed"):
+        run.wait(10)
+    for use in (lambda: done.parameters, lambda: wb.evaluate(done)):
+        with pytest.raises(wb.RunError, match=r"lab.*is closed"):
+            use()
+    assert done.step == 1
+
+
+def test_a_worker_that_dies_while_data_is_placed_is_noticed(tmp_path: Path) -> None:
+    import dask.array as da
+
+    def slow(block: Any) -> Any:
+        if block.size:  # not while dask looks at what it gives
+            time.sleep(1.0)
+        return block
+
+    x = da.ones((40, 4), chunks=(4, 4)).map_blocks(slow, dtype="f8")
+    work = workload(data=(x, np.arange(40) % 3), test_data=None)
+    with wb.start(workers=2) as own:
+        placement = Placement(own)
+        placement._check = lambda *_: None  # type: ignore[method-assign]  # placing starts at once
+        run = wb.run(work, "data=2", steps=1, folder=tmp_path, lab=own)
+        run.stop()
+        pids = own.client.run(os.getpid)
+        run = Run(
+            work,
+            wb.plan(work, "data=2"),
+            steps=1,
+            threads=1,
+            device="auto",
+            record_spans=False,
+            folder=tmp_path,
+            placement=placement,
+        )
+        run.start()
+        time.sleep(0.5)
+        killed_s = time.monotonic()
+        os.kill(pids[own.hosts[1].worker], signal.SIGKILL)
+        with pytest.raises(wb.RunError, match=r"worker of rank 1 .* died"):
+            run.wait(10)
+        assert time.monotonic() - killed_s < 5

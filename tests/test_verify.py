@@ -122,3 +122,24 @@ class Summed(nn.Module):
 def test_nonsense_is_refused(inputs: tuple[Tensor], strategy: str, says: str) -> None:
     with pytest.raises(PlanError, match=says):
         verify(nn.Linear(3, 3), *inputs, strategy=strategy)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(PlanError, match="batch_norm='bogus'"):
+        verify(nn.Linear(3, 2), torch.randn(4, 3), strategy="data=2", batch_norm="bogus")
+
+
+class GivesNothing(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+def test_nothing_to_compare_is_said() -> None:
+    proof = verify(GivesNothing(), torch.randn(4, 3), strategy="data=2")
+    assert not proof.same_result
+    assert str(proof) == "data=2 on 2 ranks: there is nothing to compare"
+
+
+def test_lazy_layers_without_a_shape_are_refused() -> None:
+    with pytest.raises(PlanError, match="lazy layers"):
+        verify(nn.LazyLinear(2), torch.randn(4, 3), strategy="data=2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from workbench.errors import PlanError
@@ -9,9 +10,15 @@ from workbench.errors import PlanError
 MOST_THREADS = 1024
 
 
-def check_steps(steps: Any) -> int:
-    """Return ``steps``, or raise PlanError if it is no number of steps."""
-    return _whole("steps", steps, "a whole number of updates, 1 or more")
+def check_steps(steps: Any, least: int = 1) -> int:
+    """Return ``steps``, or raise PlanError if it is no number of steps, or too few to time."""
+    steps = _whole("steps", steps, f"a whole number of updates, {least} or more")
+    if steps < least:
+        raise PlanError(
+            f"steps={steps} are too few to be timed, as the first steps of a run are slower and "
+            f"are left out; use {least} or more."
+        )
+    return steps
 
 
 def check_repeats(repeats: Any) -> int:
@@ -27,17 +34,17 @@ def check_threads(threads: Any) -> int:
 
 def check_accumulate(accumulate: Any, batch_size: int) -> int:
     """Return ``accumulate``, or raise PlanError if a batch has not so many micro-batches."""
-    _whole("accumulate", accumulate, "a whole number of micro-batches, 1 or more")
+    accumulate = _whole("accumulate", accumulate, "a whole number of micro-batches, 1 or more")
     if accumulate > batch_size:
         raise PlanError(
             f"accumulate={accumulate} cuts a batch of {batch_size} into more micro-batches than it "
             f"has samples; use {batch_size} or fewer."
         )
-    return int(accumulate)
+    return accumulate
 
 
 def _whole(name: str, value: Any, what: str, most: int | None = None) -> int:
-    fits = not isinstance(value, bool) and isinstance(value, int) and value >= 1
-    if not fits or (most is not None and value > most):
+    fits = not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
+    if not fits or (most is not None and int(value) > most):
         raise PlanError(f"{name}={value!r} must be {what}.")
     return int(value)

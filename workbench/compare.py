@@ -14,8 +14,8 @@ from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
 from workbench.placement import Placement
 from workbench.planning import plan as make_plan
-from workbench.run import ENDED, Run, Status
-from workbench.speedup import Entry, rows, seconds_left
+from workbench.run import ENDED, WARM_UP_STEPS, Run, Status
+from workbench.speedup import FEWEST_STEPS, Entry, rows, seconds_left
 from workbench.state import largest_difference
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def compare(
         work,
         [make_plan(work, strategy, **options) for strategy in strategies],
         serial=make_plan(work, "serial", **options),
-        steps=check_steps(steps),
+        steps=check_steps(steps, WARM_UP_STEPS + FEWEST_STEPS),
         repeats=check_repeats(repeats),
         threads=check_threads(lab.threads if threads is None else threads),
         device=device,
@@ -87,7 +87,13 @@ def compare(
         on_change=on_change or (lambda _comparison: None),
     )
     comparison.start()
-    return comparison.wait() if wait else comparison
+    if not wait:
+        return comparison
+    try:
+        return comparison.wait()
+    except KeyboardInterrupt:  # nobody else has a handle to stop it by
+        comparison.stop()
+        raise
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ class Comparison:
         As of a :class:`workbench.run.Run`.
     error:
         What broke, if it failed; the rows until then stay.
+    unproved:
+        Why ``same_result`` stays open where it was to be proved: what broke in float64.
     machine:
         What it was measured on.
     """
@@ -134,6 +142,7 @@ class Comparison:
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
         self.status: Status = "starting"
         self.error: RunError | PlanError | None = None
+        self.unproved: str | None = None
         self.machine = describe()
         self.runs: tuple[Run, ...] = ()
         self._on_change = on_change
@@ -141,6 +150,7 @@ class Comparison:
         self._proved = 0
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._placement = Placement(lab)
         plans = list({p.strategy: p for p in plans if p.ranks > 1}.values())
         for plan in plans:
@@ -189,10 +199,11 @@ class Comparison:
 
     def stop(self) -> None:
         """End it within 2 s; the rows stay."""
-        self._stop_asked.set()
-        if self._ended.is_set():
-            return
-        self.status = "stopping"
+        with self._lock:
+            self._stop_asked.set()
+            if self.status in ENDED:
+                return
+            self.status = "stopping"
         if self.runs:
             self.runs[-1].stop()
         self._ended.wait(STOP_GRACE_S)
@@ -217,6 +228,7 @@ class Comparison:
             },
             "status": self.status,
             "error": None if self.error is None else str(self.error),
+            "unproved": self.unproved,
             "steps": self.steps,
             "repeats": self.repeats,
             "progress": {"done_steps": progress.done_steps, "total_steps": progress.total_steps},
@@ -251,9 +263,10 @@ class Comparison:
             self.error = RunError(f"The comparison broke: {type(error).__name__}: {error}")
             self.error.__cause__ = error
         finally:
-            if self._stop_asked.is_set():
-                status, self.error = "stopped", None
-            self.status = status
+            with self._lock:
+                if self._stop_asked.is_set() and status != "done":
+                    status, self.error = "stopped", None
+                self.status = status
             self._now = status.capitalize()
             self._ended.set()
             self._on_change(self)
@@ -293,9 +306,12 @@ class Comparison:
         if self._stop_asked.is_set():
             raise Stopped
         self.runs = (*self.runs, run)
-        if self.status == "starting":
-            self.status = "running"
+        with self._lock:
+            if self.status == "starting":
+                self.status = "running"
         run.start()
+        if self._stop_asked.is_set():  # asked while the run was made: it could not be told then
+            run.stop()
         self._on_change(self)
         run.wait()
         if self._stop_asked.is_set() or run.status == "stopped":
@@ -309,14 +325,19 @@ class Comparison:
         work = self.work.with_(dtype="float64", test_data=None)
         placement = Placement(self.lab)
         self._now = "Proving the result: serial in float64"
-        wanted = self._proof_run(work, 0, placement)
-        for number in self._to_prove():
-            entry = self.entries[number]
-            self._now = f"Proving the result: {entry.strategy} in float64"
-            got = self._proof_run(work, number, placement)
-            entry.max_difference = largest_difference(wanted, got)
-            entry.same_result = entry.max_difference <= PROOF_TOLERANCE
-            self._on_change(self)
+        try:
+            wanted = self._proof_run(work, 0, placement)
+            for number in self._to_prove():
+                entry = self.entries[number]
+                self._now = f"Proving the result: {entry.strategy} in float64"
+                got = self._proof_run(work, number, placement)
+                entry.max_difference = largest_difference(wanted, got)
+                entry.same_result = entry.max_difference <= PROOF_TOLERANCE
+                self._on_change(self)
+        except RunError as error:  # a model may need float32; the times still say what they say
+            if self._stop_asked.is_set():
+                raise Stopped from None
+            self.unproved = f"The results could not be proved in float64. {error}"
 
     def _proof_run(self, work: Workload, number: int, placement: Placement) -> Run:
         run = self._new_run(

@@ -21,9 +21,10 @@ from workbench.plan import Plan
 from workbench.profile import tensors_in
 from workbench.recipe import load_payload
 from workbench.scoring import Score, score
-from workbench.spans import Span, SpanRecorder
+from workbench.spans import MOST_KEPT, Span, SpanRecorder
 
 SEND_EVERY_S = 0.25
+LIVE_SPANS = 500  # in one message: the scheduler keeps the last thousand messages
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Outcome:
     """What a rank has done: exact, unlike the live messages.
 
     ``rows`` hold one record per finished step, with this rank's own times; ``kept`` the shapes and
-    dtypes of the arrays that it left on its worker.
+    dtypes of the arrays that it left on its worker; ``dropped_spans`` is how many spans there were
+    besides the newest, which are kept.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -99,7 +101,7 @@ class _Trainer:
         for name, value in self.model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
         # Code that draws random numbers itself (F.dropout) must draw others on every rank.
-        torch.manual_seed(self.work.seed + self.context.rank)
+        torch.manual_seed((self.work.seed + self.context.rank) % 2**64)
         self.comm.barrier()
         self.comm.on_span = self.spans.add if self.job.record_spans else None
         began_s = sent_s = perf_counter()
@@ -114,9 +116,11 @@ class _Trainer:
             if self.outcome.stopped:
                 break
         self.comm.on_span = None
+        self._report()
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
         self._keep()
+        self.share.alone = True
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
                 self.model,
@@ -187,11 +191,23 @@ class _Trainer:
             output = self.model(x)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
-            else:  # counts for nothing, yet its backward pass takes part in every collective
-                loss = torch.stack([t.sum() for t in tensors_in(output)]).sum() * 0.0
-            loss.backward()
-            total += loss.item()
+                loss.backward()
+                total += loss.item()
+            else:
+                self._take_part(output, counting=len(rows.index) > 0)
         return total
+
+    def _take_part(self, output: object, counting: bool) -> None:
+        """Go backward without a loss: other ranks need this one in the collectives on the way.
+
+        Samples whose targets are all left out still count in the statistics of the batch, and so
+        have gradients; a stand-in has none.
+        """
+        ends = [t for t in tensors_in(output) if t.requires_grad]
+        self.gradients.counting = counting
+        if ends:
+            torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
+        self.gradients.counting = True
 
     def _scale(self, step: int, micro_batches: list[tuple[Rows, Tensor, Tensor]]) -> list[float]:
         """Return what each micro-batch's loss counts for in the loss of the whole batch."""
@@ -204,7 +220,7 @@ class _Trainer:
             float(loss_weight(self.loss, y)) if len(rows.index) else 0.0
             for rows, _, y in micro_batches
         ]
-        whole = torch.tensor([sum(weights)], dtype=torch.float64)
+        whole = self._numbers([sum(weights)])
         whole = self.comm.all_reduce(whole, name="weight of the targets")
         # A batch whose targets are all left out has no loss, in the serial run neither.
         return [weight / (float(whole) or math.nan) for weight in weights]
@@ -214,8 +230,7 @@ class _Trainer:
         arrived = self.gradients.reduce()
         self.stop_asked = self.stop_asked or "stop" in self.context.commands()
         mine = [loss, float(self.stop_asked), float(not np.isfinite(loss)), *arrived]
-        record = torch.tensor(mine, dtype=torch.float64)
-        whole = self.comm.all_reduce(record, name="record of the step").tolist()
+        whole = self.comm.all_reduce(self._numbers(mine), name="record of the step").tolist()
         if whole[2]:
             raise RunError(
                 f"The loss is not a number any more at step {step} (it is {whole[0]}). "
@@ -227,23 +242,29 @@ class _Trainer:
         self.gradients.release([bool(n) for n in whole[3:]])
         return float(whole[0])
 
+    def _numbers(self, values: list[float]) -> Tensor:
+        """Return ``values`` where the communicator can reach them."""
+        return torch.tensor(values, dtype=torch.float64, device=self.comm.device_type)
+
     def _sent(self) -> int:
         return sum(self.comm.sent_bytes.values())
 
     def _report(self) -> None:
-        """Send what is new: rows from rank 0, spans from every rank."""
+        """Send what is new: rows from rank 0, the newest spans from every rank."""
         spans = self.spans.take()
         self.outcome.spans += spans
+        surplus = max(0, len(self.outcome.spans) - MOST_KEPT)
+        del self.outcome.spans[:surplus]
+        self.spans.dropped += surplus
         rows = self.outcome.rows[self.reported :] if self.context.rank == 0 else []
         self.reported = len(self.outcome.rows)
         if rows or spans:
-            self.context.send("steps", {"rows": rows, "spans": spans})
+            self.context.send("steps", {"rows": rows, "spans": spans[-LIVE_SPANS:]})
 
     def _keep(self) -> None:
         """Leave the replica's state on the worker: the first replica's, since all are equal."""
         if self.index:
             return
-        self._report()
         for kind, state in (
             ("parameter", self.model.named_parameters()),
             ("buffer", self.model.named_buffers()),

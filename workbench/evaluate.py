@@ -71,7 +71,11 @@ def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
         on_end=lambda _end: None,
     )
     gang.start()
-    end = gang.join(SCORE_LIMIT_S)
+    try:
+        end = gang.join(SCORE_LIMIT_S)
+    except BaseException:  # Ctrl-C, or too late: the workers must come free
+        gang.kill("Scoring was interrupted")
+        raise
     if end.error is not None:
         raise end.error
     found: Any = end.results[0]

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from workbench.errors import RunError
+from workbench.errors import PlanError, RunError
 
 if TYPE_CHECKING:
     from workbench.cluster.gang import Gang, GangEnd, RankInfo
+    from workbench.cluster.host import Host
+    from workbench.cluster.lab import Lab
     from workbench.placement import Placement, Shares
     from workbench.plan import Plan
     from workbench.scoring import Score
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 SpanRow = dict[str, Any]
 STOP_GRACE_S = 1.0
+LOOK_EVERY_S = 1.0
 
 
 class Stopped(Exception):
@@ -38,6 +41,7 @@ class Finished:
 
     rows: list[Row]
     spans: list[SpanRow]
+    dropped_spans: int
     kept: Mapping[str, tuple[tuple[int, ...], str]]
     score: Score | None
     stopped: bool
@@ -81,9 +85,13 @@ class Execution:
         """
         try:
             return self._merge(self._work())
-        except RunError:
+        except (Stopped, PlanError):
+            raise
+        except Exception as error:
             if self._stop_asked.is_set():
                 raise Stopped from None
+            if self.placement.lab.closed:
+                raise RunError("The lab was closed before the run could end.") from error
             raise
         finally:
             self._ended.set()
@@ -127,16 +135,25 @@ class Execution:
         return ended.get()
 
     def _arrive(self, shares: Shares) -> None:
-        """Wait until the data is in place."""
+        """Wait until the data is in place, or a worker that should hold some of it is gone."""
+        lab = self.placement.lab
+        hosts = lab.hosts_for(self.plan.ranks)
         waiting = [future for share in shares for future in share.values()]
+        looked_s = time.monotonic()
         while waiting:
             self._check_stop()
             waiting = [future for future in waiting if not future.done()]
             time.sleep(0.005 if waiting else 0)
+            if waiting and time.monotonic() - looked_s > LOOK_EVERY_S:
+                _check_workers(hosts, lab)  # Dask waits for a worker that is gone
+                looked_s = time.monotonic()
         for future in (future for share in shares for future in share.values()):
             if future.status != "finished":
-                problem = future.exception(timeout=5)
-                raise RunError(f"The data could not be put in place: {problem}") from problem
+                _check_workers(hosts, lab)
+                problem = future.exception(timeout=5) if future.status == "error" else None
+                raise RunError(
+                    f"The data could not be put in place: {problem or future.status}"
+                ) from problem
 
     def _check_stop(self) -> None:
         if self._stop_asked.is_set():
@@ -151,11 +168,22 @@ class Execution:
         outcomes = end.results
         return Finished(
             rows=_merged([outcome.rows for outcome in outcomes]),
+            dropped_spans=sum(outcome.dropped_spans for outcome in outcomes),
             spans=[row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)],
             kept=outcomes[0].kept,
             score=outcomes[0].score,
             stopped=outcomes[0].stopped,
         )
+
+
+def _check_workers(hosts: tuple[Host, ...], lab: Lab) -> None:
+    there = {host.worker for host in lab.hosts}
+    for rank, host in enumerate(hosts):
+        if host.worker not in there:
+            raise RunError(
+                f"The worker of rank {rank} ({host.worker}) died before the data was in place.",
+                rank=rank,
+            )
 
 
 def _merged(per_rank: list[list[Row]]) -> list[Row]:

@@ -32,6 +32,8 @@ def check_workload(work: Workload) -> None:
     check_batch_size(work.batch_size, work.samples)
     _check_count("steps", work.steps, least=1)
     _check_count("seed", work.seed, least=0)
+    if work.seed >= 2**64:
+        raise PlanError(f"seed={work.seed} is too large for the generators; use one below 2**64.")
     _check_labels_dtype(work)
     _check_loss_parameters(work)
     trainable = [n for n in work.make_model().named_parameters() if n[1].requires_grad]

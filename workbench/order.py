@@ -12,6 +12,7 @@ evenly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Order:
         epoch, turn = divmod(step, self.steps_per_epoch)
         filled = self._filled(turn)
         first, last = balanced(self.batch_size, degree, index)
-        order = self._shuffled(epoch, first, last)
+        order = _shuffled(self, epoch, first, last)
         offset = self._edge(first)
         edges = self._edges()[first:last]
         micro_batches = []
@@ -94,18 +95,18 @@ class Order:
         result: np.ndarray = np.diff(self._edges()) > turn
         return result
 
-    def _shuffled(self, epoch: int, first: int, last: int) -> np.ndarray:
-        """Return the own samples, each stratum shuffled, as positions in the own piece.
 
-        Every sample has a random key that depends on its number in the whole data set, drawn by a
-        counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
-        that can start anywhere: no rank draws the keys of another.
-        """
-        start, stop = self._edge(first), self._edge(last)
-        generator = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64))
-        generator.advance(start // _KEYS_PER_BLOCK)
-        keys = generator.random_raw(stop - start + start % _KEYS_PER_BLOCK)[
-            start % _KEYS_PER_BLOCK :
-        ]
-        strata = np.repeat(np.arange(first, last), np.diff(self._edges())[first:last])
-        return np.lexsort((keys, strata))
+@lru_cache(maxsize=8)  # the order of an epoch serves all its steps
+def _shuffled(order: Order, epoch: int, first: int, last: int) -> np.ndarray:
+    """Return the own samples, each stratum shuffled, as positions in the own piece.
+
+    Every sample has a random key that depends on its number in the whole data set, drawn by a
+    counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
+    that can start anywhere: no rank draws the keys of another.
+    """
+    edges = order._edges()[first : last + 1]
+    start, stop = int(edges[0]), int(edges[-1])
+    generator = np.random.Philox(key=np.array([order.seed, epoch], dtype=np.uint64))
+    generator.advance(start // _KEYS_PER_BLOCK)
+    keys = generator.random_raw(stop - start + start % _KEYS_PER_BLOCK)[start % _KEYS_PER_BLOCK :]
+    return np.lexsort((keys, np.repeat(np.arange(first, last), np.diff(edges))))

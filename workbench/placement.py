@@ -84,7 +84,7 @@ class Placement:
         from workbench.losses import class_dim, ignored_label
 
         dim = class_dim(work.loss)
-        output = plan.layers[-1].layer.output_shape
+        output = plan.output_shape
         classes = output[dim] if dim is not None and len(output) > 1 else None
         arrays = (work.x, work.y, work.test_x, work.test_y)
         key = (*(a.name for a in arrays if a is not None), classes, ignored_label(work.loss))

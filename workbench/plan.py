@@ -136,6 +136,7 @@ class Plan:
 
     ``layers`` are in the order of the forward pass. ``collectives`` are those of one step, and
     those of the start. ``buckets`` are names of parameters whose gradients travel together.
+    ``output_shape`` is that of the model's output for the whole batch if that is one array.
     """
 
     workload: str
@@ -146,6 +147,7 @@ class Plan:
     buckets: tuple[tuple[str, ...], ...] = ()
     options: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
     @property
     def strategy(self) -> str:

@@ -38,7 +38,7 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     from workbench.profile import profile
 
     mesh = parse(strategy)
-    _check_options(options)
+    check_options(options)
     check_workload(work)
     check_accumulate(accumulate, work.batch_size)
     batch = torch.empty(
@@ -48,11 +48,18 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     _check_outputs(found.output_shapes, work.batch_size, mesh)
     notes = []
     kind = "mean"
-    if len(found.output_shapes) == 1:
+    if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
     else:
         notes.append(
-            "the loss is taken to be a mean over samples: it is a function of several outputs"
+            "the loss is taken to be a mean over samples: the model's output is not one tensor"
+        )
+    if mesh.degree("data") > 1 and isinstance(
+        work.make_optimizer(list(work.make_model().named_parameters())), torch.optim.SparseAdam
+    ):
+        raise PlanError(
+            f"data={mesh.degree('data')} adds up dense gradients, and SparseAdam takes only sparse "
+            "ones; use serial, or torch.optim.Adam."
         )
     start = Plan(
         workload=work.name,
@@ -60,6 +67,7 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
         layers=tuple(LayerPlan(layer) for layer in found.layers),
         options=(*options.items(), ("loss", kind)),
         notes=tuple(notes),
+        output_shape=found.output_shapes[0] if found.plain else (),
     )
     return compose(start, mesh)
 
@@ -73,7 +81,8 @@ def compose(start: Plan, mesh: Mesh) -> Plan:
     return result
 
 
-def _check_options(options: dict[str, str]) -> None:
+def check_options(options: dict[str, str]) -> None:
+    """Raise PlanError for an option that no strategy has, or a value that it does not take."""
     known = {name: values for s in STRATEGIES.values() for name, values in s.options.items()}
     for name, value in options.items():
         if name not in known:

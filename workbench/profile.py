@@ -29,10 +29,13 @@ class Profile:
         Every call of a leaf module, and of a module that computes by itself, in order.
     output_shapes:
         Shapes of all tensors in the output.
+    plain:
+        Whether the output is one tensor, and not a tuple or a dict, of one or several.
     """
 
     layers: tuple[Layer, ...]
     output_shapes: tuple[tuple[int, ...], ...]
+    plain: bool = True
 
 
 def profile(model: nn.Module, *inputs: Tensor) -> Profile:
@@ -94,8 +97,8 @@ class _Recorder:
             hook
             for module in self.names
             for hook in (
-                module.register_forward_pre_hook(self._enter),
-                module.register_forward_hook(self._leave),
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                module.register_forward_hook(self._leave, with_kwargs=True),
             )
         ]
         try:
@@ -107,13 +110,16 @@ class _Recorder:
             for hook in hooks:
                 hook.remove()
         self._add_functional()
-        return Profile(tuple(self.layers), tuple(tuple(t.shape) for t in tensors_in(output)))
+        shapes = tuple(tuple(t.shape) for t in tensors_in(output))
+        return Profile(tuple(self.layers), shapes, isinstance(output, Tensor))
 
-    def _enter(self, module: nn.Module, args: Sequence[Any]) -> None:
-        self.open.append((module, args, [self.counter.get_total_flops(), 0]))
+    def _enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.open.append((module, [*args, kwargs], [self.counter.get_total_flops(), 0]))
 
-    def _leave(self, module: nn.Module, args: Sequence[Any], output: Any) -> None:
-        _, _, (before, inside) = self.open.pop()
+    def _leave(
+        self, module: nn.Module, _args: Sequence[Any], _kwargs: dict[str, Any], output: Any
+    ) -> None:
+        _, args, (before, inside) = self.open.pop()
         flops = self.counter.get_total_flops() - before
         if self.open:
             self.open[-1][2][1] += flops

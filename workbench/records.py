@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from workbench.errors import PlanError
+
 DEFAULT_FOLDER = "workbench-runs"
 
 
@@ -21,14 +23,27 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: str | Path | None, name: str) -> RunFolder:
-        """Make a new folder ``name`` (with a number if it is taken) below ``parent``."""
-        parent = Path(DEFAULT_FOLDER if parent is None else parent)
-        for number in range(1, 10_000):
-            try:
-                return cls(parent / (name if number == 1 else f"{name}-{number}"))
-            except FileExistsError:
-                continue
-        raise FileExistsError(f"{parent} holds 10,000 runs of the name {name}")
+        """Make a new folder ``name`` (with a number if it is taken) below ``parent``.
+
+        Raises
+        ------
+        PlanError
+            If it cannot be made there.
+        """
+        try:
+            parent = Path(DEFAULT_FOLDER if parent is None else parent).expanduser()
+            for number in range(1, 10_000):
+                try:
+                    return cls(parent / (name if number == 1 else f"{name}-{number}"))
+                except FileExistsError:
+                    continue
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PlanError(
+                f"folder={str(parent)!r} cannot hold the records of runs ({reason}); give a folder "
+                "that can be written to."
+            ) from error
+        raise PlanError(f"folder={str(parent)!r} holds 10,000 runs of the name {name!r}.")
 
     def add_steps(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Append the records of steps as they become known."""

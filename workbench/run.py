@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -16,6 +18,7 @@ from workbench.execution import STOP_GRACE_S, Execution, Finished, Row, SpanRow,
 from workbench.placement import Placement
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
+from workbench.spans import MOST_KEPT
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -67,8 +70,8 @@ def run(
     Raises
     ------
     PlanError
-        If it cannot be done. What the values of the data forbid is found on the workers, and is the
-        run's ``error``.
+        If it cannot be done, or ``folder`` cannot be written to. What the values of the data forbid
+        is found on the workers, and is the run's ``error``.
     """
     from workbench.cluster.lab import current_lab
 
@@ -102,6 +105,8 @@ class Run:
         The :class:`RunError` or :class:`PlanError` of a failed run.
     folder:
         Where ``run.json`` and ``steps.jsonl`` are.
+    dropped_spans:
+        Spans that are not in ``spans``, which holds the newest 100,000 of each rank.
     """
 
     def __init__(
@@ -132,6 +137,7 @@ class Run:
         self.kept: Mapping[str, tuple[tuple[int, ...], str]] = {}
         self._rows: list[Row] = []
         self._spans: list[SpanRow] = []
+        self.dropped_spans = 0
         self._taken: dict[str, Future] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -155,6 +161,7 @@ class Run:
 
     def start(self) -> None:
         """Start working in the background."""
+        weakref.finalize(self, _forget, self.lab, self.run_id).atexit = False
         self._record.write_summary(self.summary())
         self._driver.start()
 
@@ -208,7 +215,7 @@ class Run:
         Raises
         ------
         RunError
-            If the run has not ended with its state kept.
+            If the run has not ended with its state kept, or its lab is closed.
         """
         import dask.array as da
 
@@ -216,6 +223,11 @@ class Run:
             raise RunError(
                 f"The run {self.label} has no parameters to give: it is {self.status}."
                 + ("" if self.status in ENDED else " Wait for its end with run.wait().")
+            )
+        if self.lab.closed:
+            raise RunError(
+                f"The parameters of the run {self.label} are gone with its lab, which is closed; "
+                "take what is needed before that, with array.compute()."
             )
         return {
             name.partition(":")[2]: da.from_delayed(self._take(name), shape=shape, dtype=dtype)
@@ -245,10 +257,12 @@ class Run:
 
     def stop(self) -> None:
         """End the run within 2 s, in every phase; the steps made so far are kept."""
-        if self._ended.is_set():
-            return
-        self.status = "stopping"
-        self._execution.stop()
+        with self._lock:
+            if self.status in ENDED:
+                return
+            self.status = "stopping"
+        with suppress(RunError):  # a cluster that does not answer: the run ends by itself
+            self._execution.stop()
         self._ended.wait(STOP_GRACE_S)
 
     def summary(self) -> dict[str, Any]:
@@ -303,24 +317,37 @@ class Run:
             self.error = RunError(f"The run broke: {type(error).__name__}: {error}")
             self.error.__cause__ = error
         finally:
-            self.status = status
-            self._record.finish(self.summary(), self.history)
-            self._ended.set()
+            with self._lock:
+                self.status = status
+            try:
+                self._record.finish(self.summary(), self.history)
+            except OSError as problem:  # what was learned is kept; who waits must hear of the end
+                self.error = self.error or RunError(
+                    f"The records of the run could not be written to {self.folder}: {problem}"
+                )
+                self.status = "failed"
+            finally:
+                self._ended.set()
 
     def _started(self, ranks: tuple[RankInfo, ...]) -> None:
-        self.ranks = ranks
-        if self.status == "starting":
-            self.status = "running"
+        with self._lock:
+            self.ranks = ranks
+            if self.status == "starting":
+                self.status = "running"
 
     def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
         with self._lock:
             self._rows += rows
             self._spans += spans
+            surplus = max(0, len(self._spans) - MOST_KEPT * self.plan.ranks)
+            del self._spans[:surplus]
+            self.dropped_spans += surplus
         self._record.add_steps(rows)
 
     def _finish(self, finished: Finished) -> Status:
         with self._lock:
             self._rows, self._spans = finished.rows, finished.spans
+            self.dropped_spans = finished.dropped_spans
         self.kept = finished.kept
         if finished.score is not None:
             self.accuracy, self.test_loss = finished.score.accuracy, finished.score.loss
@@ -340,6 +367,21 @@ class Run:
 
 
 def _safe(name: str) -> str:
-    """Return a workload's name as part of a folder's name."""
+    """Return a workload's name as part of a folder's name, of at most 60 bytes."""
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    return kept[:60] or "run"
+    return kept.encode()[:60].decode(errors="ignore") or "run"
+
+
+def _forget(lab: Lab, run_id: str) -> None:
+    """Free what a run that nobody holds any more has left on the workers.
+
+    The garbage collector calls this on any thread, Dask's own too, so another one does it.
+    """
+
+    def forget() -> None:
+        with suppress(Exception):  # a cluster that is gone has nothing left to free
+            if not lab.closed:
+                lab.forget(run_id)
+
+    with suppress(RuntimeError):  # no thread can be started while the interpreter shuts down
+        threading.Thread(target=forget, name=f"forget {run_id}", daemon=True).start()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.comm.comm import Comm
-from workbench.losses import loss_weight, on_device
+from workbench.losses import class_dim, ignored_label, loss_weight, on_device
 from workbench.plan import Plan
 from workbench.recipe import load_payload
 
@@ -29,7 +29,8 @@ class Score:
     loss:
         Mean (or sum, as the workload's loss says) over all samples.
     accuracy:
-        Share of targets whose largest output is the right one; None where targets are no classes.
+        Share of targets whose largest output is the right one, of those that the loss does not
+        leave out; None where targets are no classes.
     samples:
         Number of samples over all ranks.
     """
@@ -82,6 +83,7 @@ def score(
     x, y = arrays["test_x"], arrays["test_y"]
     per_pass = max(1, min(BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))
     sums = torch.zeros(5, dtype=torch.float64)  # loss, weight, right, judged, samples
+    dim, ignored = class_dim(loss), ignored_label(loss)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -93,27 +95,31 @@ def score(
             if weight:
                 sums[0] += float(loss(outputs, targets)) * weight
                 sums[1] += weight
-            right = correct(outputs, targets)
+            right = correct(outputs, targets, dim)
             if right is not None:
-                sums[2] += float(right.sum())
-                sums[3] += right.numel()
+                judged_here = targets != ignored if ignored is not None else torch.ones_like(right)
+                sums[2] += float((right & judged_here).sum())
+                sums[3] += float(judged_here.sum())
             sums[4] += len(inputs)
     model.train(was_training)
-    total, weights, right_count, judged, samples = comm.all_reduce(sums, name="score").tolist()
+    sums = comm.all_reduce(sums.to(comm.device_type), name="score")
+    total, weights, right_count, judged, samples = sums.tolist()
     mean = total if kind == "sum" or not weights else total / weights
     return Score(mean, right_count / judged if judged else None, int(samples))
 
 
-def correct(outputs: object, targets: Tensor) -> Tensor | None:
+def correct(outputs: object, targets: Tensor, class_dim: int | None = None) -> Tensor | None:
     """Return which targets have the largest output, or None where that means nothing.
 
-    Classes are in dim 1 of the outputs, as torch's cross entropy has them, or in the last dim.
+    Classes are in ``class_dim`` of the outputs, as the loss has them; where the loss does not tell,
+    in dim 1, as torch's cross entropy has them, or in the last dim.
     """
     if not isinstance(outputs, Tensor) or targets.is_floating_point():
         return None
     if outputs.dim() != targets.dim() + 1:
         return None
-    for dim in (1, outputs.dim() - 1):
+    dims = (1, outputs.dim() - 1) if class_dim is None else (class_dim % outputs.dim(),)
+    for dim in dims:
         rest = outputs.shape[:dim] + outputs.shape[dim + 1 :]
         if rest == targets.shape:
             return outputs.argmax(dim) == targets

@@ -11,6 +11,8 @@ from typing import Literal
 
 Kind = Literal["compute", "comm", "wait", "optimizer", "load"]
 CAPACITY = 20_000
+MOST_KEPT = 100_000
+"""Spans of one rank that are kept of a run: the newest."""
 
 
 @dataclass(frozen=True, slots=True)

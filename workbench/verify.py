@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
@@ -18,7 +19,7 @@ from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.mesh import balanced
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.planning import compose
+from workbench.planning import check_options, compose
 from workbench.profile import profile, tensors_in
 from workbench.strategies.notation import parse
 
@@ -60,9 +61,12 @@ class Proof:
         """Say it in one sentence."""
         if self.refusal:
             return f"{self.strategy}: refused. {self.refusal}"
+        ranks = f"{self.ranks} rank{'' if self.ranks == 1 else 's'}"
+        if self.max_difference is None:
+            return f"{self.strategy} on {ranks}: there is nothing to compare"
         word = "same result as serial" if self.same_result else "NOT the serial result"
         gap = f"max difference {self.max_difference:.2g}"
-        return f"{self.strategy} on {self.ranks} ranks: {word}, {gap}"
+        return f"{self.strategy} on {ranks}: {word}, {gap}"
 
 
 @dataclass
@@ -88,9 +92,12 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
     Raises
     ------
     PlanError
-        If the strategy is not one, or the module does not take the inputs.
+        If the strategy or an option is not one, or the module does not take the inputs.
     """
     mesh = parse(strategy)
+    check_options(options)
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise PlanError("The module has lazy layers without a shape; call it once before.")
     module = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
     values = [_double(x) for x in inputs]
     found = profile(module, *values)

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+from workbench.comm.kernel import memfd_create
+
 RANKS = 2
 NUMELS = {"4 kB": 1 << 10, "1 MB": 1 << 18, "64 MB": 1 << 24}
 CALLS = {"4 kB": 50, "1 MB": 20, "64 MB": 2}
@@ -102,7 +104,7 @@ def main() -> None:
         rank, fd, store = arguments.rank
         rank_main(int(rank), int(fd), store, arguments.turns)
         return
-    fd = os.memfd_create("all_reduce benchmark")
+    fd = memfd_create("all_reduce benchmark")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--turns", str(arguments.turns), "--rank"]
         ranks = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the fakes are beside the other tests
 
 from fake_comparison import FakeComparison
 
@@ -86,6 +86,8 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
 
     # A page that is loaded again shows the panel as it is now, and its buttons work.
     page.keyboard.press("Control+s")
+    saved = "() => !document.querySelector('.lm-DockPanel-tabBar .jp-mod-dirty')"
+    page.wait_for_function(saved, timeout=30_000)
     page.reload()
     page.locator(".wb-run").wait_for(timeout=60_000)
     says(page, "Stopped after")

@@ -243,9 +243,8 @@ class Gang:
             self._stopped = self._stopped or "The connection to the Dask cluster was lost"
             return
         with suppress(RunError):
-            for report in _reports(
-                self._ask(ask_host, self._lab.id, "reports", self.run_id, timeout_s=_LOOK_LIMIT_S)
-            ):
+            question = (ask_host, self._lab.id, "reports", self.run_id)
+            for report in _reports(self._ask(*question, timeout_s=_LOOK_LIMIT_S)):
                 self._report(report)
 
     def _conclude(self) -> GangEnd:
@@ -269,15 +268,9 @@ class Gang:
     def _results(self) -> tuple[Any, ...]:
         results = []
         for rank, host in enumerate(self._tally.hosts):
-            answer = self._lab.ask(
-                ask_host,
-                self._lab.id,
-                "result",
-                self.run_id,
-                rank,
-                workers=[host.worker],
-                timeout_s=RESULT_LIMIT_S,
-            )[host.worker]
+            question = (ask_host, self._lab.id, "result", self.run_id, rank)
+            answers = self._lab.ask(*question, workers=[host.worker], timeout_s=RESULT_LIMIT_S)
+            answer = answers[host.worker]
             if not isinstance(answer, bytes):
                 raise RunError(f"the result of rank {rank} cannot be had: {answer!r}")
             results.append(pickle.loads(answer))

@@ -72,6 +72,7 @@ class Launcher:
     def __init__(self) -> None:
         self._forking: dict[str, tuple[Future[int], OnEnded]] = {}
         self._ranks: dict[int, OnEnded] = {}
+        self._lost = False
         self._lock = threading.Lock()
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         ours, theirs = socket.socketpair()
@@ -98,7 +99,7 @@ class Launcher:
     @property
     def alive(self) -> bool:
         """Whether ranks can be started."""
-        return self._process.poll() is None
+        return not self._lost and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -132,6 +133,7 @@ class Launcher:
                 details="\n".join(self._log),
             ) from None
         except OSError as error:
+            self._lost = True  # its sockets are closed some time before it can be waited for
             raise ForkserverLostError(
                 f"The forkserver of this worker has ended: {error}.", details="\n".join(self._log)
             ) from error
@@ -168,6 +170,7 @@ class Launcher:
                 with self._lock:
                     on_ended = self._ranks.pop(pid)
                 on_ended(code)
+        self._lost = True
         self._channel.close()
         with self._lock:
             lost, self._ranks = list(self._ranks.values()), {}

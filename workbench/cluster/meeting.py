@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.comm.kernel import memfd_create
 from workbench.errors import RunError
 
 
@@ -42,7 +43,7 @@ def open_meeting(backend: str, *, one_machine: bool, address: str, folder: Path)
     if backend == "solo":
         return Meeting({})
     if backend == "shared memory":
-        descriptor = os.memfd_create("workbench-comm")
+        descriptor = memfd_create("workbench-comm")
         return Meeting({"pid": os.getpid(), "descriptor": descriptor}, descriptor)
     if one_machine:
         own = Path(tempfile.mkdtemp(prefix="meeting-", dir=folder))

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from workbench.comm.kernel import memfd_create
+
 
 class _Segment(mmap.mmap):
     """A mapping that remembers the descriptor of its memfd."""
@@ -24,7 +26,7 @@ class _Segment(mmap.mmap):
 
 def allocate(shape: Sequence[int], dtype: DTypeLike) -> NDArray:
     """Return a zeroed array of ``shape`` in memory of its own that can be shared."""
-    descriptor = os.memfd_create("workbench-array")
+    descriptor = memfd_create("workbench-array")
     try:
         os.ftruncate(descriptor, max(1, math.prod(shape) * np.dtype(dtype).itemsize))
         return attach(descriptor, shape, dtype, writable=True)

@@ -274,11 +274,8 @@ class Comm(ABC):
         elements = self._elements_sent.get(numel)
         if elements is None:
             parts = shares(numel, self.size)
-            to_owners = sum(part for rank, part in enumerate(parts) if rank != self.rank)
-            elements = to_owners + sum(parts[self.rank] for _ in range(self.size - 1))
-            if len(self._elements_sent) > 1000:
-                self._elements_sent.clear()
-            self._elements_sent[numel] = elements
+            own = parts[self.rank]
+            self._elements_sent[numel] = elements = sum(parts) - own + own * (self.size - 1)
         return elements
 
     def _begin(self, operation: str, name: str | None) -> float:

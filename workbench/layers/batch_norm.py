@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from workbench.comm.comm import Comm
@@ -19,33 +20,63 @@ class SynchronizedBatchNorm(nn.Module):
     as Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
     variances", 1979) do, which loses no digits where a difference of sums of squares would.
     Backward adds up ``2 C`` numbers. Parameters and buffers are those of the layer it stands for.
+    With ``together=False``, and while the share says that the rank is alone, it is a plain
+    BatchNorm over the rank's own samples.
     """
 
-    def __init__(self, norm: _BatchNorm, comm: Comm, share: Share, name: str) -> None:
+    def __init__(
+        self, norm: _BatchNorm, comm: Comm, share: Share, name: str, together: bool = True
+    ) -> None:
         super().__init__()
         self.eps, self.momentum = norm.eps, norm.momentum
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("running_mean", norm.running_mean)
         self.register_buffer("running_var", norm.running_var)
         self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
-        self.comm, self.share, self.name = comm, share, name
+        self.comm, self.share, self.name, self.together = comm, share, name, together
         self.running_mean: Tensor | None
         self.running_var: Tensor | None
         self.num_batches_tracked: Tensor | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, shape (samples, C, ...), normalised per channel over all ranks' samples."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` (samples, C, ...) normalised per channel over all ranks' samples.
+
+        Raises
+        ------
+        ValueError
+            If all ranks together have one number per channel, as torch's own does.
+        """
         if not self.training and self.running_mean is not None:
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        mean, variance, count = self._whole_batch(x)
+        if self.share.alone or not self.together:
+            return self._by_own_samples(input)
+        mean, variance, count = self._whole_batch(input)
+        if count == 1:
+            raise ValueError(
+                "Expected more than 1 value per channel when training; the whole batch has 1"
+            )
         if self.training:
             self._track(mean, variance, count)
         result: Tensor = _Normalize.apply(
-            x, self.weight, self.bias, mean, variance, count, self.eps, self
+            input, self.weight, self.bias, mean, variance, count, self.eps, self
         )
         return result
+
+    def _by_own_samples(self, x: Tensor) -> Tensor:
+        mean, variance = (self.running_mean, self.running_var) if self.training else (None, None)
+        if mean is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return nn.functional.batch_norm(
+            x, mean, variance, self.weight, self.bias, True, self._rate(), self.eps
+        )
+
+    def _rate(self) -> float:
+        """Return what the newest statistics count for in the running ones."""
+        if self.momentum is not None:
+            return float(self.momentum)
+        return 1.0 / float(self.num_batches_tracked or 1)  # a cumulative average
 
     def _whole_batch(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return mean and biased variance per channel, shape (C,), and over how many numbers."""
@@ -76,9 +107,7 @@ class SynchronizedBatchNorm(nn.Module):
             return
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # a cumulative average
-            momentum = 1.0 / float(self.num_batches_tracked or 1)
+        momentum = self._rate()
         unbiased = variance * (count / (count - 1)) if count > 1 else variance
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
@@ -105,6 +134,7 @@ class _Normalize(torch.autograd.Function):
         return nn.functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         layer: SynchronizedBatchNorm = ctx.layer

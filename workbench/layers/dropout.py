@@ -10,8 +10,17 @@ from torch import Tensor, nn
 
 from workbench.layers.share import Share
 
-KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_BY_ENTRY = (nn.Dropout, nn.AlphaDropout)
+_BY_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
+_ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
+_FORWARDS = {kind.forward for kind in (*_BY_ENTRY, *_BY_CHANNEL)}
+_SELU_AT_MINUS_INFINITY = -1.7580993408473766
 _NUMBERS_PER_BLOCK = 8  # Philox makes eight 32-bit numbers for each value of its counter.
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Return whether ``module`` is a dropout layer that computes what torch's own does."""
+    return isinstance(module, (*_BY_ENTRY, *_BY_CHANNEL)) and type(module).forward in _FORWARDS
 
 
 class ShareDropout(nn.Module):
@@ -21,44 +30,71 @@ class ShareDropout(nn.Module):
     drawn by a counter-based generator (Salmon et al., 2011) that each rank starts at its own place:
     nothing is drawn twice and nothing is sent. Not the numbers of torch's own generator, which
     cannot skip ahead.
+
+    Alpha dropout (Klambauer et al., 2017) sets entries to what SELU gives for minus infinity, and
+    keeps mean and variance by an affine map.
     """
 
     def __init__(self, dropout: nn.Module, number: int, share: Share) -> None:
         super().__init__()
         self.p = float(dropout.p)  # type: ignore[arg-type]
         self.inplace = bool(dropout.inplace)
-        self.channelwise = not isinstance(dropout, nn.Dropout)
+        self.channelwise = isinstance(dropout, _BY_CHANNEL)
+        self.alpha = isinstance(dropout, _ALPHA)
         self.number = number
         self.share = share
-        self.calls = 0
+        self.calls: dict[int, int] = {}
         self.drawn_in = (-1, -1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, samples in dim 0, with entries or channels zeroed and the rest scaled."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input``, samples in dim 0, with entries or channels dropped, the rest scaled.
+
+        Dim 0 may also count equally many items per sample, as after ``flatten(0, 1)``. An input
+        whose dim 0 cannot be that, such as a parameter's, is masked the same on all ranks.
+        """
         if not self.training or self.p == 0.0:
-            return x
-        kept_shape = x.shape[:2] + (1,) * (x.dim() - 2) if self.channelwise else x.shape
-        scale = 1.0 / (1.0 - self.p) if self.p < 1 else 0.0
-        mask = self._kept(kept_shape).to(device=x.device, dtype=x.dtype).mul_(scale)
-        return x.mul_(mask) if self.inplace else x * mask
+            return input
+        shape = input.shape[:2] + (1,) * (input.dim() - 2) if self.channelwise else input.shape
+        kept = self._kept(shape).to(device=input.device, dtype=input.dtype)
+        p = self.p
+        if not self.alpha:
+            kept.mul_(1.0 / (1.0 - p) if p < 1 else 0.0)
+            return input.mul_(kept) if self.inplace else input * kept
+        low = _SELU_AT_MINUS_INFINITY
+        scale = ((1.0 - p) * (1.0 + p * low**2)) ** -0.5 if p < 1 else 0.0
+        offset = (1.0 - kept).mul_(low).sub_(p * low).mul_(scale)
+        kept.mul_(scale)
+        return input.mul_(kept).add_(offset) if self.inplace else input * kept + offset
 
     def _kept(self, shape: torch.Size) -> Tensor:
         """Return False with probability p, else True."""
         share = self.share
-        if self.drawn_in != (share.step, share.micro):
-            self.drawn_in, self.calls = (share.step, share.micro), 0
-        rows, width = shape[0], math.prod(shape[1:])
+        rows, width = (shape[0] if shape else 1), math.prod(shape[1:])
+        per_sample, rest = divmod(rows, max(1, share.rows))
+        start = 0 if rest else share.start * per_sample
         blocks = -(-width // _NUMBERS_PER_BLOCK)
-        stream = (share.micro << 32) | (self.number << 16) | self.calls
-        self.calls += 1
+        stream = (share.micro << 32) | (self.number << 16) | self._call()
         philox = np.random.Philox(
             key=np.array([share.seed, share.step], dtype=np.uint64),
             counter=np.array([0, 0, stream, 1], dtype=np.uint64),
         )
-        philox.advance(share.start * blocks)
+        philox.advance(start * blocks)
         raw = philox.random_raw(rows * blocks * (_NUMBERS_PER_BLOCK // 2))
         numbers = raw.view(np.uint32).reshape(rows, blocks * _NUMBERS_PER_BLOCK)[:, :width]
         return torch.from_numpy(numbers >= np.uint32(self.p * (2**32 - 1))).reshape(shape)
+
+    def _call(self) -> int:
+        """Return which call of the layer in this micro-batch this is.
+
+        A forward pass that is done again in the backward pass (``torch.utils.checkpoint``) needs
+        the masks of the first time. Torch restores the state of its generator for that, so a number
+        drawn from it tells a repeated call from a new one.
+        """
+        if self.drawn_in != (self.share.step, self.share.micro):
+            self.drawn_in = (self.share.step, self.share.micro)
+            self.calls.clear()
+        stamp = int(torch.empty((), dtype=torch.int64).random_())
+        return self.calls.setdefault(stamp, len(self.calls))
 
     def extra_repr(self) -> str:
         """Return what the printed module says."""

@@ -22,6 +22,11 @@ class GradientBuckets:
         By name, as in the plan.
     buckets:
         Names of the parameters that travel together, as in the plan.
+
+    Attributes
+    ----------
+    counting:
+        Whether what backward makes counts; not that of a stand-in for samples a rank has not.
     """
 
     def __init__(
@@ -46,11 +51,15 @@ class GradientBuckets:
                 self.parameters.append(parameter)
                 self.slices.append(piece)
         self.arrived = [False] * len(self.parameters)
+        self.counting = True
 
     def _watch(self, number: int, parameter: nn.Parameter) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad
             assert grad is not None
+            if not self.counting:
+                ready.grad = None
+                return
             if grad.layout != torch.strided:
                 grad = grad.to_dense()
             if self.arrived[number]:

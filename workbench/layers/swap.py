@@ -16,14 +16,16 @@ def parallelize(model: nn.Module, plan: Plan, comm: Comm, share: Share) -> nn.Mo
     """Return ``model``, in place, with every layer swapped that needs to know of the other ranks.
 
     Parameters and buffers keep their identity and their names. A module that stands in several
-    places is swapped for one and the same.
+    places is swapped for one and the same. A class of the user's with a ``forward`` of its own
+    stays, since nobody else knows what it computes.
     """
     swapped: dict[nn.Module, nn.Module] = {}
     for number, (name, module) in enumerate(list(model.named_modules())):
-        if isinstance(module, dropout.KINDS):
+        if dropout.is_torchs(module):
             swapped[module] = dropout.ShareDropout(module, number, share)
-        elif isinstance(module, _BatchNorm) and _synchronized(module, plan):
-            swapped[module] = SynchronizedBatchNorm(module, comm, share, name)
+        elif isinstance(module, _BatchNorm) and _replaced(module, plan):
+            together = plan.option("batch_norm", "synchronized") != "local"
+            swapped[module] = SynchronizedBatchNorm(module, comm, share, name, together)
     for old, new in swapped.items():
         new.train(old.training)
     if model in swapped:
@@ -35,7 +37,9 @@ def parallelize(model: nn.Module, plan: Plan, comm: Comm, share: Share) -> nn.Mo
     return model
 
 
-def _synchronized(module: _BatchNorm, plan: Plan) -> bool:
+def _replaced(module: _BatchNorm, plan: Plan) -> bool:
+    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return False
     if isinstance(module, nn.SyncBatchNorm):  # torch's own refuses to train on a CPU
         return True
     return plan.mesh.degree("data") > 1 and plan.option("batch_norm", "synchronized") != "local"

@@ -86,7 +86,8 @@ def report_html(comparison: Any) -> str:
 <h2>Measured</h2>
 {table.rows_table(rows)}
 <p class="soft">Time per step is the median over repeats, with the fastest and the slowest one.
-Repeats of all rows took turns, so that a busy moment of the machine strikes all alike.</p>
+Repeats of all rows took turns, so that a busy moment of the machine strikes all alike.
+Sent per step is what the busiest rank sends.</p>
 <h2>Figures</h2>
 <div class="figures">{drawn}</div>
 <h2>Workload</h2>

@@ -103,7 +103,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Speedup over all threads": _against_threads,
     "Same result": _same,
     "Compute / comm / wait / optimizer": _where,
-    "Sent per rank and step": lambda row: texts.binary_bytes(row["bytes_per_step"] or 0),
+    "Sent per step": lambda row: texts.binary_bytes(row["bytes_per_step"] or 0),
     "Test accuracy": _accuracy,
     "Repeats": _repeats,
 }
