@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import os
 import signal
@@ -14,76 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_fakes import Comparison, Lab
 from click.testing import CliRunner, Result
-from fake_comparison import FakeComparison, row
-from rich.console import Console
 
-from workbench import machine
-from workbench.cli import checks, commands, follow
-from workbench.cli.figures import column, ranges
-from workbench.cli.finding import finding
-from workbench.cli.tables import comparison_tables
-from workbench.cli.terminal import Terminal, finite
+from workbench.cli import commands
 from workbench.errors import RunError
 from workbench.records import RunFolder
 
 COMMANDS = ("compare", "demo", "doctor", "lab", "report", "run", "verify")
-
-
-def rows(step_s: float = 0.04, **changes: Any) -> list[dict[str, Any]]:
-    """Return baselines of 80 and 50 ms per step, and a strategy of ``step_s``, changed as told."""
-    told = {"step_s_min": step_s, "step_s_max": step_s} | changes
-    return [
-        row("serial", 1, 1, 0.08, step_s_min=0.07, step_s_max=0.09),
-        row("serial", 1, 2, 0.05, step_s_min=0.045, step_s_max=0.055),
-        row("data=2", 2, 1, step_s, **({"same_result": True, "max_difference": 3e-15} | told)),
-    ]
-
-
-class Comparison(FakeComparison):
-    """Runs for a few looks at it, and then ends as told."""
-
-    def __init__(self, end: str = "done", error: RunError | None = None, looks: int = 3) -> None:
-        super().__init__()
-        self.end, self.failure, self.looks = end, error, looks
-
-    @property
-    def status(self) -> str:
-        self.looks -= 1
-        if self.looks == 0:
-            self.go_on(self.end)
-            self.rows, self.error = rows(), self.failure
-            for number, run in enumerate(self.runs):
-                run.folder = Path(f"run-{number}")
-        return self.end if self.looks <= 0 else "running"
-
-    @status.setter
-    def status(self, value: str) -> None:
-        self.end = value
-
-    def to_json(self) -> dict[str, Any]:
-        return super().to_json() | {"status": self.end, "error": None}
-
-
-class Lab:
-    """A cluster that is only told apart from none by being entered and left."""
-
-    dashboard_link = "http://127.0.0.1:8787/status"
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.open = False
-
-    def start(self, **asked: Any) -> Lab:
-        self.asked.append(asked)
-        return self
-
-    def __enter__(self) -> Lab:
-        self.open = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open = False
 
 
 @pytest.fixture
@@ -114,13 +51,6 @@ def compares(monkeypatch, lab):
 
 def workbench(*arguments: str) -> Result:
     return CliRunner().invoke(commands, arguments)
-
-
-def terminal(width: int = 100, **options: Any) -> tuple[Terminal, io.StringIO]:
-    """Return a terminal whose progress goes to the returned stream, as to a screen."""
-    screen = io.StringIO()
-    err = Console(file=screen, force_terminal=True, width=width)
-    return Terminal(Console(file=io.StringIO()), err, **options), screen
 
 
 def test_help_names_every_command():
@@ -282,70 +212,6 @@ def test_an_interruption_stops_the_runs_and_closes_the_cluster(compares, lab, nu
     assert signal.getsignal(number) is handler
 
 
-def test_a_terminal_sees_the_figures_so_far_and_a_bar_that_goes_away():
-    shown, screen = terminal()
-    comparison = Comparison()
-    follow.follow(
-        comparison,
-        shown,
-        lambda: follow.Progressed(45, 90, 12.4, "data=2, repeat 1 of 3"),
-        lambda: comparison_tables(rows()),
-    )
-    for part in ("data=2, repeat 1 of 3", "45/90", "about 12 s left", "vs 1 × 2"):
-        assert part in screen.getvalue()
-    assert screen.getvalue().endswith("\x1b[2K")
-
-
-def test_what_somebody_else_stopped_has_failed():
-    shown, _ = terminal(quiet=True)
-    with pytest.raises(RunError, match="stopped before it had ended"):
-        follow.follow(
-            Comparison("stopped"), shown, lambda: follow.Progressed(0, 1, None, "starting")
-        )
-
-
-@pytest.mark.parametrize("width", [100, 90])
-def test_tables_fit_and_nothing_is_cut_off(width):
-    screen = io.StringIO()
-    Console(file=screen, width=width).print(comparison_tables(rows()))
-    lines = screen.getvalue().splitlines()
-    assert max(map(len, lines)) <= width
-    assert "…" not in screen.getvalue()
-    assert sum("data=2" in line for line in lines) == 2
-
-
-def test_numbers_of_a_column_have_the_same_decimals():
-    assert column([1.234, 56.78, None]) == ["1.2", "56.8", "-"]
-    assert ranges([1.0, None], [9.99, 1.0]) == ["1.00–9.99", "-"]
-
-
-def test_numbers_that_json_lacks_become_null():
-    assert finite({"a": [1.5, float("nan")], "b": float("inf")}) == {"a": [1.5, None], "b": None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "cores", "sentence"),
-    [
-        ({}, 2, "So data=2 wins here"),
-        ({"step_s_max": 0.05}, 2, "that is a draw"),
-        ({"step_s": 0.06, "comm_share": 0.1, "wait_share": 0.2}, 2,
-         "6.00 ms on communication and 12.0 ms waiting for each other, which is more"),
-        ({"step_s": 0.06, "comm_share": 0.01, "wait_share": 0.01}, 2,
-         "48.0 ms computing their share, where 1 process computes all of it in 40.0 ms"),
-        ({"repeats": 1}, 2, "measure 3 or more"),
-        ({}, 1, "asks for 2 cores where there is 1, so its ranks take turns"),
-        ({}, 2, "is the same as that of serial: the largest difference is 3.0e-15"),
-        ({"same_result": False}, 2, "is NOT the same as that of serial"),
-    ],
-)  # fmt: skip
-def test_the_finding_says_what_was_measured(changes, cores, sentence):
-    assert any(sentence in found for found in finding(rows(**changes), cores))
-
-
-def test_there_is_no_finding_without_a_strategy():
-    assert finding(rows()[:2], 2) == []
-
-
 def test_verify_proves_a_strategy():
     answer = workbench("verify", "digits-mlp", "--strategy", "data=3", "--batch", "7", "--json")
     assert answer.exit_code == 0, answer.output
@@ -361,43 +227,16 @@ def test_verify_fails_when_the_result_differs(monkeypatch):
     assert "NOT the serial result" in answer.stderr
 
 
-def test_doctor_finds_this_machine_good():
-    answer = workbench("doctor", "--json")
-    document = json.loads(answer.stdout)
-    assert answer.exit_code == 0, [c for c in document["checks"] if c["state"] == "wrong"]
-    assert document["machine"]["cores"] == machine.cores()
-    assert {"cores", "GPUs", "loopback", "torch"} <= {c["name"] for c in document["checks"]}
+def test_lab_passes_its_options_on_and_ends_as_the_server_did(monkeypatch, lab):
+    asked: list[Any] = []
 
+    def launch(folder: Path, **options: Any) -> int:
+        asked.extend([folder, options])
+        return 3
 
-def test_doctor_fails_when_something_is_wrong(monkeypatch):
-    def refused(name: str) -> int:
-        raise OSError("not permitted")
-
-    monkeypatch.setattr(os, "memfd_create", refused)
-    answer = workbench("doctor")
-    assert answer.exit_code == 1
-    assert "Processes cannot share memory here: not permitted." in answer.stdout
-    assert "1 thing to mend." in answer.stdout
-
-
-@pytest.mark.parametrize(
-    ("requires", "state"),
-    [
-        (["click>=1"], ["good"]),
-        (["click>=999"], ["wrong"]),
-        (["no-such-package>=1"], ["wrong"]),
-        (["no-such-package; extra == 'test'"], []),
-    ],
-)
-def test_doctor_holds_packages_against_what_is_required(monkeypatch, requires, state):
-    monkeypatch.setattr(checks.metadata, "requires", lambda name: requires)
-    assert [check.state for check in checks.packages()] == state
-
-
-def test_doctor_names_the_missing_extension(monkeypatch, tmp_path):
-    paths = importlib.import_module("jupyter_core.paths")
-    monkeypatch.setattr(paths, "jupyter_path", lambda name: [str(tmp_path)])
-    assert {check.state for check in checks.extensions()} == {"wrong"}
+    monkeypatch.setattr(importlib.import_module("workbench.ui.lab"), "launch_lab", launch)
+    assert workbench("lab", "--folder", "mine", "--port", "0", "--no-browser").exit_code == 3
+    assert asked == [Path("mine"), {"port": 0, "browser": False}]
 
 
 @pytest.mark.timeout(150)

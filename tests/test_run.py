@@ -293,6 +293,13 @@ def test_what_a_forgotten_run_has_kept_is_freed(lab: Lab, tmp_path: Path) -> Non
     until(lambda: gc.collect() >= 0 and lab.ask(kept, lab.id, name, workers=[worker])[worker] == 0)
 
 
+def test_parameters_outlive_the_run_that_made_them(lab: Lab, tmp_path: Path) -> None:
+    for _ in range(3):
+        arrays = wb.run(workload(), "serial", steps=1, folder=tmp_path).wait(30).parameters
+        gc.collect()
+        assert {a.compute().shape for a in arrays.values()} == {(3, 4), (3,)}
+
+
 def test_labels_are_checked_against_the_output_and_not_the_last_layer(
     lab: Lab, tmp_path: Path
 ) -> None:
@@ -336,8 +343,6 @@ def test_a_worker_that_dies_while_data_is_placed_is_noticed(tmp_path: Path) -> N
     with wb.start(workers=2) as own:
         placement = Placement(own)
         placement._check = lambda *_: None  # type: ignore[method-assign]  # placing starts at once
-        run = wb.run(work, "data=2", steps=1, folder=tmp_path, lab=own)
-        run.stop()
         pids = own.client.run(os.getpid)
         run = Run(
             work,

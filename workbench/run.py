@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Status = Literal["starting", "running", "stopping", "done", "stopped", "failed"]
 ENDED = ("done", "stopped", "failed")
 WARM_UP_STEPS = 3
+FORGET_LIMIT_S = 60.0
 
 
 def run(
@@ -161,7 +162,7 @@ class Run:
 
     def start(self) -> None:
         """Start working in the background."""
-        weakref.finalize(self, _forget, self.lab, self.run_id).atexit = False
+        weakref.finalize(self, _forget, self.lab, self.run_id, self._taken).atexit = False
         self._record.write_summary(self.summary())
         self._driver.start()
 
@@ -372,14 +373,18 @@ def _safe(name: str) -> str:
     return kept.encode()[:60].decode(errors="ignore") or "run"
 
 
-def _forget(lab: Lab, run_id: str) -> None:
-    """Free what a run that nobody holds any more has left on the workers.
+def _forget(lab: Lab, run_id: str, taken: dict[str, Future]) -> None:
+    """Free what a run that nobody holds any more has left on the workers and nobody has taken.
 
     The garbage collector calls this on any thread, Dask's own too, so another one does it.
     """
+    from distributed import wait
 
     def forget() -> None:
         with suppress(Exception):  # a cluster that is gone has nothing left to free
+            if taken:
+                wait(list(taken.values()), timeout=FORGET_LIMIT_S)
+            taken.clear()
             if not lab.closed:
                 lab.forget(run_id)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workbench.cluster.context import RankContext
 from workbench.comm.comm import Comm
 from workbench.losses import class_dim, ignored_label, loss_weight, on_device
+from workbench.mesh import balanced
 from workbench.plan import Plan
 from workbench.recipe import load_payload
 
@@ -87,8 +88,8 @@ def score(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(x), per_pass):
-            part = slice(start, start + per_pass)
+        passes = -(-len(x) // per_pass)
+        for part in (slice(*balanced(len(x), passes, number)) for number in range(passes)):
             inputs, targets = (torch.from_numpy(np.array(a[part])).to(device) for a in (x, y))
             outputs = model(inputs)
             weight = _weight(loss, kind, targets)

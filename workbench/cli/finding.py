@@ -17,9 +17,9 @@ FEWEST_REPEATS = 3
 def finding(rows: Sequence[Row], cores: int) -> list[str]:
     """Return the sentences for every strategy beyond the two baselines.
 
-    ``cores`` is how many the machine gives. A strategy wins or loses against the second baseline,
-    one process with as many threads as the strategy has cores, and only where the ranges of their
-    repeats do not meet.
+    ``cores`` is how many the machine gives. A strategy wins or loses against the faster baseline,
+    which is most often one process with as many threads as the strategy has cores; and only where
+    the ranges of their repeats do not meet.
     """
     baselines, strategies = rows[:2], rows[2:]
     return [
@@ -31,25 +31,27 @@ def finding(rows: Sequence[Row], cores: int) -> list[str]:
 
 
 def _about(row: Row, one_thread: Row, all_threads: Row, cores: int) -> list[str]:
-    name, instead = row["strategy"], count(all_threads["threads"], "thread")
+    rival = min(one_thread, all_threads, key=lambda baseline: baseline["step_s"])
+    name, against = row["strategy"], count(rival["threads"], "thread")
     found = [
         f"{name} takes {_ms(row['step_s'])} ms per step: {number(row['speedup'])} times as fast as "
         f"1 process with 1 thread ({_ms(one_thread['step_s'])} ms) and "
-        f"{number(row['speedup_all_threads'])} times as fast as 1 process with {instead} "
-        f"({_ms(all_threads['step_s'])} ms), which is what you would use instead."
+        f"{number(row['speedup_all_threads'])} times as fast as 1 process with "
+        f"{count(all_threads['threads'], 'thread')} ({_ms(all_threads['step_s'])} ms), which is "
+        "what you would use instead."
     ]
     if row["repeats"] < FEWEST_REPEATS:
         found.append(
             f"That is {count(row['repeats'], 'repeat')}: measure {FEWEST_REPEATS} or more to see "
             "whether it lasts."
         )
-    elif row["step_s_max"] < all_threads["step_s_min"]:
+    elif row["step_s_max"] < rival["step_s_min"]:
         found.append(f"So {name} wins here, and no repeat says otherwise.")
-    elif row["step_s_min"] > all_threads["step_s_max"]:
-        found.append(f"So {name} loses here: {_why(row, all_threads)}")
+    elif row["step_s_min"] > rival["step_s_max"]:
+        found.append(f"So {name} loses here to 1 process with {against}: {_why(row, rival)}")
     else:
         found.append(
-            f"Against {instead} that is a draw: the repeats of both reach into each other's range."
+            f"Against {against} that is a draw: the repeats of both reach into each other's range."
         )
     wanted = row["ranks"] * row["threads"]
     if row["device"] == "cpu" and wanted > cores:
@@ -60,9 +62,9 @@ def _about(row: Row, one_thread: Row, all_threads: Row, cores: int) -> list[str]
     return [*found, *_sameness(row)]
 
 
-def _why(row: Row, all_threads: Row) -> str:
+def _why(row: Row, rival: Row) -> str:
     """Say where the time goes by which ``row`` is slower, as far as it was measured."""
-    lost = row["step_s"] - all_threads["step_s"]
+    lost = row["step_s"] - rival["step_s"]
     comm, wait = row["comm_share"] * row["step_s"], row["wait_share"] * row["step_s"]
     apart = (
         f"of each step its ranks spend {_ms(comm)} ms on communication and {_ms(wait)} ms waiting "
@@ -71,7 +73,7 @@ def _why(row: Row, all_threads: Row) -> str:
     if comm + wait >= lost:
         return f"{apart}, which is more than the {_ms(lost)} ms that it is slower."
     compute = row["compute_share"] * row["step_s"]
-    alone = all_threads["compute_share"] * all_threads["step_s"]
+    alone = rival["compute_share"] * rival["step_s"]
     return (
         f"{apart}, and {_ms(compute)} ms computing their share, where 1 process computes all of it "
         f"in {_ms(alone)} ms."

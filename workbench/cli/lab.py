@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
 @click.command(short_help="Open JupyterLab with the panel.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("workbench-notebooks"),
+    show_default=True,
+    help="Where the notebooks are kept; those that are there are not written over.",
+)
+@click.option("--port", type=int, help="Port on 127.0.0.1. [default: 8888, or the next free one]")
+@click.option("--browser/--no-browser", default=True, help="Open a web browser, or not.")
 @click.pass_context
-def lab(ctx: click.Context) -> None:
-    """Open JupyterLab with the notebook that starts the panel."""
+def lab(ctx: click.Context, folder: Path, port: int | None, browser: bool) -> None:
+    """Open JupyterLab on the notebook that starts the panel; Ctrl-C ends it."""
     from workbench.ui.lab import launch_lab
 
-    ctx.exit(launch_lab())
+    ctx.exit(launch_lab(folder, port=port, browser=browser))

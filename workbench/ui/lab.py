@@ -12,6 +12,7 @@ from workbench.errors import PlanError, RunError
 
 START = "00-start-here.ipynb"
 FOLDER = "workbench-notebooks"
+CONFIG = Path(__file__).parent / "jupyter_config"
 
 
 def launch_lab(
@@ -76,13 +77,15 @@ def place_notebooks(folder: str | Path) -> Path:
 
 
 def lab_command(folder: str | Path, *, port: int | None = None, browser: bool = True) -> list[str]:
-    """Return the command that starts JupyterLab in ``folder`` with the start notebook open."""
+    """Return the command that starts JupyterLab in ``folder``: start notebook and panel open."""
     command = [
         sys.executable,
         *("-m", "jupyterlab"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={Path(folder).resolve()}",
         f"--LabApp.default_url=/lab/tree/{START}",
+        # Runs the notebook's first cell. It is in no other server: there people run cells.
+        f"--LabApp.extra_labextensions_path={CONFIG / 'labextensions'}",
         "--ServerApp.answer_yes=True",  # Ctrl-C ends it without a question
     ]
     if port is not None:
@@ -96,7 +99,7 @@ def lab_command(folder: str | Path, *, port: int | None = None, browser: bool = 
 
 def lab_environment() -> dict[str, str]:
     """Return the environment for JupyterLab: our defaults for its settings; the user's own win."""
-    paths = [str(Path(__file__).parent / "jupyter_config"), os.environ.get("JUPYTER_CONFIG_PATH")]
+    paths = [str(CONFIG), os.environ.get("JUPYTER_CONFIG_PATH")]
     return {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(path for path in paths if path)}
 
 
