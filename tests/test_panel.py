@@ -13,7 +13,7 @@ from fake_comparison import FakeComparison
 
 from workbench.errors import PlanError, RunError
 from workbench.ui import driver, form, panel
-from workbench.ui.lab import START, lab_command, launch_lab, place_notebooks
+from workbench.ui.lab import CONFIG, START, lab_command, launch_lab, place_notebooks
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -310,7 +310,7 @@ def test_notebooks_are_copied_once_and_never_written_over(tmp_path):
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert "widgets" not in notebook["metadata"]
     assert all(not cell.get("outputs") for cell in notebook["cells"])
-    assert "Shift+Enter" in notebook["cells"][0]["source"][0]
+    assert "Shift+Enter" in "".join(notebook["cells"][0]["source"])
     copy.write_text("changed")
     assert place_notebooks(tmp_path / "mine").read_text() == "changed"
 
@@ -319,6 +319,9 @@ def test_jupyterlab_listens_on_loopback_and_keeps_its_token(tmp_path):
     command = lab_command(tmp_path, port=0, browser=False)
     assert "--ServerApp.ip=127.0.0.1" in command
     assert f"--LabApp.default_url=/lab/tree/{START}" in command
+    assert f"--LabApp.extra_labextensions_path={CONFIG / 'labextensions'}" in command
+    [script] = CONFIG.rglob("remoteEntry.js")
+    assert f'"{START}"' in script.read_text()  # the one notebook that it knows
     assert "--no-browser" in command
     assert not any("token" in part or "password" in part for part in command)
     with pytest.raises(PlanError, match="Port 70000"):

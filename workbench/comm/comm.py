@@ -260,12 +260,9 @@ class Comm(ABC):
 
     def _fail(self, reason: str) -> NoReturn:
         """Mark the communicator as unusable and raise :class:`CommError` for the current call."""
-        self._unusable = reason = f"rank {self.rank}, {self._what()}: {reason}"
-        raise CommError(reason)
-
-    def _what(self) -> str:
-        """Return the current call in words, with its name where it has one."""
-        return f"{self._operation} of {self._name!r}" if self._name else self._operation
+        call = f"{self._operation} of {self._name!r}" if self._name else self._operation
+        self._unusable = f"rank {self.rank}, {call}: {reason}"
+        raise CommError(self._unusable)
 
     # Accounting around each call.
 

@@ -36,6 +36,8 @@
         if (app.shell.currentWidget !== panel || !ours()) return;
         panel.content.activeCellIndex = index;
         await app.commands.execute("notebook:run-cell");
+        // A page that is loaded again then finds the panel in the notebook, as it is now.
+        if (panel.context.canSave) await panel.context.save();
       };
       const watch = () => consider().catch((error) => console.warn("No panel by itself:", error));
       app.shell.currentChanged?.connect(watch);
