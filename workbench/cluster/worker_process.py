@@ -14,8 +14,11 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 GOODBYE = b"goodbye"
 """What the client says last to a worker that it ends on purpose."""
@@ -61,7 +64,13 @@ def _follow_client(folder: Path) -> None:
 
 
 def _leave(folder: Path) -> None:
-    """Exit at once, leaving nothing on the disk; the forkserver and its ranks follow."""
+    """Exit at once, leaving nothing on the disk and no process.
+
+    The forkserver ends with us, but not before it has loaded torch if it is at that now.
+    """
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
