@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -101,7 +102,10 @@ class _Trainer:
         for name, value in self.model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
         # Code that draws random numbers itself (F.dropout) must draw others on every rank.
-        torch.manual_seed((self.work.seed + self.context.rank) % 2**64)
+        own_seed = (self.work.seed + self.context.rank) % 2**64
+        torch.manual_seed(own_seed)
+        random.seed(own_seed)
+        np.random.seed(own_seed % 2**32)
         self.comm.barrier()
         self.comm.on_span = self.spans.add if self.job.record_spans else None
         began_s = sent_s = perf_counter()
