@@ -150,10 +150,8 @@ class _Normalize(torch.autograd.Function):
         scale = inverse if weight is None else inverse * weight
         slope = -scale * inverse * along_x / ctx.count
         offset = -scale * along_one / ctx.count - slope * mean
-        view = (1, -1) + (1,) * (x.dim() - 2)
         if layer.share.rows:
-            grad_x = torch.addcmul(offset.view(view), x, slope.view(view))
-            grad_x.addcmul_(grad, scale.view(view))
+            grad_x = _affine(x, slope, offset).add_(_affine(grad, scale, None))
         else:  # a stand-in is not in the statistics
             grad_x = torch.zeros_like(x)
         return (
@@ -162,6 +160,12 @@ class _Normalize(torch.autograd.Function):
             grad_bias if ctx.has_bias else None,
             *(None,) * 5,
         )
+
+
+def _affine(x: Tensor, slope: Tensor, offset: Tensor | None) -> Tensor:
+    """Return ``slope * x + offset`` per channel, by the kernel that takes a third of the time."""
+    zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
+    return nn.functional.batch_norm(x, zeros, ones, slope, offset, eps=0.0)
 
 
 def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
