@@ -27,7 +27,7 @@ _POLL_S = 0.02
 _WORKER_CREDENTIALS = ("tls_ca_file", "tls_worker_cert", "tls_worker_key", "require_encryption")
 _CALM = {
     # Ranks have every core, and what Dask does beside them they lose. Its profiler, which looks at
-    # Dask's own threads a hundred times a second and sees no rank, and its ticks took 9 % of a core.
+    # Dask's own threads a hundred times a second and sees no rank, and its ticks took 9 % of one.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "1s",
