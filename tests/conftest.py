@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import dask
 import pytest
 from leftovers import descendants, rank_processes, until
 
@@ -26,6 +27,13 @@ def lab() -> Iterator[Lab]:
 
     with start(workers=2, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def in_this_thread() -> Iterator[None]:
+    """Dask computes in the thread of the test."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
 
 
 @pytest.fixture

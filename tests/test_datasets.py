@@ -42,12 +42,6 @@ assert not {{"sklearn", "PIL", "pooch", "torch"}} & set(sys.modules), "loaded to
 """
 
 
-@pytest.fixture
-def in_this_thread() -> Iterator[None]:
-    with dask.config.set(scheduler="synchronous"):
-        yield
-
-
 pytestmark = pytest.mark.usefixtures("in_this_thread")
 
 

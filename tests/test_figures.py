@@ -106,7 +106,6 @@ def test_the_badge_follows_the_proof(known, state):
 
 def test_numbers_are_written_with_their_units():
     assert texts.milliseconds(0.0413) == "41.3 ms"
-    assert texts.binary_bytes(1_782_579) == "1.7 MiB"
     assert texts.time_left(0.2) == "about 1 s left"
     assert texts.time_left(600) == "about 10 min left"
     assert texts.placement(2, 1, "cpu") == "2 workers × 1 thread each, CPU"

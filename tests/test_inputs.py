@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -21,15 +20,11 @@ from workbench.inputs import check_loss, check_values, check_workload
 from workbench.losses import NextByteLoss, class_dim, loss_kind, loss_weight
 from workbench.workload import Workload, workload
 
+pytestmark = pytest.mark.usefixtures("in_this_thread")
+
 SAMPLES, CLASSES = 20, 4
 X = np.random.default_rng(0).standard_normal((SAMPLES, 3)).astype(np.float32)
 Y = np.arange(SAMPLES) % CLASSES
-
-
-@pytest.fixture(autouse=True)
-def in_this_thread():
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 def make(**changes) -> Workload:

@@ -351,8 +351,6 @@ def test_a_worker_that_dies_while_data_is_placed_is_noticed(tmp_path: Path) -> N
         )
         run.start()
         time.sleep(0.5)
-        killed_s = time.monotonic()
         os.kill(pids[own.hosts[1].worker], signal.SIGKILL)
         with pytest.raises(wb.RunError, match=r"worker of rank 1 .* died"):
             run.wait(10)
-        assert time.monotonic() - killed_s < 5

@@ -120,7 +120,14 @@ def test_buckets_hold_every_trainable_parameter_once(sizes: list[tuple[int, bool
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (2**30, "1.0 GiB"), (2**41, "2,048.0 GiB")]
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (1536, "1.5 KiB"),
+        (1_782_579, "1.7 MiB"),
+        (2**30, "1.0 GiB"),
+        (2**41, "2,048.0 GiB"),
+    ],
 )
 def test_bytes_for_people(nbytes: int, text: str) -> None:
     assert in_binary_units(nbytes) == text

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
-from pathlib import Path
 from threading import Lock
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -17,30 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
+from workloads import X, Y, make, net
 
 from workbench.catalogue import CATALOGUE
 from workbench.errors import PlanError
 from workbench.losses import NextByteLoss
-from workbench.recipe import load_payload
-from workbench.workload import Workload, workload
+from workbench.workload import workload
 
-X = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
-Y = np.arange(12) % 2
-
-
-@pytest.fixture(autouse=True)
-def in_this_thread():
-    with dask.config.set(scheduler="synchronous"):
-        yield
-
-
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-
-def make(**changes) -> Workload:
-    return Workload(**{"model": net, "data": (X, Y), "batch_size": 4, **changes})
-
+pytestmark = pytest.mark.usefixtures("in_this_thread")
 
 # ---------------------------------------------------------------------------- data
 
@@ -206,215 +187,6 @@ def test_a_loss_is_copied_into_the_dtype():
 def test_a_loss_that_is_no_function_is_refused(loss):
     with pytest.raises(PlanError, match="not a function of outputs and targets"):
         make(loss=loss)
-
-
-# ---------------------------------------------------------------------------- optimizer
-
-OPTIMIZERS = [
-    torch.optim.Adadelta,
-    torch.optim.Adagrad,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.Adamax,
-    torch.optim.ASGD,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-    torch.optim.SGD,
-]
-
-
-def updated(work: Workload, *, named: bool) -> list[torch.Tensor]:
-    model = work.make_model()
-    optimizer = work.make_optimizer(model.named_parameters() if named else model.parameters())
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(torch.from_numpy(X)).square().sum().backward()
-        optimizer.step()
-    return [p.detach() for p in model.parameters()]
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("named", [False, True])
-def test_an_instance_is_made_again_with_its_options(kind, named):
-    mine = net()
-    instance = (
-        kind(mine.parameters(), lr=0.03, weight_decay=0.1)
-        if kind is not torch.optim.Rprop
-        else kind(mine.parameters(), lr=0.03)
-    )
-    work = make(model=mine, optimizer=instance)
-    options = {k: v for k, v in instance.param_groups[0].items() if k != "params"}
-    remade = work.make_optimizer(work.make_model().parameters())
-    assert type(remade) is kind
-    assert {k: v for k, v in remade.param_groups[0].items() if k != "params"} == options
-    got = updated(work, named=named)
-    want = updated(
-        make(
-            model=mine,
-            optimizer=partial(kind, lr=0.03)
-            if kind is torch.optim.Rprop
-            else partial(kind, lr=0.03, weight_decay=0.1),
-        ),
-        named=False,
-    )
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-def test_groups_of_an_instance_are_kept_by_name():
-    mine = net()
-    instance = torch.optim.SGD(
-        [{"params": [mine[2].weight], "lr": 0.5}, {"params": mine[0].parameters()}], lr=0.1
-    )
-    work = make(model=mine, optimizer=instance)
-    model = work.make_model()
-    remade = work.make_optimizer(model.named_parameters())
-    groups = [(g["lr"], [id(p) for p in g["params"]]) for g in remade.param_groups]
-    assert groups == [
-        (0.5, [id(model[2].weight)]),
-        (0.1, [id(model[0].weight), id(model[0].bias)]),
-    ]
-    with pytest.raises(TypeError, match="named_parameters"):
-        work.make_optimizer(model.parameters())
-    with pytest.raises(
-        PlanError, match=r"such as '2\.weight', than this model's, such as 'weight'"
-    ):
-        work.make_optimizer(nn.Linear(3, 2).named_parameters())
-
-
-def test_optimizers_that_cannot_be_used_are_refused():
-    mine = net()
-    other = torch.optim.SGD(net().parameters(), lr=0.1)
-    with pytest.raises(PlanError, match="other parameters than the model's"):
-        make(model=mine, optimizer=other)
-    with pytest.raises(PlanError, match="other parameters than the model's"):
-        make(optimizer=other)
-    with pytest.raises(PlanError, match="is a str"):
-        make(optimizer="sgd")
-    stepped = torch.optim.Adam(mine.parameters())
-    mine(torch.from_numpy(X)).sum().backward()
-    stepped.step()
-    with pytest.raises(PlanError, match="has made steps already"):
-        make(model=mine, optimizer=stepped)
-
-    def made(optimizer):
-        return make(optimizer=optimizer).make_optimizer(net().parameters())
-
-    with pytest.raises(PlanError, match="was made over other parameters than those it was given"):
-        made(lambda parameters: other)
-    with pytest.raises(PlanError, match="made a int"):
-        made(lambda parameters: 3)
-    with pytest.raises(PlanError, match=r"could not be made from .*learning rate"):
-        made(partial(torch.optim.SGD, lr=-1))
-    with pytest.raises(PlanError, match="no trainable parameters"):
-        make().make_optimizer([])
-
-
-# ---------------------------------------------------------------------------- to the ranks
-
-
-class Mine(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(3, 2))
-
-
-MODULE = """
-from torch import nn
-WIDTH = 2
-def helper():
-    return WIDTH
-class FromAFile(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, helper())
-    def forward(self, x):
-        return self.layer(x)
-"""
-SCRIPT = """
-import sys
-from torch import nn
-import numpy as np
-from workbench.workload import Workload
-class InACell(nn.Linear):
-    pass
-work = Workload(model=InACell(3, 2), data=(np.ones((4, 3)), np.zeros(4, int)), batch_size=2)
-open(sys.argv[1], "wb").write(work.payload())
-"""
-LOADER = """
-import sys, torch
-from workbench.recipe import load_payload
-for path in sys.argv[1:]:
-    recipe = load_payload(open(path, "rb").read())
-    model = recipe.make_model()
-    output = model(torch.ones((2, *recipe.sample_shape)))
-    recipe.loss(output, torch.zeros(2, dtype=torch.int64)).backward()
-    recipe.make_optimizer(model.named_parameters()).step()
-    print(type(model).__name__)
-"""
-
-
-@pytest.mark.timeout(60)
-def test_models_of_notebook_cells_files_and_functions_reach_a_process_without_them(
-    tmp_path, monkeypatch
-):
-    (tmp_path / "my_own_model.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    import my_own_model  # type: ignore[import-not-found]
-
-    class InAFunction(nn.Linear):
-        pass
-
-    payloads = {
-        "file": make(model=my_own_model.FromAFile()).payload(),
-        "factory": make(model=my_own_model.FromAFile).payload(),
-        "function": make(model=lambda: InAFunction(3, 2)).payload(),
-        "test module": make(model=Mine()).payload(),
-    }
-    paths = []
-    for name, payload in payloads.items():
-        paths.append(tmp_path / name)
-        paths[-1].write_bytes(payload)
-    paths.append(tmp_path / "cell")
-    subprocess.run([sys.executable, "-c", SCRIPT, paths[-1]], check=True, timeout=50)
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", LOADER, *paths],
-        check=True,
-        timeout=50,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert elsewhere.stdout.split() == ["FromAFile", "FromAFile", "InAFunction", "Mine", "InACell"]
-    del sys.modules["my_own_model"]
-
-
-def test_installed_code_is_not_sent_along():
-    assert len(workload("digits-cnn").payload()) < 2_000
-    assert len(make(model=net()).payload()) < 10_000
-
-
-def test_what_cannot_be_sent_is_named():
-    lock = Lock()
-
-    def factory():
-        return lock and net()
-
-    with pytest.raises(PlanError, match=r"'lock', used in the model, cannot be sent.*pickle"):
-        make(model=factory).payload()
-    with pytest.raises(PlanError, match="'lock', used in the loss, cannot be sent"):
-        make(loss=lambda output, target: lock and output.sum()).payload()
-
-
-def test_a_recipe_is_the_same_on_the_other_side():
-    work = make(model=net(), optimizer=torch.optim.Adam, loss=nn.CrossEntropyLoss(), seed=4)
-    recipe = load_payload(work.payload())
-    assert recipe.sample_shape == (3,)
-    assert recipe.target_shape == ()
-    assert (recipe.seed, recipe.batch_size, recipe.input_dtype) == (4, 4, "float32")
-    for a, b in zip(recipe.make_model().parameters(), work.make_model().parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 # ---------------------------------------------------------------------------- the catalogue

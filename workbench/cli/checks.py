@@ -17,7 +17,8 @@ import psutil
 
 from workbench import machine
 from workbench.comm.kernel import memfd_create
-from workbench.ui.texts import binary_bytes, count
+from workbench.plan import in_binary_units
+from workbench.ui.texts import count
 
 State = Literal["good", "note", "wrong"]
 
@@ -80,7 +81,7 @@ def gpus() -> Check:
     """Look at the GPUs, and whether torch can use them."""
     found = machine.gpus()
     if found:
-        names = ", ".join(f"{gpu.name} with {binary_bytes(gpu.memory_bytes)}" for gpu in found)
+        names = ", ".join(f"{gpu.name} with {in_binary_units(gpu.memory_bytes)}" for gpu in found)
         return Check("GPUs", "good", f"{count(len(found), 'GPU')}: {names}.")
     if machine.gpu_visible():
         torch = machine.versions()["torch"]
@@ -94,7 +95,7 @@ def memory() -> Check:
     """Look at the memory that is free."""
     usable = machine.memory_bytes()
     free = min(psutil.virtual_memory().available, usable)
-    found = f"{binary_bytes(free)} of {binary_bytes(usable)} are free"
+    found = f"{in_binary_units(free)} of {in_binary_units(usable)} are free"
     if free < LOW_MEMORY_BYTES:
         return Check("memory", "note", f"{found}: keep to few workers.")
     return Check("memory", "good", f"{found}.")

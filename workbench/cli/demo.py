@@ -14,7 +14,8 @@ from workbench import machine
 from workbench.cli import options
 from workbench.cli.compare import comparison_document, comparison_figures, measure
 from workbench.cli.terminal import Terminal, figures_command
-from workbench.ui.texts import binary_bytes, count
+from workbench.plan import in_binary_units
+from workbench.ui.texts import count
 
 if TYPE_CHECKING:
     from workbench.workload import Workload
@@ -102,8 +103,8 @@ def _found(work: Workload, workers: int, threads: int) -> Table:
     parts = [
         machine.cpu_model(),
         count(machine.cores(), "core"),
-        f"{binary_bytes(machine.memory_bytes())} of memory",
-        ", ".join(f"{gpu.name} ({binary_bytes(gpu.memory_bytes)})" for gpu in gpus) or "no GPU",
+        f"{in_binary_units(machine.memory_bytes())} of memory",
+        ", ".join(f"{gpu.name} ({in_binary_units(gpu.memory_bytes)})" for gpu in gpus) or "no GPU",
     ]
     shape = "×".join(str(size) for size in work.sample_shape)
     table = Table.grid(padding=(0, 2))

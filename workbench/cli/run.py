@@ -13,7 +13,8 @@ from workbench.cli import options
 from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.terminal import Terminal, figures_command
-from workbench.ui.texts import binary_bytes, count
+from workbench.plan import in_binary_units
+from workbench.ui.texts import count
 
 if TYPE_CHECKING:
     from workbench.run import Run
@@ -88,7 +89,7 @@ def run_table(run: Run) -> Table:
         else f"{run.work.batch_size / run.step_s:,.0f} samples/s",
         "loss": f"{first['loss']:.4g} at step 1, {last['loss']:.4g} at step {len(run.history)}",
         "test accuracy": NOTHING if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
-        "sent by a rank": f"{binary_bytes(run.plan.bytes_per_step)} a step",
+        "sent by a rank": f"{in_binary_units(run.plan.bytes_per_step)} a step",
         "record": str(run.folder),
     }
     table = Table.grid(padding=(0, 2))

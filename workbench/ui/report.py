@@ -10,6 +10,7 @@ from typing import Any
 from bokeh.embed import components
 from bokeh.resources import Resources
 
+from workbench.plan import in_binary_units
 from workbench.ui import figures, table, texts
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
@@ -122,5 +123,5 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(_text(name, item) for item in value) or "none"
     if name.endswith("bytes") and isinstance(value, int | float):
-        return texts.binary_bytes(value)
+        return in_binary_units(value)
     return "–" if value is None else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
+from workbench.plan import in_binary_units
 from workbench.ui import texts
 from workbench.ui.texts import Row
 
@@ -103,7 +104,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Speedup over all threads": _against_threads,
     "Same result": _same,
     "Compute / comm / wait / optimizer": _where,
-    "Sent per step": lambda row: texts.binary_bytes(row["bytes_per_step"] or 0),
+    "Sent per step": lambda row: in_binary_units(row["bytes_per_step"] or 0),
     "Test accuracy": _accuracy,
     "Repeats": _repeats,
 }

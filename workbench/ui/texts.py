@@ -52,15 +52,6 @@ def time_left(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h left"
 
 
-def binary_bytes(number: float) -> str:
-    """Return a size in binary units: ``"1.7 MiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-
-
 def share(fraction: float | None) -> str:
     """Return a share of the step in per cent, or a dash while it is unknown."""
     return "–" if fraction is None else f"{fraction:.0%}"
