@@ -63,7 +63,7 @@ def everything(comm: Comm) -> list[str]:
     assert comm.all_reduce(allocated[7:]).unique().tolist() == [size * (size - 1) / 2]
     comm.barrier()
     counted = comm.sent_bytes["broadcast"]
-    assert counted == Collective("", "broadcast", "data", 99, 1, "start").sent_bytes(
+    assert counted == Collective("", "broadcast", ("data",), 99, 1, "start").sent_bytes(
         size, (rank + 1) % size
     )
     return listening()

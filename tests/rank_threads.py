@@ -11,8 +11,7 @@ from workbench.cluster.context import RankContext, Recorder
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.engine import Job, Outcome, train
-from workbench.mesh import balanced
-from workbench.order import Order
+from workbench.placement import pieces
 from workbench.plan import Plan
 from workbench.planning import plan
 from workbench.workload import Workload
@@ -28,8 +27,13 @@ class ThreadRun:
 
     @property
     def state(self) -> dict[str, np.ndarray]:
-        """Parameters and buffers after the run."""
-        return self.outlets[0].kept
+        """Parameters and buffers after the run, shares put together."""
+        whole = {}
+        for name in {name: None for outlet in self.outlets for name in outlet.kept}:
+            parts = [outlet.kept[name] for outlet in self.outlets if name in outlet.kept]
+            cuts = self.plan.parameter_cuts(name.partition(":")[2])
+            whole[name] = np.concatenate(parts, cuts[0].dim) if cuts else parts[0]
+        return whole
 
     @property
     def losses(self) -> np.ndarray:
@@ -48,22 +52,17 @@ def run_on_threads(
     """Train ``work`` under ``strategy`` with ranks as threads."""
     planned = plan(work, strategy, **options)  # type: ignore[arg-type]
     job = Job(work.payload(), planned, steps, record_spans)
-    x, y = work.x.compute(), work.y.compute()
-    test = None if work.test_x is None else (work.test_x.compute(), work.test_y.compute())
-    degree = planned.mesh.degree("data")
-    order = Order(work.samples, work.batch_size, work.seed)
 
     def rank(comm: Comm) -> tuple[Outcome, Recorder]:
-        start, stop = order.piece(degree, comm.rank)
-        arrays = {"x": x[start:stop], "y": y[start:stop]}
-        if test is not None:
-            first, last = balanced(len(test[0]), degree, comm.rank)
-            arrays |= {"test_x": test[0][first:last], "test_y": test[1][first:last]}
+        arrays = {
+            name: array[tuple(slice(*run) for run in index)].compute(scheduler="sync")
+            for name, (array, index) in pieces(work, planned, comm.rank).items()
+        }
         outlet = Recorder(told=["stop"] if stop_at_start == comm.rank else [])
         context = RankContext(
             comm.rank, comm.size, comm, torch.device("cpu"), arrays=arrays, outlet=outlet
         )
         return train(context, job), outlet
 
-    results = run_threads(degree, rank, timeout_s=60.0)
+    results = run_threads(planned.ranks, rank, timeout_s=60.0)
     return ThreadRun(planned, [o for o, _ in results], [c for _, c in results])

@@ -214,7 +214,7 @@ def test_counted_bytes_are_those_of_the_plan(run, size, numel, dtype):
 
     for rank, counted in enumerate(run(size, work)):
         for operation in ("all_reduce", "reduce_scatter", "all_gather", "broadcast"):
-            planned = Collective("", operation, "data", numel, dtype.itemsize, "backward")
+            planned = Collective("", operation, ("data",), numel, dtype.itemsize, "backward")
             assert counted[operation] == planned.sent_bytes(size, rank)
         assert counted["exchange"] == 7 * dtype.itemsize
 

@@ -21,6 +21,8 @@ ROOMS = (
     "errors",  # PlanError and RunError
     "arguments",  # numbers that a user asks for, checked
     "mesh",  # the balanced split
+    "windows",  # which input rows an output row needs, and whose they are
+    "traced",  # what a pass of a model has shown
     "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
     "order",  # which samples make which batch
@@ -36,10 +38,11 @@ ROOMS = (
     "catalogue",  # the workloads that come along
     "workload",  # model, data, loss, optimizer, batch size, seed
     "inputs",  # refusals of a bad workload
-    "profile",  # model -> layers
-    "planning",  # workload and strategy -> plan
     "comm",  # collectives between ranks
     "layers",  # parallel layers
+    "tracking",  # labels of dims, followed through a model's code
+    "profile",  # model -> layers
+    "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
     "engine",  # the step loop of a rank
@@ -56,13 +59,23 @@ ROOMS = (
 )
 
 # What a pure room may not import: it answers in milliseconds, anywhere, for any number of ranks.
-PURE = ("errors", "arguments", "mesh", "plan", "strategies", "spans", "speedup")
+PURE = (
+    "errors",
+    "arguments",
+    "mesh",
+    "windows",
+    "traced",
+    "plan",
+    "strategies",
+    "spans",
+    "speedup",
+)
 HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
 
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
     *("comm", "losses", "models", "recipe", "workload", "catalogue", "inputs"),
-    *("profile", "planning", "layers", "scoring", "engine", "verify"),
+    *("tracking", "profile", "planning", "layers", "scoring", "engine", "verify"),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )
 DASK = (

@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import PlanError
 from workbench.mesh import Mesh, balanced
-from workbench.plan import Array, Batch, Collective, Cut, Layer, LayerPlan, Plan, in_binary_units
+from workbench.plan import Batch, Collective, Cut, LayerPlan, Plan, in_binary_units
 from workbench.strategies import STRATEGIES
-from workbench.strategies.data import BUCKET_BYTES, gradient_buckets
+from workbench.strategies.agreement import BUCKET_BYTES, agree, gradient_buckets
 from workbench.strategies.notation import parse
+from workbench.traced import Array, Layer, Sums, Traced
+from workbench.windows import Window
 
 
 def toy(batch: int = 8, **options: str) -> Plan:
-    """A plan of one linear and one BatchNorm layer, 3 features."""
-    weight, bias = Array("0.weight", (3, 5), 4), Array("0.bias", (3,), 4)
+    """A plan of one convolution and one BatchNorm layer: 3 channels, images of 6 × 4."""
+    weight, bias = Array("0.weight", (3, 5, 1, 1), 4), Array("0.bias", (3,), 4)
     scale = Array("1.weight", (3,), 4)
-    layers = (
-        Layer("0", "Linear", (batch, 5), (batch, 3), (weight, bias), forward_flops=30 * batch),
-        Layer("1", "BatchNorm1d", (batch, 3), (batch, 3), (scale,), batch_statistics=True),
+    image = Traced((batch, 5, 6, 4), ("", "", "dim2", "dim3"), gradient=False)
+    made = Traced((batch, 3, 6, 4), ("", "out:0", "dim2", "dim3"))
+    statistics = tuple(
+        Sums(name, operation, ("dim2", "dim3"), numel, phase, over_batch=True)
+        for name, operation, numel, phase in (
+            ("mean and variance", "all_gather", 7, "forward"),
+            ("their gradients", "all_reduce", 6, "backward"),
+        )
+    )
+    conv = Layer(
+        "0",
+        "Conv2d",
+        image.shape,
+        made.shape,
+        (weight, bias),
+        forward_flops=30 * batch,
+        arguments=(image,),
+        results=(made,),
+        windows=((2, Window(6, 6)), (3, Window(4, 4))),
+        role="conv",
+    )
+    norm = Layer(
+        "1",
+        "BatchNorm2d",
+        made.shape,
+        made.shape,
+        (scale,),
+        batch_statistics=True,
+        arguments=(made,),
+        results=(replace(made, labels=("", "", "dim2", "dim3")),),
+        sums=statistics,
+        role="channelwise",
     )
     return Plan(
         "toy",
         Batch(batch, 20),
-        tuple(LayerPlan(layer) for layer in layers),
+        tuple(LayerPlan(layer) for layer in (conv, norm)),
         options=tuple(options.items()),
+        inputs=(image,),
+        outputs=norm.results,
     )
+
+
+def cut(plan: Plan, name: str, degree: int) -> Plan:
+    mesh = Mesh(((name, degree),))
+    return agree(STRATEGIES[name].cut(replace(plan, mesh=mesh)))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -36,7 +76,7 @@ def test_every_strategy_is_described_and_cuts_the_toy(name: str) -> None:
     assert strategy.axis == name
     assert strategy.title
     assert strategy.summary.endswith(".")
-    plan = strategy.cut(toy(), 2)
+    plan = cut(toy(), name, 2)
     assert plan.strategy == f"{name}=2"
     assert plan.ranks == 2
     assert plan.notes
@@ -52,6 +92,19 @@ def test_strategies_are_written_as_degrees_on_axes(text: str, axes: object) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "mesh", "written"),
+    [
+        ("spatial=2x3", Mesh((("spatial", 6),), (2, 3)), "spatial=2x3"),
+        ("spatial=4,data=2", Mesh((("data", 2), ("spatial", 4))), "data=2,spatial=4"),
+        ("spatial=1x1", Mesh(), "serial"),
+    ],
+)
+def test_the_ranks_of_an_axis_may_stand_on_a_grid(text: str, mesh: Mesh, written: str) -> None:
+    assert parse(text) == mesh
+    assert str(mesh) == written
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("dta=2", "'dta' is not a strategy. There are: serial, data=N.* mean 'data'"),
@@ -63,6 +116,9 @@ def test_strategies_are_written_as_degrees_on_axes(text: str, axes: object) -> N
         ("data=two", "degree two"),
         ("data=²", "degree ²"),
         ("data=2,data=2", "twice"),
+        ("data=2x2", "degree 2x2 on 'data'"),
+        ("spatial=2x0", "degree 0 on 'spatial'"),
+        ("spatial=2xx2", "gives no degree for 'spatial'"),
         (2, "written as text"),
         (None, "written as text"),
     ],
@@ -74,24 +130,24 @@ def test_what_is_no_strategy_is_refused_in_a_sentence(text: object, says: str) -
 
 def test_more_replicas_than_samples_are_refused_with_the_nearest() -> None:
     with pytest.raises(PlanError, match=r"data=9 asks for 9 replicas, but a batch of 8.* data=8"):
-        STRATEGIES["data"].cut(toy(8), 9)
+        cut(toy(8), "data", 9)
 
 
 def test_data_cuts_the_batch_and_nothing_else() -> None:
-    plan = STRATEGIES["data"].cut(toy(), 2)
+    plan = cut(toy(), "data", 2)
     for planned in plan.layers:
         assert planned.input == planned.output == (Cut(0, "data"),)
         assert planned.parameters == ()
 
 
 def test_bytes_of_data_parallel_are_those_of_the_formulas() -> None:
-    plan = STRATEGIES["data"].cut(toy(), 2)
+    plan = cut(toy(), "data", 2)
     gradients = 4 * (15 + 3 + 3)
     statistics = 4 * (2 * 3 + 1) + 4 * (2 * 3)
     record = 8 * (3 + 3)
     assert plan.bytes_per_step == gradients + statistics + record
     assert plan.sent_bytes(0) == plan.sent_bytes(1) == plan.bytes_per_step
-    local = STRATEGIES["data"].cut(toy(batch_norm="local"), 2)
+    local = cut(toy(batch_norm="local"), "data", 2)
     assert local.bytes_per_step == gradients + record
     assert toy().bytes_per_step == 0
 
@@ -100,10 +156,10 @@ def test_bytes_of_data_parallel_are_those_of_the_formulas() -> None:
 def test_an_all_reduce_sends_twice_all_but_one_share_over_all_ranks(
     numel: int, degree: int, itemsize: int
 ) -> None:
-    reduce = Collective("g", "all_reduce", "data", numel, itemsize, "backward")
+    reduce = Collective("g", "all_reduce", ("data",), numel, itemsize, "backward")
     sent = [reduce.sent_bytes(degree, i) for i in range(degree)]
     assert sum(sent) == 2 * (degree - 1) * numel * itemsize
-    scatter = Collective("g", "reduce_scatter", "data", numel, itemsize, "backward")
+    scatter = Collective("g", "reduce_scatter", ("data",), numel, itemsize, "backward")
     for index in range(degree):
         start, stop = balanced(numel, degree, index)
         expected = (numel - (stop - start)) * itemsize if degree > 1 else 0
@@ -113,10 +169,13 @@ def test_an_all_reduce_sends_twice_all_but_one_share_over_all_ranks(
 @given(st.lists(st.tuples(st.integers(0, BUCKET_BYTES // 2), st.booleans()), max_size=12))
 def test_buckets_hold_every_trainable_parameter_once(sizes: list[tuple[int, bool]]) -> None:
     arrays = tuple(Array(f"p{i}", (n,), 4, trainable) for i, (n, trainable) in enumerate(sizes))
-    buckets = gradient_buckets(arrays)
-    names = [array.name for bucket in buckets for array in bucket]
+    plan = replace(toy(), layers=(LayerPlan(Layer("p", "P", (), (), arrays)),))
+    buckets = gradient_buckets(plan, ("data",))
+    names = [array.name for _, members in buckets for array in members]
     assert names == [a.name for a in reversed(arrays) if a.trainable]
-    assert all(len(b) == 1 or sum(a.nbytes for a in b) <= BUCKET_BYTES for b in buckets)
+    for bucket, members in buckets:
+        assert bucket.names == tuple(a.name for a in members)
+        assert len(members) == 1 or sum(a.nbytes for a in members) <= BUCKET_BYTES
 
 
 @pytest.mark.parametrize(

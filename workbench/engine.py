@@ -9,16 +9,18 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.errors import RunError
+from workbench.layers.gather import gather
 from workbench.layers.gradients import GradientBuckets
+from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
-from workbench.plan import Plan
+from workbench.plan import Cut, Plan
 from workbench.profile import tensors_in
 from workbench.recipe import load_payload
 from workbench.scoring import Score, score
@@ -78,29 +80,30 @@ class _Trainer:
     def __init__(self, context: RankContext, job: Job) -> None:
         self.context, self.job, self.comm = context, job, context.comm
         self.work, self.plan = load_payload(job.payload), job.plan
-        self.degree = self.plan.mesh.degree("data")
-        self.index = self.plan.mesh.coordinates(context.rank).get("data", 0)
+        self.where = self.plan.mesh.coordinates(context.rank)
+        self.groups = Groups(self.comm, self.plan.mesh)
         self.order = Order(self.plan.batch.samples, self.plan.batch.size, self.work.seed)
         self.loss_kind = self.plan.option("loss", "mean")
         self.share = Share(seed=self.work.seed)
         torch.manual_seed(self.work.seed)
         self.loss = on_device(self.work.loss, context.device)
         model = self.work.make_model().to(context.device)
-        self.model = parallelize(model, self.plan, self.comm, self.share)
+        for name, value in model.named_parameters():
+            self.comm.broadcast(value.data, name=f"{name}, initial value")
+        self.model = parallelize(model, self.plan, self.groups, self.share)
         self.optimizer = self.work.make_optimizer(
             [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         )
         self.gradients = GradientBuckets(
-            dict(self.model.named_parameters()), self.plan.buckets, self.comm
+            dict(self.model.named_parameters()), self.plan.buckets, self.groups
         )
         self.spans = SpanRecorder(job.record_spans)
         self.outcome = Outcome()
+        self.copies = self.plan.copies((Cut(0, "data"), *self.plan.output))
         self.stop_asked = False
         self.reported = 0
 
     def run(self) -> Outcome:
-        for name, value in self.model.named_parameters():
-            self.comm.broadcast(value.data, name=f"{name}, initial value")
         # Code that draws random numbers itself (F.dropout) must draw others on every rank.
         own_seed = (self.work.seed + self.context.rank) % 2**64
         torch.manual_seed(own_seed)
@@ -124,10 +127,9 @@ class _Trainer:
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
         self._keep()
-        self.share.alone = True
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
-                self.model,
+                self._whole_model(),
                 self.loss,
                 self.loss_kind,
                 self.context.arrays,
@@ -144,7 +146,10 @@ class _Trainer:
             micro_batches = [
                 (rows, *self._load(rows))
                 for rows in self.order.rows(
-                    step, self.degree, self.index, self.plan.batch.accumulate
+                    step,
+                    self.plan.mesh.degree("data"),
+                    self.where.get("data", 0),
+                    self.plan.batch.accumulate,
                 )
             ]
         load_s = perf_counter() - start_s
@@ -193,6 +198,8 @@ class _Trainer:
             share.step, share.micro = step, micro
             share.start, share.rows = rows.start, len(rows.index)
             output = self.model(x)
+            if self.plan.made != self.plan.output:
+                output = self._whole_output(output)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
                 loss.backward()
@@ -213,21 +220,47 @@ class _Trainer:
             torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
         self.gradients.counting = True
 
+    def _whole_output(self, output: Tensor) -> Tensor:
+        """Return the output as all ranks of the spatial axis have it, for a loss of the whole."""
+        return gather(
+            output,
+            self.plan.outputs[0],
+            self.plan,
+            self.groups,
+            name="output: whole",
+            backward_name="output: gradient of whole",
+        )
+
     def _scale(self, step: int, micro_batches: list[tuple[Rows, Tensor, Tensor]]) -> list[float]:
-        """Return what each micro-batch's loss counts for in the loss of the whole batch."""
+        """Return what each micro-batch's loss counts for in the loss of the whole batch.
+
+        A rank that has a part of every image counts for its part; one that has the same output as
+        others shares its loss with them.
+        """
+        part = self._part_of_output()
         if self.loss_kind == "sum":
-            return [float(len(rows.index) > 0) for rows, _, _ in micro_batches]
+            return [(part > 0) * (len(r.index) > 0) / self.copies for r, _, _ in micro_batches]
         if self.loss_kind == "mean":
             batch = self.order.batch_total(step)
-            return [len(rows.index) / batch for rows, _, _ in micro_batches]
+            return [part * len(rows.index) / batch / self.copies for rows, _, _ in micro_batches]
         weights = [
-            float(loss_weight(self.loss, y)) if len(rows.index) else 0.0
+            float(loss_weight(self.loss, y)) / self.copies if len(rows.index) and part else 0.0
             for rows, _, y in micro_batches
         ]
         whole = self._numbers([sum(weights)])
         whole = self.comm.all_reduce(whole, name="weight of the targets")
         # A batch whose targets are all left out has no loss, in the serial run neither.
         return [weight / (float(whole) or math.nan) for weight in weights]
+
+    def _part_of_output(self) -> float:
+        """Return this rank's part of the positions of the model's output."""
+        if not self.plan.output:
+            return 1.0
+        shape = self.plan.output_shape
+        ranges = self.plan.share(shape, self.plan.output, self.context.rank)
+        return math.prod(
+            (stop - start) / size for (start, stop), size in zip(ranges, shape, strict=True)
+        )
 
     def _agree(self, step: int, loss: float) -> float:
         """Add up gradients and losses over the ranks and decide together whether to go on."""
@@ -266,14 +299,27 @@ class _Trainer:
             self.context.send("steps", {"rows": rows, "spans": spans[-LIVE_SPANS:]})
 
     def _keep(self) -> None:
-        """Leave the replica's state on the worker: the first replica's, since all are equal."""
-        if self.index:
-            return
+        """Leave this rank's shares of the state on its worker, if no rank before has the same."""
         for kind, state in (
             ("parameter", self.model.named_parameters()),
             ("buffer", self.model.named_buffers()),
         ):
             for name, value in state:
+                cutting = {cut.axis for cut in self.plan.parameter_cuts(name)}
+                if any(place for axis, place in self.where.items() if axis not in cutting):
+                    continue
                 array = value.detach().cpu().numpy()
                 self.context.keep(f"{kind}:{name}", array)
                 self.outcome.kept[f"{kind}:{name}"] = (array.shape, str(array.dtype))
+
+    def _whole_model(self) -> nn.Module:
+        """Return the model as the serial run would have it, with the weights of this run."""
+        whole = self.work.make_model().to(self.context.device)
+        state = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
+        with torch.no_grad():
+            for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+                for cut in self.plan.parameter_cuts(name):
+                    parts = self.groups.over(cut.axis).all_gather(value.detach())
+                    value = torch.cat(parts, cut.dim)
+                state[name].copy_(value)
+        return whole

@@ -36,13 +36,13 @@ class Stopped(Exception):
 class Finished:
     """What all ranks together have done: exact, unlike what was seen live.
 
-    ``kept`` are shapes and dtypes of the arrays left on the worker of rank 0, by name.
+    ``kept`` are shapes and dtypes of the shares left on workers: by name, then by rank.
     """
 
     rows: list[Row]
     spans: list[SpanRow]
     dropped_spans: int
-    kept: Mapping[str, tuple[tuple[int, ...], str]]
+    kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]]
     score: Score | None
     stopped: bool
 
@@ -170,7 +170,10 @@ class Execution:
             rows=_merged([outcome.rows for outcome in outcomes]),
             dropped_spans=sum(outcome.dropped_spans for outcome in outcomes),
             spans=[row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)],
-            kept=outcomes[0].kept,
+            kept={
+                name: {rank: o.kept[name] for rank, o in enumerate(outcomes) if name in o.kept}
+                for name in dict.fromkeys(name for o in outcomes for name in o.kept)
+            },
             score=outcomes[0].score,
             stopped=outcomes[0].stopped,
         )

@@ -112,6 +112,45 @@ def loss_kind(
     )
 
 
+def splits_along(
+    loss: Callable[..., Tensor],
+    output_shape: Sequence[int],
+    target_shape: Sequence[int],
+    target_dtype: str,
+    dtype: str,
+    dims: tuple[int, int],
+    kind: str,
+) -> bool:
+    """Return whether the loss of a sample is the mean (or sum) of those of its parts along a dim.
+
+    ``dims`` are that dim of one sample's output and of its target, whose sizes are equal; ``kind``
+    is what :func:`loss_kind` found. A "weighted" loss splits along every dim that is no class.
+    """
+    if kind == "weighted":
+        return class_dim(loss) not in (dims[0] + 1, dims[0] - len(output_shape))
+    outputs, targets = _made_up(0, output_shape, target_shape, target_dtype, dtype)
+    size = output_shape[dims[0]]
+    if size < 2:
+        return False
+    first = max(1, size // 3)
+    try:
+        whole = _value(loss, outputs, targets)
+        parts = [
+            _value(loss, out, goal)
+            for out, goal in zip(
+                outputs.split([first, size - first], dims[0] + 1),
+                targets.split([first, size - first], dims[1] + 1),
+                strict=True,
+            )
+        ]
+    except PlanError:
+        return False
+    if kind == "sum":
+        return isclose(whole, sum(parts), rel_tol=1e-4)
+    mean = (parts[0] * first + parts[1] * (size - first)) / size
+    return isclose(whole, mean, rel_tol=1e-4)
+
+
 def _is_weighted(
     loss: Callable[..., Tensor], output_shape: Sequence[int], target_dtype: str
 ) -> bool:

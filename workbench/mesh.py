@@ -37,12 +37,16 @@ class Mesh:
     """Ranks on named axes: ``Mesh((("data", 2), ("tensor", 3)))`` has 6 ranks.
 
     The last axis varies fastest with the rank number. An axis that is not named has degree 1,
-    so the serial run is ``Mesh()`` and no special case.
+    so the serial run is ``Mesh()`` and no special case. The ranks of the spatial axis may be laid
+    out on a grid, ``grid == (2, 3)`` for ``spatial=2x3``, of which the last dim varies fastest.
     """
 
     axes: tuple[tuple[str, int], ...] = ()
+    grid: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.grid and math.prod(self.grid) != self.degree("spatial"):
+            raise ValueError(f"a grid of {self.grid} has not {self.degree('spatial')} ranks")
         names = [name for name, _ in self.axes]
         if len(set(names)) != len(names) or not set(names) <= set(AXES):
             raise ValueError(f"axes must be different names out of {', '.join(AXES)}; got {names}")
@@ -67,15 +71,37 @@ class Mesh:
             rank, found[name] = divmod(rank, degree)
         return dict(reversed(found.items()))
 
-    def group(self, rank: int, axis: str) -> tuple[int, ...]:
-        """Return the ranks that differ from ``rank`` only along ``axis``, with itself, in order."""
-        here = {k: v for k, v in self.coordinates(rank).items() if k != axis}
+    def group(self, rank: int, *axes: str) -> tuple[int, ...]:
+        """Return the ranks that differ from ``rank`` only along ``axes``, with itself, in order."""
+        here = {k: v for k, v in self.coordinates(rank).items() if k not in axes}
         return tuple(
             other
             for other in range(self.size)
-            if {k: v for k, v in self.coordinates(other).items() if k != axis} == here
+            if {k: v for k, v in self.coordinates(other).items() if k not in axes} == here
         )
 
-    def with_axis(self, axis: str, degree: int) -> Mesh:
+    def parts(self, axis: str, part: int = 0) -> int:
+        """Return into how many shares ``axis`` cuts a dim: dim ``part`` of its grid, if any."""
+        if axis == "spatial" and self.grid:
+            return self.grid[part]
+        return self.degree(axis) if part == 0 else 1
+
+    def place(self, rank: int, axis: str, part: int = 0) -> int:
+        """Return which of those shares ``rank`` has."""
+        index = self.coordinates(rank).get(axis, 0)
+        if axis == "spatial" and self.grid:
+            return index // math.prod(self.grid[part + 1 :]) % self.grid[part]
+        return index if part == 0 else 0
+
+    def with_axis(self, axis: str, degree: int, grid: tuple[int, ...] = ()) -> Mesh:
         """Return this mesh with one more axis, in the order of :data:`AXES`."""
-        return Mesh(tuple(sorted((*self.axes, (axis, degree)), key=lambda a: AXES.index(a[0]))))
+        axes = sorted((*self.axes, (axis, degree)), key=lambda a: AXES.index(a[0]))
+        return Mesh(tuple(axes), grid or self.grid)
+
+    def __str__(self) -> str:
+        """Return the strategy as it is written: ``"data=2,spatial=2x2"``, or ``"serial"``."""
+        used = [(axis, str(degree)) for axis, degree in self.axes if degree > 1]
+        if len(self.grid) > 1:
+            grid = "x".join(map(str, self.grid))
+            used = [(a, grid if a == "spatial" else d) for a, d in used]
+        return ",".join(f"{axis}={degree}" for axis, degree in used) or "serial"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.inputs import check_values
 from workbench.mesh import balanced
 from workbench.order import Order
+from workbench.windows import Run
 
 if TYPE_CHECKING:
     from threading import Event
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
     from workbench.workload import Workload
 
 Shares = list[dict[str, "Future"]]
+
+
+def pieces(work: Workload, plan: Plan, rank: int) -> dict[str, tuple[da.Array, tuple[Run, ...]]]:
+    """Return the arrays that ``rank`` needs, by name, each with the range of every dim.
+
+    Samples to learn from are cut as the plan says. Those to be scored are dealt to all ranks whole.
+    """
+    order = Order(work.samples, plan.batch.size, work.seed)
+    rows = order.piece(plan.mesh.degree("data"), plan.mesh.coordinates(rank).get("data", 0))
+    found = {
+        name: (array, (rows, *plan.share(array.shape, cuts, rank)[1:]))
+        for name, array, cuts in (("x", work.x, plan.input), ("y", work.y, plan.target))
+    }
+    if work.test_x is not None and work.test_y is not None:
+        some = balanced(len(work.test_x), plan.ranks, rank)
+        for name, array in (("test_x", work.test_x), ("test_y", work.test_y)):
+            found[name] = (array, (some, *((0, size) for size in array.shape[1:])))
+    return found
 
 
 class Placement:
@@ -44,21 +63,13 @@ class Placement:
         """
         self._check(work, plan, stop)
         hosts = self.lab.hosts_for(plan.ranks)
-        degree = plan.mesh.degree("data")
-        order = Order(work.samples, plan.batch.size, work.seed)
         wanted: dict[tuple[Any, ...], Future] = {}
         result: Shares = []
         for rank, host in enumerate(hosts):
-            index = plan.mesh.coordinates(rank).get("data", 0)
-            start, end = order.piece(degree, index)
             share = {
-                "x": self._place(work.x, start, end, host, wanted),
-                "y": self._place(work.y, start, end, host, wanted),
+                name: self._place(array, index, host, wanted)
+                for name, (array, index) in pieces(work, plan, rank).items()
             }
-            if work.test_x is not None and work.test_y is not None:
-                first, last = balanced(len(work.test_x), degree, index)
-                share["test_x"] = self._place(work.test_x, first, last, host, wanted)
-                share["test_y"] = self._place(work.test_y, first, last, host, wanted)
             result.append(share)
         names = {key[0] for key in wanted}
         self._placed = {k: v for k, v in self._placed.items() if k[0] in names} | wanted
@@ -67,15 +78,14 @@ class Placement:
     def _place(
         self,
         array: da.Array,
-        start: int,
-        stop: int,
+        index: tuple[tuple[int, int], ...],
         host: Host,
         wanted: dict[tuple[Any, ...], Future],
     ) -> Future:
-        key = (array.name, start, stop, host.worker)
+        key = (array.name, index, host.worker)
         future = self._placed.get(key)
         if future is None or future.status in ("error", "lost", "cancelled"):
-            (future,) = self.lab.place([array[start:stop]], [host])
+            (future,) = self.lab.place([array[tuple(slice(*run) for run in index)]], [host])
         wanted[key] = future
         return future
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import STRATEGIES
+from workbench.strategies import STRATEGIES, spatial
+from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
+from workbench.traced import Flat, Traced
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workbench.profile import Profile
     from workbench.workload import Workload
 
 
-def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **options: str) -> Plan:
+def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **options: Any) -> Plan:
     """Apply ``strategy`` to ``work``; nothing is started and nothing is computed.
 
     Parameters
     ----------
     strategy:
-        ``"serial"``, or degrees on axes: ``"data=2"``.
+        ``"serial"``, or degrees on axes: ``"data=2"``, ``"spatial=2x2"``.
     accumulate:
         Micro-batches per step, whose gradients are added up before the update.
     options:
-        Stated choices of the strategies, such as ``batch_norm="local"``.
+        Stated choices of the strategies, such as ``batch_norm="local"``, ``spatial_dims=3`` or
+        ``fallback="gather"``.
 
     Raises
     ------
@@ -35,64 +42,137 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     import torch
 
     from workbench.inputs import check_loss, check_workload
-    from workbench.profile import profile
 
     mesh = parse(strategy)
-    check_options(options)
+    chosen = checked_options(options)
     check_workload(work)
     check_accumulate(accumulate, work.batch_size)
     batch = torch.empty(
         (work.batch_size, *work.sample_shape), dtype=getattr(torch, work.input_dtype), device="meta"
     )
-    found = profile(work.make_model(), batch)
-    _check_outputs(found.output_shapes, work.batch_size, mesh)
-    notes = []
-    kind = "mean"
-    if found.plain:
-        kind = check_loss(work, found.output_shapes[0][1:])
-    else:
-        notes.append(
-            "the loss is taken to be a mean over samples: the model's output is not one tensor"
-        )
-    if mesh.degree("data") > 1 and isinstance(
-        work.make_optimizer(list(work.make_model().named_parameters())), torch.optim.SparseAdam
-    ):
-        raise PlanError(
-            f"data={mesh.degree('data')} adds up dense gradients, and SparseAdam takes only sparse "
-            "ones; use serial, or torch.optim.Adam."
-        )
     start = Plan(
         workload=work.name,
         batch=Batch(work.batch_size, work.samples, accumulate),
+        layers=(),
+        mesh=mesh,
+        options=tuple(chosen.items()),
+    )
+    model = work.make_model()
+    found = trace(model, (batch,), start)
+    check_outputs(found.output_shapes, work.batch_size, mesh)
+    if found.plain:
+        kind = check_loss(work, found.output_shapes[0][1:])
+        start = replace(start, targets=_targets(work, found.outputs[0], kind))
+    else:
+        kind = "mean"
+        start = start.adding(
+            notes=["the loss is taken to be a mean over samples: the output is not one tensor"]
+        )
+    if mesh.size > 1 and isinstance(
+        work.make_optimizer(list(model.named_parameters())), torch.optim.SparseAdam
+    ):
+        raise PlanError(
+            f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
+            "or torch.optim.Adam."
+        )
+    start = replace(start, options=(*start.options, ("loss", kind)))
+    made = compose(start, found)
+    if not found.plain and any(made.cuts_of(array) for array in made.outputs):
+        raise PlanError(
+            f"{mesh} cuts the outputs of the model, which gives {len(found.outputs)} of them, and "
+            "a loss can be shared only of one. Let the model return one tensor, or use data."
+        )
+    return made
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
+    """Profile ``model``; with ``fallback="gather"`` layers that cannot be cut are kept whole."""
+    from workbench.profile import profile
+
+    cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
+    dims = spatial.dims_asked(start.option("spatial_dims", "largest")) if cuts_inputs else ()
+    opaque: frozenset[str] = frozenset()
+    while True:
+        found = profile(model, *inputs, dims=dims or None if cuts_inputs else (), opaque=opaque)
+        if not cuts_inputs or start.option("fallback", "refuse") != "gather":
+            return found
+        try:
+            labels = {c.label for c in spatial.cut_labels(replace(start, inputs=found.inputs))}
+        except PlanError:
+            return found  # who composes the plan says so
+        wanted = {mix.layer for mix in found.mixes if labels & _plain(mix.labels)} | {
+            layer.name
+            for layer in found.layers
+            for refusal in layer.refusals
+            if layer.role != "opaque" and labels & set(refusal.labels)
+        }
+        if wanted <= opaque:
+            return found
+        opaque |= wanted
+
+
+def compose(start: Plan, found: Profile) -> Plan:
+    """Let every axis of the plan's mesh cut what was found, one after the other."""
+    result = replace(
+        start,
         layers=tuple(LayerPlan(layer) for layer in found.layers),
-        options=(*options.items(), ("loss", kind)),
-        notes=tuple(notes),
+        inputs=found.inputs,
+        outputs=found.outputs,
+        mixes=found.mixes,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
-    return compose(start, mesh)
-
-
-def compose(start: Plan, mesh: Mesh) -> Plan:
-    """Let every axis of ``mesh`` cut the plan, one after the other."""
-    result = start
-    for axis, degree in mesh.axes:
+    for axis, degree in start.mesh.axes:
         if degree > 1:
-            result = STRATEGIES[axis].cut(result, degree)
-    return result
+            result = STRATEGIES[axis].cut(result)
+    return agree(result)
 
 
-def check_options(options: dict[str, str]) -> None:
-    """Raise PlanError for an option that no strategy has, or a value that it does not take."""
+def checked_options(options: dict[str, Any]) -> dict[str, str]:
+    """Return options as text; PlanError for one that no strategy has or a value that it refuses."""
     known = {name: values for s in STRATEGIES.values() for name, values in s.options.items()}
+    checked = {}
     for name, value in options.items():
         if name not in known:
             raise PlanError(f"There is no option {name!r}; there are: {', '.join(known)}.")
-        if value not in known[name]:
+        if known[name] and value not in known[name]:
             allowed = " or ".join(repr(v) for v in known[name])
             raise PlanError(f"Option {name}={value!r} is not one of its choices: {allowed}.")
+        checked[name] = str(value)
+    spatial.dims_asked(checked.get("spatial_dims", "largest"))
+    return checked
 
 
-def _check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: Mesh) -> None:
+def _plain(labels: tuple[str | Flat, ...]) -> set[str]:
+    return {label for label in labels if isinstance(label, str)}
+
+
+def _targets(work: Workload, output: Traced, kind: str) -> Traced:
+    """Return the targets of a batch; a dim is labelled as the output's if the loss splits there."""
+    from workbench.losses import splits_along
+
+    shape = (work.batch_size, *work.target_shape)
+    labels: list[str | Flat] = [""] * len(shape)
+    for dim, label in enumerate(output.labels):
+        own = dim - len(output.shape) + len(shape)
+        fits = 0 < own < len(shape) and shape[own] == output.shape[dim]
+        if (
+            label
+            and fits
+            and splits_along(
+                work.loss,
+                output.shape[1:],
+                work.target_shape,
+                work.target_dtype,
+                work.dtype,
+                (dim - 1, own - 1),
+                kind,
+            )
+        ):
+            labels[own] = label
+    return Traced(shape, tuple(labels), gradient=False)
+
+
+def check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: Mesh) -> None:
     """Check that outputs go with samples, one by one, where the batch is to be cut."""
     wrong = [shape for shape in shapes if shape[:1] != (batch_size,)]
     if wrong and mesh.degree("data") > 1:

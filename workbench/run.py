@@ -135,11 +135,11 @@ class Run:
         self.ranks: tuple[RankInfo, ...] = ()
         self.accuracy: float | None = None
         self.test_loss: float | None = None
-        self.kept: Mapping[str, tuple[tuple[int, ...], str]] = {}
+        self.kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]] = {}
         self._rows: list[Row] = []
         self._spans: list[SpanRow] = []
         self.dropped_spans = 0
-        self._taken: dict[str, Future] = {}
+        self._taken: dict[tuple[int, str], Future] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{_safe(work.name)}-{plan.strategy}"
@@ -230,11 +230,17 @@ class Run:
                 f"The parameters of the run {self.label} are gone with its lab, which is closed; "
                 "take what is needed before that, with array.compute()."
             )
-        return {
-            name.partition(":")[2]: da.from_delayed(self._take(name), shape=shape, dtype=dtype)
-            for name, (shape, dtype) in self.kept.items()
-            if name.startswith(f"{kind}:")
-        }
+        found = {}
+        for name, by_rank in self.kept.items():
+            if name.startswith(f"{kind}:"):
+                plain = name.partition(":")[2]
+                parts = [
+                    da.from_delayed(self._take(rank, name), shape=shape, dtype=dtype)
+                    for rank, (shape, dtype) in by_rank.items()
+                ]
+                cuts = self.plan.parameter_cuts(plain)
+                found[plain] = da.concatenate(parts, cuts[0].dim) if cuts else parts[0]
+        return found
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait for the end; returns this run.
@@ -294,13 +300,13 @@ class Run:
             f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
         )
 
-    def _take(self, name: str) -> Future:
-        """Return the future of an array that rank 0 has kept; it can be taken over only once."""
+    def _take(self, rank: int, name: str) -> Future:
+        """Return the future of an array that a rank has kept; it can be taken over only once."""
         with self._lock:
-            if name not in self._taken:
-                worker = self.ranks[0].worker
-                self._taken[name] = self.lab.kept(self.run_id, 0, name, worker)
-            return self._taken[name]
+            if (rank, name) not in self._taken:
+                worker = self.ranks[rank].worker
+                self._taken[rank, name] = self.lab.kept(self.run_id, rank, name, worker)
+            return self._taken[rank, name]
 
     # What follows runs on the driver's thread and on the gang's.
 
@@ -373,7 +379,7 @@ def _safe(name: str) -> str:
     return kept.encode()[:60].decode(errors="ignore") or "run"
 
 
-def _forget(lab: Lab, run_id: str, taken: dict[str, Future]) -> None:
+def _forget(lab: Lab, run_id: str, taken: dict[tuple[int, str], Future]) -> None:
     """Free what a run that nobody holds any more has left on the workers and nobody has taken.
 
     The garbage collector calls this on any thread, Dask's own too, so another one does it.

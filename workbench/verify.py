@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
 from workbench.layers.gradients import GradientBuckets
+from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
-from workbench.mesh import balanced
-from workbench.plan import Batch, LayerPlan, Plan
-from workbench.planning import check_options, compose
-from workbench.profile import profile, tensors_in
+from workbench.mesh import Mesh, balanced
+from workbench.plan import Batch, Collective, Cut, Plan
+from workbench.planning import checked_options, compose, trace
+from workbench.profile import tensors_in
 from workbench.strategies.notation import parse
+from workbench.traced import Traced
 
 if TYPE_CHECKING:
     from workbench.workload import Workload
@@ -35,7 +37,8 @@ class Proof:
     """Largest absolute differences to the serial result, in float64; or why it was refused.
 
     ``outputs``, ``input_gradients``, ``parameter_gradients`` and ``buffers`` are None where there
-    is nothing to compare, or nothing was compared because of ``refusal``.
+    is nothing to compare, or nothing was compared because of ``refusal``. ``sent_bytes`` is what
+    each rank sent, and ``predicted_bytes`` what the plan said it would.
     """
 
     strategy: str
@@ -45,6 +48,8 @@ class Proof:
     parameter_gradients: float | None = None
     buffers: float | None = None
     refusal: str | None = None
+    predicted_bytes: tuple[int, ...] = ()
+    sent_bytes: tuple[int, ...] = ()
 
     @property
     def max_difference(self) -> float | None:
@@ -70,14 +75,17 @@ class Proof:
 
 
 @dataclass
-class _Result:
+class _Part:
+    """What one rank has computed."""
+
     outputs: list[Tensor]
     input_gradients: list[Tensor | None]
     parameter_gradients: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    sent_bytes: int
 
 
-def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) -> Proof:
+def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) -> Proof:
     """Compare one forward and backward pass of ``module`` under ``strategy`` with the serial one.
 
     Runs on copies in float64, on the CPU, with a random gradient at every output.
@@ -87,7 +95,7 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
     inputs:
         Tensors for ``module(*inputs)``, samples in dim 0.
     strategy:
-        As for :func:`workbench.plan`; a refusal is returned, not raised.
+        As for :func:`workbench.plan`, and so are ``options``; a refusal is returned, not raised.
 
     Raises
     ------
@@ -95,89 +103,111 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: str) ->
         If the strategy or an option is not one, or the module does not take the inputs.
     """
     mesh = parse(strategy)
-    check_options(options)
-    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-        raise PlanError("The module has lazy layers without a shape; call it once before.")
+    chosen = checked_options(options)
+    _check_module(module, inputs)
     module = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
     values = [_double(x) for x in inputs]
-    found = profile(module, *values)
     batch = next((x.shape[0] for x in values if x.dim()), 0)
     start = Plan(
         workload=type(module).__name__,
-        batch=Batch(batch, batch),
-        layers=tuple(LayerPlan(layer) for layer in found.layers),
-        options=tuple(options.items()),
+        batch=Batch(max(1, batch), max(1, batch)),
+        layers=(),
+        mesh=mesh,
+        options=tuple(chosen.items()),
     )
+    found = trace(module, tuple(_leaf(x) for x in values), start)
     try:
-        plan = compose(start, mesh)
+        plan = compose(start, found)
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
-    if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.size > 1:
+    if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.degree("data") > 1:
         return Proof(
             strategy,
             mesh.size,
             refusal=f"An output of shape {found.output_shapes} has not the {batch} samples of the "
             "input in dim 0, so the outputs of several ranks cannot be put together.",
         )
-    source = torch.Generator().manual_seed(0)
-    cotangents = [
-        torch.randn(shape, dtype=torch.float64, generator=source) for shape in found.output_shapes
-    ]
-    serial = run_threads(
-        1,
-        lambda comm: _run(module, start, comm, values, cotangents, batch),
-        timeout_s=TIMEOUT_S,
-    )[0]
-    parts = run_threads(
-        mesh.size,
-        lambda comm: _run(copy.deepcopy(module), plan, comm, values, cotangents, batch),
-        timeout_s=TIMEOUT_S,
-    )
-    return Proof(
-        strategy,
-        mesh.size,
-        outputs=_difference(zip(serial.outputs, _joined([p.outputs for p in parts]), strict=True)),
-        input_gradients=_difference(
-            zip(serial.input_gradients, _gradients_of_inputs(values, parts, batch), strict=True)
-        ),
-        parameter_gradients=_difference(
-            (serial.parameter_gradients.get(name), part.parameter_gradients.get(name))
-            for part in parts
-            for name in {*serial.parameter_gradients, *part.parameter_gradients}
-        ),
-        buffers=_difference(
-            (value, part.buffers[name]) for part in parts for name, value in serial.buffers.items()
-        ),
-    )
+    alone = compose(replace(start, mesh=Mesh()), found)
+    return _compare(module, values, plan, alone, strategy)
 
 
-def verify_workload(work: Workload, strategy: str, **options: str) -> Proof:
+def verify_workload(work: Workload, strategy: str, **options: Any) -> Proof:
     """Compare a pass of the workload's model over its first batch, as :func:`verify` does."""
     batch = work.x[: work.batch_size].compute()
     return verify(work.make_model(), torch.from_numpy(batch), strategy=strategy, **options)
 
 
+def _compare(
+    module: nn.Module, values: list[Tensor], plan: Plan, alone: Plan, strategy: str
+) -> Proof:
+    """Run both plans on threads and compare; what a rank has is compared where it belongs."""
+    source = torch.Generator().manual_seed(0)
+    cotangents = [
+        torch.randn(array.shape, dtype=torch.float64, generator=source) for array in plan.outputs
+    ]
+    try:
+        (serial,) = run_threads(
+            1, lambda comm: _run(module, alone, comm, values, cotangents), timeout_s=TIMEOUT_S
+        )
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise PlanError(
+            f"The module does not take these inputs in the serial run either: {error}"
+        ) from error
+    parts = run_threads(
+        plan.ranks,
+        lambda comm: _run(module, plan, comm, values, cotangents),
+        timeout_s=TIMEOUT_S,
+    )
+    ranks = range(plan.ranks)
+    return Proof(
+        strategy,
+        plan.ranks,
+        outputs=_difference(
+            (whole[_slices(plan, array, rank)], parts[rank].outputs[number])
+            for number, (whole, array) in enumerate(zip(serial.outputs, plan.outputs, strict=True))
+            for rank in ranks
+        ),
+        input_gradients=_difference(
+            zip(serial.input_gradients, _added_up(plan, values, parts), strict=True)
+        ),
+        parameter_gradients=_difference(
+            (
+                _owned(plan, name, serial.parameter_gradients.get(name), rank),
+                parts[rank].parameter_gradients.get(name),
+            )
+            for rank in ranks
+            for name in {*serial.parameter_gradients, *parts[rank].parameter_gradients}
+        ),
+        buffers=_difference(
+            (_owned(plan, name, value, rank), parts[rank].buffers[name])
+            for rank in ranks
+            for name, value in serial.buffers.items()
+        ),
+        predicted_bytes=tuple(_predicted(plan, rank) for rank in ranks),
+        sent_bytes=tuple(part.sent_bytes for part in parts),
+    )
+
+
 def _run(
-    module: nn.Module,
-    plan: Plan,
-    comm: Comm,
-    inputs: list[Tensor],
-    cotangents: list[Tensor],
-    batch: int,
-) -> _Result:
+    module: nn.Module, plan: Plan, comm: Comm, inputs: list[Tensor], cotangents: list[Tensor]
+) -> _Part:
     """Run one rank's part of the pass."""
-    degree = plan.mesh.degree("data")
-    first, last = balanced(batch, degree, comm.rank) if batch else (0, 0)
-    mine = [_part(x, first, last, batch).detach().clone() for x in inputs]
-    for x in mine:
-        x.requires_grad_(x.is_floating_point())
+    rank = comm.rank
+    mine = [
+        _leaf(x[_slices(plan, array, rank)].clone())
+        for x, array in zip(inputs, plan.inputs, strict=True)
+    ]
+    first, last = balanced(
+        plan.batch.size, plan.mesh.degree("data"), plan.mesh.coordinates(rank).get("data", 0)
+    )
     share = Share(start=first, rows=last - first)
-    model = parallelize(copy.deepcopy(module), plan, comm, share)
-    gradients = GradientBuckets(dict(model.named_parameters()), plan.buckets, comm)
+    groups = Groups(comm, plan.mesh)
+    model = parallelize(copy.deepcopy(module), plan, groups, share)
+    gradients = GradientBuckets(dict(model.named_parameters()), plan.buckets, groups)
     outputs = tensors_in(model(*mine))
     weighted = [
-        (output * _part(g, first, last, batch)).sum()
-        for output, g in zip(outputs, cotangents, strict=True)
+        (output * g[_slices(plan, array, rank)]).sum() / plan.copies(_cuts(plan, array))
+        for output, array, g in zip(outputs, plan.outputs, cotangents, strict=True)
         if output.requires_grad
     ]
     if weighted:
@@ -185,14 +215,62 @@ def _run(
     if plan.buckets:
         arrived = torch.tensor(gradients.reduce(), dtype=torch.float64)
         gradients.release([bool(n) for n in comm.all_reduce(arrived)])
-    return _Result(
+    return _Part(
         outputs=[o.detach() for o in outputs],
         input_gradients=[x.grad for x in mine],
         parameter_gradients={
             name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
         },
         buffers={name: b.detach().clone() for name, b in model.named_buffers()},
+        sent_bytes=sum(comm.sent_bytes.values()),
     )
+
+
+def _cuts(plan: Plan, array: Traced) -> tuple[Cut, ...]:
+    """Return how an array is cut: its labels, and dim 0 if that counts the samples of the batch."""
+    rows = array.shape[:1] == (plan.batch.size,) and plan.mesh.degree("data") > 1
+    return (*plan.cuts_of(array), *((Cut(0, "data"),) if rows else ()))
+
+
+def _slices(plan: Plan, array: Traced, rank: int) -> tuple[slice, ...]:
+    return tuple(slice(*run) for run in plan.share(array.shape, _cuts(plan, array), rank))
+
+
+def _owned(plan: Plan, name: str, value: Tensor | None, rank: int) -> Tensor | None:
+    """Return what ``rank`` has of a whole parameter or buffer."""
+    if value is None:
+        return None
+    ranges = plan.share(value.shape, plan.parameter_cuts(name), rank)
+    return value[tuple(slice(*run) for run in ranges)]
+
+
+def _predicted(plan: Plan, rank: int) -> int:
+    """Return what the plan says a rank sends here: one pass, and who had a gradient."""
+    record = [c for c in plan.collectives if c.phase not in ("start", "record")]
+    arrived = Collective(
+        "arrived",
+        "all_reduce",
+        tuple(axis for axis, _ in plan.mesh.axes),
+        sum(len(bucket.names) for bucket in plan.buckets),
+        8,
+        "record",
+    )
+    return sum(plan.sent_by(c, rank) for c in (*record, *([arrived] if plan.buckets else ())))
+
+
+def _check_module(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise PlanError("The module has lazy layers without a shape; call it once before.")
+    tensors = [*inputs, *module.parameters(), *module.buffers()]
+    if any(isinstance(x, Tensor) and x.is_complex() for x in tensors):
+        raise PlanError(
+            "The module or its input is complex, and the proof is made in real float64; give real "
+            "and imaginary part as two channels (torch.view_as_real)."
+        )
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_(x.is_floating_point())
 
 
 def _double(x: Tensor) -> Tensor:
@@ -202,29 +280,20 @@ def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def _part(x: Tensor, first: int, last: int, batch: int) -> Tensor:
-    """Return the rank's samples; a tensor without one entry per sample is whole on every rank."""
-    return x[first:last] if x.dim() and x.shape[0] == batch else x
-
-
-def _gradients_of_inputs(
-    inputs: list[Tensor], parts: list[_Result], batch: int
-) -> list[Tensor | None]:
-    """Join the gradients of samples; add those of an input that all ranks saw."""
-    joined = _joined([p.input_gradients for p in parts])
-    for number, x in enumerate(inputs):
-        pieces = [p.input_gradients[number] for p in parts]
-        if not (x.dim() and x.shape[0] == batch) and all(g is not None for g in pieces):
-            joined[number] = torch.stack([g for g in pieces if g is not None]).sum(0)
-    return joined
-
-
-def _joined(parts: list[list[Tensor]] | list[list[Tensor | None]]) -> list[Tensor | None]:
-    joined: list[Tensor | None] = []
-    for pieces in zip(*parts, strict=True):
-        present = [p for p in pieces if p is not None]
-        joined.append(torch.cat(present) if len(present) == len(pieces) else None)
-    return joined
+def _added_up(plan: Plan, inputs: list[Tensor], parts: list[_Part]) -> list[Tensor | None]:
+    """Put gradients of shares in their places; those of what several ranks have, added up."""
+    found: list[Tensor | None] = []
+    for number, (x, array) in enumerate(zip(inputs, plan.inputs, strict=True)):
+        pieces = [part.input_gradients[number] for part in parts]
+        if all(piece is None for piece in pieces):
+            found.append(None)
+            continue
+        whole = torch.zeros_like(x)
+        for rank, piece in enumerate(pieces):
+            if piece is not None:
+                whole[_slices(plan, array, rank)] += piece
+        found.append(whole)
+    return found
 
 
 def _difference(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> float | None:
@@ -237,6 +306,7 @@ def _difference(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> float |
             return float("inf")
         if a.numel() == 0:
             continue
-        gap = float((a.double() - b.double()).abs().nan_to_num(float("inf")).max())
+        gaps = torch.where(a == b, 0.0, (a.double() - b.double()).abs())  # equal infinities too
+        gap = float(gaps.nan_to_num(float("inf")).max())
         largest = max(gap, largest or 0.0)
     return largest

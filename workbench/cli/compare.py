@@ -36,6 +36,7 @@ SAVED = "comparison.json"
 @options.device
 @options.batch
 @options.seed
+@options.choices
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -57,6 +58,7 @@ def compare(
     device: str,
     batch: int | None,
     seed: int | None,
+    choices: dict[str, Any],
     out: Path | None,
     report: Path | None,
 ) -> None:
@@ -79,6 +81,7 @@ def compare(
         threads=threads,
         device=device,
         folder=out,
+        choices=choices,
     )
     document = comparison_document(comparison)
     if out is not None:
@@ -100,6 +103,7 @@ def measure(
     steps: int,
     workers: int | None,
     threads: int | None,
+    choices: dict[str, Any] | None = None,
     **asked: Any,
 ) -> Comparison:
     """Start a cluster that is large enough, compare on it, show the progress, and close it.
@@ -122,13 +126,16 @@ def measure(
             f"--steps {steps} is too few to time: the first {WARM_UP_STEPS} steps warm up and do "
             f"not count; use {WARM_UP_STEPS + FEWEST_STEPS} or more."
         )
-    largest = max((plan(work, strategy) for strategy in strategies), key=lambda p: p.ranks)
+    plans = [plan(work, strategy, **(choices or {})) for strategy in strategies]
+    largest = max(plans, key=lambda p: p.ranks)
     with start(
         workers=options.enough_workers(workers, largest.ranks, largest.strategy), threads=threads
     ) as lab:
         if lab.dashboard_link:
             terminal.say(Text(f"Dask dashboard: {lab.dashboard_link}", "dim"))
-        comparison = start_comparison(work, strategies, steps=steps, lab=lab, wait=False, **asked)
+        comparison = start_comparison(
+            work, strategies, steps=steps, lab=lab, wait=False, **asked, **(choices or {})
+        )
 
         def progress() -> Progressed:
             now = comparison.progress

@@ -47,6 +47,27 @@ seed: Decorator = click.option(
 )
 
 
+def _choices(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> Any:
+    """Return ``NAME=VALUE`` texts as a dictionary."""
+    found = {}
+    for text in given:
+        name, equals, value = (piece.strip() for piece in text.partition("="))
+        if not (name and equals and value):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as spatial_dims=3.")
+        found[name] = value
+    return found
+
+
+choices: Decorator = click.option(
+    "--option",
+    "choices",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_choices,
+    help="A choice of the strategy, such as spatial_dims=3, fallback=gather, batch_norm=local.",
+)
+
+
 def workload_changes(batch: int | None, seed: int | None) -> dict[str, int]:
     """Return what ``--batch`` and ``--seed`` change in a workload of the catalogue."""
     asked = {"batch_size": batch, "seed": seed}

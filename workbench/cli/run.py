@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train a workload under one strategy.")
 @click.argument("workload")
-@click.option("--strategy", default="serial", show_default=True, help="serial, or data=2.")
+@click.option("--strategy", default="serial", show_default=True, help="serial, data=2, spatial=2 …")
 @options.steps
 @options.workers
 @options.threads
 @options.device
 @options.batch
 @options.seed
+@options.choices
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -46,6 +47,7 @@ def run(
     device: str,
     batch: int | None,
     seed: int | None,
+    choices: dict[str, Any],
     out: Path | None,
 ) -> None:
     """Train WORKLOAD under one strategy and keep a record of every step.
@@ -58,9 +60,11 @@ def run(
     from workbench.workload import workload as catalogued
 
     work = catalogued(workload, **options.workload_changes(batch, seed))
-    ranks = plan(work, strategy).ranks
+    ranks = plan(work, strategy, **choices).ranks
     with start(workers=options.enough_workers(workers, ranks, strategy), threads=threads) as lab:
-        started = start_run(work, strategy, steps=steps, device=device, folder=out, lab=lab)
+        started = start_run(
+            work, strategy, steps=steps, device=device, folder=out, lab=lab, **choices
+        )
         follow(started, terminal, lambda: _progress(started))
     terminal.figures(run_document(started), run_table(started))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 @click.option("--strategy", default="data=2", show_default=True, help="What to prove.")
 @options.batch
 @options.seed
+@options.choices
 @figures_command
 def verify(
-    workload: str, *, terminal: Terminal, strategy: str, batch: int | None, seed: int | None
+    workload: str,
+    *,
+    terminal: Terminal,
+    strategy: str,
+    batch: int | None,
+    seed: int | None,
+    choices: dict[str, Any],
 ) -> None:
     """Compare one pass of WORKLOAD under a strategy with the serial one, in float64.
 
@@ -37,7 +44,7 @@ def verify(
     from workbench.workload import workload as catalogued
 
     work = catalogued(workload, **options.workload_changes(batch, seed))
-    proof = verify_workload(work, strategy)
+    proof = verify_workload(work, strategy, **choices)
     if proof.refusal is not None:
         raise PlanError(proof.refusal)
     terminal.figures(

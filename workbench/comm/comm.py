@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from workbench.comm.account import Account, Booked
 from workbench.comm.arguments import (
     ReduceOp,
     check_device,
@@ -19,6 +20,8 @@ from workbench.comm.arguments import (
     flatten,
     put_back,
 )
+from workbench.comm.exchange import Exchange
+from workbench.comm.partition import disagreement
 from workbench.mesh import shares
 
 
@@ -30,26 +33,22 @@ class CommError(RuntimeError):
     """
 
 
-class Comm(ABC):
+class Comm(Booked, ABC):
     """Collectives between ``size`` ranks, of which this object is number ``rank``.
 
     Every rank calls the same method in the same order with tensors of the same dtype and size
     (except where said otherwise); a rank that does not is told so by :class:`CommError`. Tensors
     may have any layout, any dtype and any size, 0 included. ``name`` says what a call is for, in
-    spans and in errors. One thread at a time may use a communicator. Every call counts what this
-    rank sends and how long it takes and waits:
+    spans and in errors. One thread at a time may use a communicator. Every call is
+    booked on ``account``, see :class:`workbench.comm.account.Account`.
 
-    - ``sent_bytes[op]``: payload bytes that other ranks need from this rank, by name of the
-      operation. An all_reduce is counted as a reduce_scatter followed by an all_gather over the
-      balanced split: a rank that owns ``s`` of ``n`` elements sends ``n - s`` to be summed and its
-      ``s`` sums to ``size - 1`` others. Over all ranks that makes ``2 (size - 1) n``, the volume of
-      the bandwidth-optimal ring (Patarasu and Yuan, 2009), whatever the backend really moves.
-    - ``comm_s`` and ``wait_s``: seconds inside calls. Waiting is the time from being ready until
-      the last peer of the call had arrived; everything else is communication.
-
-    ``on_span(kind, name, start_s, stop_s, sent_bytes)``, when set, is told of each piece
-    (``kind`` is "comm" or "wait"; times are those of :func:`time.perf_counter`; the bytes of a call
-    are told with its last piece).
+    Attributes
+    ----------
+    ranks:
+        What errors call the ranks of this communicator: their numbers in the communicator from
+        which it was split, if it is a group; ``0`` to ``size - 1`` otherwise.
+    account:
+        What the calls have cost. A group has that of the communicator from which it was split.
 
     A backend implements the methods that begin with an underscore. Those get flat contiguous
     tensors on the right device, are never called with one rank, and leave in ``_wait_start`` and
@@ -59,7 +58,9 @@ class Comm(ABC):
     backend: str
     device_type = "cpu"
 
-    def __init__(self, rank: int, size: int, timeout_s: float) -> None:
+    def __init__(
+        self, rank: int, size: int, timeout_s: float, ranks: Sequence[int] | None = None
+    ) -> None:
         if size < 1 or not 0 <= rank < size:
             raise ValueError(f"no rank {rank} among {size} ranks")
         if not timeout_s > 0:
@@ -67,17 +68,16 @@ class Comm(ABC):
         self.rank = rank
         self.size = size
         self.timeout_s = timeout_s
-        self.sent_bytes: dict[str, int] = defaultdict(int)
-        self.calls: dict[str, int] = defaultdict(int)
-        self.comm_s = 0.0
-        self.wait_s = 0.0
-        self.on_span: Callable[[str, str, float, float, int], None] | None = None
+        self.ranks = tuple(range(size) if ranks is None else ranks)
+        self.account = Account()
         self._operation = "start"
         self._name: str | None = None
         self._unusable: str | None = None
         self._closed = False
         self._wait_start = self._wait_stop = 0.0
+        self._under_way = False
         self._elements_sent: dict[int, int] = {}
+        self._groups: list[Comm] = []
 
     # What a program calls.
 
@@ -143,12 +143,15 @@ class Comm(ABC):
         return tensor
 
     def send(self, tensor: Tensor, to: int, *, name: str | None = None) -> None:
-        """Send ``tensor`` to rank ``to``, which calls :meth:`recv`; may return before it does."""
+        """Send ``tensor`` to rank ``to``, which calls :meth:`recv` with the same ``name``.
+
+        May return before it does.
+        """
         check_device(tensor, self.device_type, self.backend)
         check_peer("send to", to, self.rank, self.size)
         start = self._begin("send", name)
         flat = flatten(tensor)
-        self._exchange({to: flat}, {})
+        self._exchange({to: flat}, {})()
         self._end(start, flat.numel() * flat.element_size())
 
     def recv(self, tensor: Tensor, source: int, *, name: str | None = None) -> Tensor:
@@ -157,7 +160,7 @@ class Comm(ABC):
         check_peer("receive from", source, self.rank, self.size)
         start = self._begin("recv", name)
         flat = flatten(tensor)
-        self._exchange({}, {source: flat})
+        self._exchange({}, {source: flat})()
         put_back(tensor, flat)
         self._end(start, 0)
         return tensor
@@ -172,20 +175,52 @@ class Comm(ABC):
         """Send one tensor to each rank in ``outgoing`` and fill those in ``incoming``, all at once.
 
         Only the ranks named take part, and a pair may be named on one side for sending only.
-        Messages of one pair arrive in the order of the calls. Returns ``incoming``.
+        Messages of one pair arrive in the order of the calls, and both sides give the same
+        ``name``. Returns ``incoming``.
+        """
+        return self.start_exchange(outgoing, incoming, name=name).finish()
+
+    def start_exchange(
+        self,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        *,
+        name: str | None = None,
+    ) -> Exchange:
+        """Begin an :meth:`exchange`, to be ended by ``finish()`` of what this returns.
+
+        Sends what can be sent without waiting, so that the caller computes while messages travel.
+        Until ``finish()`` the caller must not touch any of the tensors, nor call another method of
+        this or any other communicator (except ``close``). The time between the two is not counted.
         """
         for peer, tensor in (*outgoing.items(), *incoming.items()):
             check_device(tensor, self.device_type, self.backend)
             check_peer("exchange with", peer, self.rank, self.size)
         start = self._begin("exchange", name)
+        if not outgoing and not incoming:
+            return Exchange(incoming, None)
         sending = {peer: flatten(tensor) for peer, tensor in outgoing.items()}
         receiving = {peer: flatten(tensor) for peer, tensor in incoming.items()}
-        if sending or receiving:
-            self._exchange(sending, receiving)
-            for peer, tensor in incoming.items():
-                put_back(tensor, receiving[peer])
-            self._end(start, sum(t.numel() * t.element_size() for t in sending.values()))
-        return incoming
+        end = self._exchange(sending, receiving)
+        self._under_way = True
+        self._book(start, 0)
+        sent = sum(flat.numel() * flat.element_size() for flat in sending.values())
+        return Exchange(incoming, partial(self._finish_exchange, end, incoming, receiving, sent))
+
+    def _finish_exchange(
+        self,
+        end: Callable[[], None],
+        incoming: Mapping[int, Tensor],
+        receiving: Mapping[int, Tensor],
+        sent: int,
+    ) -> None:
+        self._under_way = False
+        self._check_usable("exchange")
+        self._wait_start = self._wait_stop = start = perf_counter()
+        end()
+        for peer, tensor in incoming.items():
+            put_back(tensor, receiving[peer])
+        self._end(start, sent)
 
     def barrier(self, *, name: str | None = None) -> None:
         """Return when every rank has called it."""
@@ -209,11 +244,40 @@ class Comm(ABC):
         self._end(start, 0)
         return memory
 
+    def split(self, members: Sequence[int], *, name: str | None = None) -> Comm:
+        """Return a communicator among ``members`` only (collective call).
+
+        Every rank names the group to which it belongs: ranks of this communicator, itself
+        included, ascending. Each rank must be in one group, and all members must name the same one,
+        else every rank gets :class:`CommError`. In the group the place among ``members`` is the
+        rank. Its calls are booked on the account of this communicator, with which it is closed.
+        """
+        start = self._begin("split", name)
+        own = torch.tensor(tuple(members), dtype=torch.int64, device=self.device_type)
+        named = [own] if self.size == 1 else self._all_gather(own, tuple(own.shape))
+        if wrong := disagreement([each.tolist() for each in named], self.ranks):
+            self._fail(wrong)
+        try:
+            group = self._split(tuple(members))
+        except CommError as error:
+            self._unusable = self._unusable or str(error)
+            raise
+        group.account = self.account
+        group.ranks = tuple(self.ranks[member] for member in members)
+        self._groups = [other for other in self._groups if not other._closed] + [group]
+        if self.size > 1:
+            self._barrier()  # what a backend needs to form groups is no longer needed
+            self._end(start, 0)
+        return group
+
     def close(self) -> None:
-        """Release what the communicator holds. Needs no other rank; safe to call twice."""
+        """Release what this and its groups hold. Needs no other rank; safe to call twice."""
         if not self._closed:
             self._closed = True
             self._unusable = self._unusable or "it is closed"
+            for group in self._groups:
+                group.close()
+            self._groups.clear()
             self._close()
 
     def __enter__(self) -> Self:
@@ -241,8 +305,13 @@ class Comm(ABC):
         """Replace ``flat`` by that of ``root``."""
 
     @abstractmethod
-    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        """Move every pair's message; peers are valid and never this rank."""
+    def _exchange(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> Callable[[], None]:
+        """Begin to move every pair's message without waiting; return what ends it.
+
+        Peers are valid and never this rank. Messages with other names are not taken.
+        """
 
     @abstractmethod
     def _barrier(self) -> None:
@@ -253,6 +322,10 @@ class Comm(ABC):
         return torch.zeros(numel, dtype=dtype, device=self.device_type)
 
     @abstractmethod
+    def _split(self, members: tuple[int, ...]) -> Comm:
+        """Return the group; all ranks name groups that fit together, perhaps of one rank."""
+
+    @abstractmethod
     def _close(self) -> None:
         """Release everything, once."""
 
@@ -261,7 +334,7 @@ class Comm(ABC):
     def _fail(self, reason: str) -> NoReturn:
         """Mark the communicator as unusable and raise :class:`CommError` for the current call."""
         call = f"{self._operation} of {self._name!r}" if self._name else self._operation
-        self._unusable = f"rank {self.rank}, {call}: {reason}"
+        self._unusable = f"rank {self.ranks[self.rank]}, {call}: {reason}"
         raise CommError(self._unusable)
 
     # Accounting around each call.
@@ -275,28 +348,29 @@ class Comm(ABC):
             self._elements_sent[numel] = elements = sum(parts) - own + own * (self.size - 1)
         return elements
 
-    def _begin(self, operation: str, name: str | None) -> float:
-        """Note what is going on and since when."""
+    def _check_usable(self, operation: str) -> None:
         if self._unusable is not None:
             raise CommError(f"{operation}: this communicator cannot be used: {self._unusable}")
+        if self._under_way:
+            raise RuntimeError(f"{operation}: first finish the exchange of {self._name!r}")
+
+    def _begin(self, operation: str, name: str | None) -> float:
+        """Note what is going on and since when."""
+        if self._under_way or self._unusable is not None:
+            self._check_usable(operation)
         self._operation = operation
         self._name = name
-        self.calls[operation] += 1
+        self.account.calls[operation] += 1
         self._wait_start = self._wait_stop = start = perf_counter()
         return start
 
     def _end(self, start: float, sent: int) -> None:
-        """Account for a call that began at ``start`` and tell its pieces."""
+        """Account for a call, or the rest of it, that began at ``start``."""
+        self.account.sent_bytes[self._operation] += sent
+        self._book(start, sent)
+
+    def _book(self, start: float, sent: int) -> None:
+        """Account for the time since ``start``."""
+        name = self._name or self._operation
         stop = perf_counter()
-        waited = self._wait_stop - self._wait_start
-        self.wait_s += waited
-        self.comm_s += stop - start - waited
-        self.sent_bytes[self._operation] += sent
-        if self.on_span is not None:
-            name = self._name or self._operation
-            if waited > 0:
-                if self._wait_start > start:
-                    self.on_span("comm", name, start, self._wait_start, 0)
-                self.on_span("wait", name, self._wait_start, self._wait_stop, 0)
-                start = self._wait_stop
-            self.on_span("comm", name, start, stop, sent)
+        self.account.book(name, start, self._wait_start, self._wait_stop, stop, sent)

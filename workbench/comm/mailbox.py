@@ -17,18 +17,23 @@ RING = 4
 
 ENVELOPE_BYTES = 1 << 17
 
-PUT_WORD, TAKEN_WORD, LABEL_WORD, RING_WORDS = 0, 8, 16, 24
+PUT_WORD, TAKEN_WORD, LABEL_WORD, RING_WORDS = 0, 8, 16, 32
+LABEL_WORDS = 3
+"""What a message is, how many numbers it has, and a hash of its name."""
+
 """Words of a ring: envelopes put in so far (a cache line that the sender writes), envelopes taken
-out so far (one that the receiver writes), and two words per envelope that label its message."""
+out so far (one that the receiver writes), and three words per envelope that label its message."""
 
 
 class _Message:
     """One message under way: what the two ends have in common."""
 
-    def __init__(self, peer: int, flat: Tensor, words: memoryview, memory: Tensor) -> None:
+    def __init__(
+        self, peer: int, flat: Tensor, name: int, words: memoryview, memory: Tensor
+    ) -> None:
         self.peer = peer
         self._bytes = flat.view(torch.uint8)
-        self._label = (code("message", "", flat.dtype), flat.numel())
+        self._label = (code("message", "", flat.dtype), flat.numel(), name)
         self._words = words
         self._memory = memory
         self._left = max(1, -(-self._bytes.numel() // ENVELOPE_BYTES))
@@ -58,8 +63,9 @@ class _Outgoing(_Message):
         number = self._words[PUT_WORD]
         slot = number % RING
         if not self.begun:
-            label = LABEL_WORD + 2 * slot
-            self._words[label], self._words[label + 1] = self._label
+            label = LABEL_WORD + LABEL_WORDS * slot
+            for offset, value in enumerate(self._label):
+                self._words[label + offset] = value
         piece = self._next()
         self._memory[slot, : piece.numel()].copy_(piece)
         fence()
@@ -76,12 +82,13 @@ class _Incoming(_Message):
         number = self._words[TAKEN_WORD]
         slot = number % RING
         if not self.begun:
-            label = LABEL_WORD + 2 * slot
-            found = (self._words[label], self._words[label + 1])
+            label = LABEL_WORD + LABEL_WORDS * slot
+            found = tuple(self._words[label + offset] for offset in range(LABEL_WORDS))
             if found != self._label:
+                named = "" if found[2] == self._label[2] else " of another name"
                 raise ValueError(
-                    f"rank {self.peer} sent a {in_words((*found, 0))} where a "
-                    f"{in_words((*self._label, 0))} was expected"
+                    f"rank {self.peer} sent a {in_words((found[0], found[1], 0))}{named} where a "
+                    f"{in_words((self._label[0], self._label[1], 0))} was expected"
                 )
         piece = self._next()
         piece.copy_(self._memory[slot, : piece.numel()])
@@ -127,26 +134,36 @@ class Mailbox:
         """Return how many bytes of the segment this needs for ``size`` ranks."""
         return size * size * RING * ENVELOPE_BYTES
 
-    def exchange(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
-    ) -> tuple[float, float]:
-        """Move all messages, whichever can move next; return when waiting began and ended.
+    def start(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], name: int
+    ) -> Callable[[], tuple[float, float]]:
+        """Begin to move all messages, as far as that goes without waiting.
 
-        Waiting ends when the first envelope of every message has gone through.
+        ``name`` is a number of 32 bits that both ends must give. What this returns moves the rest,
+        and returns when waiting began and ended: waiting ends when the first envelope of every
+        message has gone through.
         """
         me = self._segment.rank
         moving: list[_Outgoing | _Incoming] = [
-            *(_Outgoing(to, flat, *self._ring(me, to)) for to, flat in outgoing.items()),
-            *(_Incoming(frm, flat, *self._ring(frm, me)) for frm, flat in incoming.items()),
+            *(_Outgoing(to, flat, name, *self._ring(me, to)) for to, flat in outgoing.items()),
+            *(_Incoming(frm, flat, name, *self._ring(frm, me)) for frm, flat in incoming.items()),
         ]
+        self._move(moving)
+        return lambda: self._finish(moving)
+
+    def _move(self, moving: list[_Outgoing | _Incoming]) -> None:
+        """Move every message as far as it goes."""
+        for message in moving:
+            while not message.done and message.can_move():
+                try:
+                    message.move()
+                except ValueError as mismatch:
+                    self._fail(str(mismatch))
+
+    def _finish(self, moving: list[_Outgoing | _Incoming]) -> tuple[float, float]:
         waited_from = waited_to = 0.0
         while True:
-            for message in moving:
-                while not message.done and message.can_move():
-                    try:
-                        message.move()
-                    except ValueError as mismatch:
-                        self._fail(str(mismatch))
+            self._move(moving)
             if waited_from and not waited_to and all(message.begun for message in moving):
                 waited_to = perf_counter()
             moving = [message for message in moving if not message.done]

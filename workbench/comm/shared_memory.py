@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -197,8 +199,41 @@ class SharedMemoryComm(Comm):
     def _barrier(self) -> None:
         self._meet((code("barrier"), 0, 0))
 
-    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        self._wait_start, self._wait_stop = self._mailbox.exchange(outgoing, incoming)
+    def _exchange(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> Callable[[], None]:
+        finish = self._mailbox.start(outgoing, incoming, crc32((self._name or "").encode()))
+
+        def end() -> None:
+            self._wait_start, self._wait_stop = finish()
+
+        return end
+
+    def _split(self, members: tuple[int, ...]) -> Comm:
+        """Let the first member make a memfd; the others open it by the number of its process."""
+        from workbench.comm.connect import SoloComm
+
+        first = members[0] == self.rank
+        own = os.memfd_create("workbench group", os.MFD_CLOEXEC) if first else -1
+        try:
+            told = self._all_gather(torch.tensor([own]), (1,))
+            if len(members) == 1:
+                return SoloComm()
+            fd = own
+            if not first:
+                pid, number = self._segment.pid(members[0]), int(told[members[0]])
+                fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # Every member has mapped the file when the communicator of any is made.
+                return SharedMemoryComm(members.index(self.rank), len(members), fd, self.timeout_s)
+            finally:
+                if not first:
+                    os.close(fd)
+        except OSError as error:
+            self._fail(f"the memory of the group {list(members)} cannot be shared: {error}")
+        finally:
+            if first:
+                os.close(own)
 
     def _allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
         self._meet((code("allocate", "", dtype), numel, 0))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from workbench.comm.comm import Comm, CommError
 from workbench.mesh import balanced
 
 Result = TypeVar("Result")
+
+Letter = tuple[str | None, Tensor]
+"""A message and its name."""
 
 
 class Table:
@@ -31,17 +36,33 @@ class Table:
         self.changed = threading.Condition()
         self.places: list[list[Any]] = [[None] * size, [None] * size]
         self.sittings = [0] * size
-        self.letters: dict[tuple[int, int], deque[Tensor]] = {
+        self.letters: dict[tuple[int, int], deque[Letter]] = {
             (source, to): deque() for source in range(size) for to in range(size)
         }
+        self.groups: WeakValueDictionary[tuple[int, tuple[int, ...]], Table] = WeakValueDictionary()
         self.gone: dict[int, str] = {}
         self.over = False
 
+    def group(self, sitting: int, members: tuple[int, ...]) -> Table:
+        """Return the table of a group that was agreed on in this sitting; the first one makes it.
+
+        It goes when no member has it any more.
+        """
+        with self.changed:
+            group = self.groups.get((sitting, members))
+            if group is None:
+                self.groups[sitting, members] = group = Table(len(members))
+                group.over = self.over
+            return group
+
     def end(self) -> None:
-        """End the time of everybody who waits, now or later."""
+        """End the time of everybody who waits, here or in a group, now or later."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
+            groups = list(self.groups.values())
+        for group in groups:
+            group.end()
 
 
 class ThreadComm(Comm):
@@ -49,8 +70,15 @@ class ThreadComm(Comm):
 
     backend = "threads"
 
-    def __init__(self, rank: int, table: Table, timeout_s: float, device_type: str = "cpu") -> None:
-        super().__init__(rank, len(table.sittings), timeout_s)
+    def __init__(
+        self,
+        rank: int,
+        table: Table,
+        timeout_s: float,
+        device_type: str = "cpu",
+        ranks: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(rank, len(table.sittings), timeout_s, ranks)
         self.device_type = device_type
         self._table = table
 
@@ -68,13 +96,15 @@ class ThreadComm(Comm):
         return part
 
     def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
-        sent = self._sit(("all_gather", flat.dtype), (flat, shape))
+        sent = self._sit((self._operation, flat.dtype), (flat, shape))
         gathered = [other.clone().view(other_shape) for other, other_shape in sent]
-        self._sit(("all_gather", "read"), None)
+        self._sit((self._operation, "read"), None)
         return gathered
 
     def _broadcast(self, flat: Tensor, root: int) -> None:
-        sent = self._sit(("broadcast", f"from rank {root}", flat.dtype, flat.numel()), flat)
+        sent = self._sit(
+            ("broadcast", f"from rank {self.ranks[root]}", flat.dtype, flat.numel()), flat
+        )
         if self.rank != root:
             flat.copy_(sent[root])
         self._sit(("broadcast", "read"), None)
@@ -82,22 +112,37 @@ class ThreadComm(Comm):
     def _barrier(self) -> None:
         self._sit(("barrier",), None)
 
-    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+    def _exchange(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> Callable[[], None]:
         table = self._table
         with table.changed:
             for peer, flat in outgoing.items():
-                table.letters[self.rank, peer].append(flat.clone())
+                table.letters[self.rank, peer].append((self._name, flat.clone()))
             table.changed.notify_all()
+        return partial(self._receive, incoming)
+
+    def _receive(self, incoming: Mapping[int, Tensor]) -> None:
+        """Wait for a letter of everybody in ``incoming`` and copy it out."""
+        table = self._table
+        with table.changed:
             self._wait(lambda: [peer for peer in incoming if not table.letters[peer, self.rank]])
             letters = {peer: table.letters[peer, self.rank].popleft() for peer in incoming}
         for peer, flat in incoming.items():
-            letter = letters[peer]
-            if (letter.dtype, letter.numel()) != (flat.dtype, flat.numel()):
+            name, letter = letters[peer]
+            if (name, letter.dtype, letter.numel()) != (self._name, flat.dtype, flat.numel()):
                 self._fail(
-                    f"rank {peer} sent {letter.numel()} of {letter.dtype} where {flat.numel()} of "
-                    f"{flat.dtype} were expected"
+                    f"rank {self.ranks[peer]} sent {letter.numel()} of {letter.dtype} named "
+                    f"{name!r} where {flat.numel()} of {flat.dtype} named {self._name!r} were "
+                    f"expected"
                 )
             flat.copy_(letter)
+
+    def _split(self, members: tuple[int, ...]) -> Comm:
+        table = self._table.group(self._table.sittings[self.rank], members)
+        ranks = [self.ranks[member] for member in members]
+        rank = members.index(self.rank)
+        return ThreadComm(rank, table, self.timeout_s, self.device_type, ranks)
 
     def _close(self) -> None:
         with self._table.changed:
@@ -118,8 +163,8 @@ class ThreadComm(Comm):
         for other, (other_call, _) in enumerate(laid):
             if other_call != call:
                 self._fail(
-                    f"rank {other} asked for {_in_words(other_call)} where rank {self.rank} asked "
-                    f"for {_in_words(call)}"
+                    f"rank {self.ranks[other]} asked for {_in_words(other_call)} where rank "
+                    f"{self.ranks[self.rank]} asked for {_in_words(call)}"
                 )
         return [thing for _, thing in laid]
 
@@ -131,10 +176,10 @@ class ThreadComm(Comm):
         while late := missing():
             gone = [rank for rank in late if rank in self._table.gone]
             if gone:
-                self._fail(f"rank {gone[0]} {self._table.gone[gone[0]]}")
+                self._fail(f"rank {self.ranks[gone[0]]} {self._table.gone[gone[0]]}")
             left = deadline - monotonic()
             if left <= 0 or self._table.over:
-                ranks = ", ".join(map(str, late))
+                ranks = ", ".join(str(self.ranks[rank]) for rank in late)
                 self._fail(f"rank {ranks} did not come within {self.timeout_s:g} s")
             self._table.changed.wait(left)
         if self._wait_start == self._wait_stop:

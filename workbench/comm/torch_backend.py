@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -75,7 +76,8 @@ class TorchComm(Comm):
         address: str = "127.0.0.1",
     ) -> None:
         super().__init__(rank, size, timeout_s)
-        self.backend = backend
+        self.backend: Literal["gloo", "nccl"] = backend
+        self._store, self._address, self._splits = store, address, 0
         self.device = torch.device(device)
         self.device_type = self.device.type
         if (backend == "nccl") != (self.device_type == "cuda"):
@@ -154,12 +156,37 @@ class TorchComm(Comm):
     def _barrier(self) -> None:
         self._meet((code("barrier"), 0, 0))
 
-    def _exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        self._swap_labels(
-            {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in outgoing.items()},
-            {peer: (code("message", "", t.dtype), t.numel(), 0) for peer, t in incoming.items()},
+    def _exchange(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
+    ) -> Callable[[], None]:
+        """Send nothing before the end is asked for: a label has to be met first."""
+        name = crc32((self._name or "").encode())
+
+        def end() -> None:
+            self._swap_labels(
+                {p: (code("message", "", t.dtype), t.numel(), name) for p, t in outgoing.items()},
+                {p: (code("message", "", t.dtype), t.numel(), name) for p, t in incoming.items()},
+            )
+            self._move(outgoing, incoming)
+
+        return end
+
+    def _split(self, members: tuple[int, ...]) -> Comm:
+        from workbench.comm.connect import SoloComm
+
+        self._splits += 1
+        if len(members) == 1:
+            return SoloComm(self.device_type)
+        name = f"{self._splits}-{'-'.join(map(str, members))}"
+        return TorchComm(
+            self.backend,
+            members.index(self.rank),
+            len(members),
+            dist.PrefixStore(name, self._store),
+            self.timeout_s,
+            device=str(self.device),
+            address=self._address,
         )
-        self._move(outgoing, incoming)
 
     def _close(self) -> None:
         group, self._group = self._group, None

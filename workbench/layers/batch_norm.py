@@ -7,38 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from workbench.comm.comm import Comm
-from workbench.layers.share import Share
+from workbench.layers.carrier import Carrier, Declared, Seat, passed
+from workbench.plan import LayerPlan, Plan
+from workbench.traced import Refusal, Sums, Traced
 
 
-class SynchronizedBatchNorm(nn.Module):
+class SynchronizedBatchNorm:
     """BatchNorm (Ioffe and Szegedy, 2015) by the statistics of the whole batch, on any device.
 
     Ranks exchange (mean, variance, count) per channel, ``2 C + 1`` numbers, and merge them pairwise
     as Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample
     variances", 1979) do, which loses no digits where a difference of sums of squares would.
-    Backward adds up ``2 C`` numbers. Parameters and buffers are those of the layer it stands for.
-    With ``together=False``, and while the share says that the rank is alone, it is a plain
-    BatchNorm over the rank's own samples.
+    Backward adds up ``2 C`` numbers. Parameters and buffers are those of the module, read at each
+    call; ``C`` is what a rank has of the channels.
+
+    Attributes
+    ----------
+    axes:
+        Along which each planned call takes its statistics together, those that cut the batch alone
+        for a layer inside of one that runs on whole arrays; none of them: by its own.
     """
 
-    def __init__(
-        self, norm: _BatchNorm, comm: Comm, share: Share, name: str, together: bool = True
-    ) -> None:
-        super().__init__()
-        self.eps, self.momentum = norm.eps, norm.momentum
-        self.weight, self.bias = norm.weight, norm.bias
-        self.register_buffer("running_mean", norm.running_mean)
-        self.register_buffer("running_var", norm.running_var)
-        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
-        self.comm, self.share, self.name, self.together = comm, share, name, together
-        self.running_mean: Tensor | None
-        self.running_var: Tensor | None
-        self.num_batches_tracked: Tensor | None
+    def __init__(self, norm: _BatchNorm, seat: Seat) -> None:
+        self.norm, self.seat, self.name, self.share = norm, seat, seat.name, seat.share
+        inside = (batch_axes(seat.plan),)
+        self.axes = tuple(self._axes(planned) for planned in seat.calls) or inside
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _axes(self, planned: LayerPlan) -> tuple[str, ...]:
+        """Return the axes whose ranks have other numbers of the same channels."""
+        cutting = {cut.axis for cut in planned.input if cut.dim != 1 and cut.axis != "data"}
+        return (*batch_axes(self.seat.plan), *sorted(cutting))
+
+    def __call__(self, input: Tensor) -> Tensor:
         """Return ``input`` (samples, C, ...) normalised per channel over all ranks' samples.
 
         Raises
@@ -46,46 +49,58 @@ class SynchronizedBatchNorm(nn.Module):
         ValueError
             If all ranks together have one number per channel, as torch's own does.
         """
-        if not self.training and self.running_mean is not None:
+        norm = self.norm
+        if not norm.training and norm.running_mean is not None:
             return nn.functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                input, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
             )
-        if self.share.alone or not self.together:
+        axes = self._axes_now(input)
+        if not axes:
             return self._by_own_samples(input)
-        mean, variance, count = self._whole_batch(input)
+        comm = self.seat.comm(*axes)
+        # A stand-in counts for nothing, unless all ranks of the statistics have one.
+        counts = self.share.rows > 0 or "data" not in axes
+        mean, variance, count = self._whole_batch(input, comm, counts)
         if count == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training; the whole batch has 1"
             )
-        if self.training:
+        if norm.training:
             self._track(mean, variance, count)
         result: Tensor = _Normalize.apply(
-            input, self.weight, self.bias, mean, variance, count, self.eps, self
+            input, norm.weight, norm.bias, mean, variance, count, norm.eps, comm, self.name, counts
         )
         return result
 
+    def _axes_now(self, x: Tensor) -> tuple[str, ...]:
+        if len(set(self.axes)) == 1:
+            return self.axes[0]
+        return self._axes(self.seat.call(x))
+
     def _by_own_samples(self, x: Tensor) -> Tensor:
-        mean, variance = (self.running_mean, self.running_var) if self.training else (None, None)
-        if mean is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        norm = self.norm
+        tracks = norm.training and norm.running_mean is not None
+        mean, variance = (norm.running_mean, norm.running_var) if tracks else (None, None)
+        if tracks and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
         return nn.functional.batch_norm(
-            x, mean, variance, self.weight, self.bias, True, self._rate(), self.eps
+            x, mean, variance, norm.weight, norm.bias, True, self._rate(), norm.eps
         )
 
     def _rate(self) -> float:
         """Return what the newest statistics count for in the running ones."""
-        if self.momentum is not None:
-            return float(self.momentum)
-        return 1.0 / float(self.num_batches_tracked or 1)  # a cumulative average
+        if self.norm.momentum is not None:
+            return float(self.norm.momentum)
+        return 1.0 / float(self.norm.num_batches_tracked or 1)  # a cumulative average
 
-    def _whole_batch(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _whole_batch(self, x: Tensor, comm: Comm, counts: bool) -> tuple[Tensor, Tensor, float]:
         """Return mean and biased variance per channel, shape (C,), and over how many numbers."""
         channels = x.shape[1]
         with torch.no_grad():
-            counted = float(x.numel() // channels) if self.share.rows else 0.0
+            counted = float(x.numel() // channels) if counts else 0.0
             mean, variance = _mean_and_variance(x)
             mine = torch.cat((mean, variance, mean.new_tensor([counted])))
-            parts = self.comm.all_gather(mine, name=f"{self.name}: mean and variance")
+            parts = comm.all_gather(mine, name=f"{self.name}: mean and variance")
             total = 0.0
             mean, squares = torch.zeros_like(mean), torch.zeros_like(mean)
             for part in parts:
@@ -103,14 +118,15 @@ class SynchronizedBatchNorm(nn.Module):
         return mean, squares / total, total
 
     def _track(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        if self.running_mean is None or self.running_var is None:
+        norm = self.norm
+        if norm.running_mean is None or norm.running_var is None:
             return
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
         momentum = self._rate()
         unbiased = variance * (count / (count - 1)) if count > 1 else variance
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
 
 
 class _Normalize(torch.autograd.Function):
@@ -126,10 +142,12 @@ class _Normalize(torch.autograd.Function):
         variance: Tensor,
         count: float,
         eps: float,
-        layer: SynchronizedBatchNorm,
+        comm: Comm,
+        name: str,
+        counts: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.count, ctx.eps, ctx.layer = count, eps, layer
+        ctx.count, ctx.eps, ctx.comm, ctx.name, ctx.counts = count, eps, comm, name, counts
         ctx.has_bias = bias is not None
         return nn.functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
@@ -137,20 +155,19 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
-        layer: SynchronizedBatchNorm = ctx.layer
         grad = grads[0].contiguous()
         inverse = (variance + ctx.eps).rsqrt()
         grad_weight, grad_bias = _sums(grad, x, mean, variance, ctx.eps)
         sums = torch.cat((grad_weight, grad_bias))
-        if not layer.share.rows:
+        if not ctx.counts:
             sums.zero_()
-        layer.comm.all_reduce(sums, name=f"{layer.name}: their gradients")
+        ctx.comm.all_reduce(sums, name=f"{ctx.name}: their gradients")
         along_x, along_one = sums.chunk(2)
         # d x = w / s * (d y - mean(d y) - xhat * mean(d y * xhat)), as one affine map per channel.
         scale = inverse if weight is None else inverse * weight
         slope = -scale * inverse * along_x / ctx.count
         offset = -scale * along_one / ctx.count - slope * mean
-        if layer.share.rows:
+        if ctx.counts:
             grad_x = _affine(x, slope, offset).add_(_affine(grad, scale, None))
         else:  # a stand-in is not in the statistics
             grad_x = torch.zeros_like(x)
@@ -158,7 +175,7 @@ class _Normalize(torch.autograd.Function):
             grad_x,
             grad_weight if weight is not None else None,
             grad_bias if ctx.has_bias else None,
-            *(None,) * 5,
+            *(None,) * 7,
         )
 
 
@@ -174,7 +191,7 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     (Chan, Golub and LeVeque, 1983, eq. 1.7.) In torch's batch-norm kernels, since
     ``torch.var_mean`` over these dims takes twelve times as long on a CPU.
     """
-    count = x.numel() // x.shape[1]
+    count = max(1, x.numel() // x.shape[1])  # a rank may have no row
     mean = x.sum([d for d in range(x.dim()) if d != 1]) / count
     zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
     centred = nn.functional.batch_norm(x, mean, ones, eps=0.0)
@@ -194,3 +211,51 @@ def _sums(
         grad, x, torch.ones_like(mean), mean, variance, None, None, False, eps, [False, True, True]
     )
     return of_products, of_grad
+
+
+def batch_axes(plan: Plan) -> tuple[str, ...]:
+    """Return the axes over which statistics of the whole batch are taken: data, or none."""
+    together = plan.option("batch_norm", "synchronized") != "local"
+    return ("data",) if together and plan.mesh.degree("data") > 1 else ()
+
+
+def _declare(
+    module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
+) -> Declared:
+    assert isinstance(module, _BatchNorm)
+    x = arguments[0]
+    labels, refusals = passed(x, output_shape), channels_that_are_positions(module, x, 1)
+    if not module.training and module.running_mean is not None:
+        return Declared(labels, refusals=refusals, role="channelwise")
+    positions = tuple(label for label in x.labels[2:] if isinstance(label, str) and label)
+    channels = x.shape[1]
+    sums = [
+        Sums("mean and variance", "all_gather", positions, 2 * channels + 1, "forward", False, True)
+    ]
+    # Not by module.weight, which may be computed anew each time it is read.
+    if x.gradient or any(p.requires_grad for p in module.parameters()):
+        sums.append(
+            Sums("their gradients", "all_reduce", positions, 2 * channels, "backward", False, True)
+        )
+    return Declared(labels, sums=tuple(sums), refusals=refusals, role="channelwise")
+
+
+def channels_that_are_positions(norm: _NormBase, x: Traced, dim: int) -> tuple[Refusal, ...]:
+    """Refuse numbers per channel where dim ``dim``, of channels, counts the input's positions."""
+    label = x.labels[dim]
+    if not isinstance(label, str) or not label or label.startswith("out:"):
+        return ()
+    if not norm.affine and norm.running_mean is None:
+        return ()
+    kind = type(norm).__name__
+    return (Refusal((label,), f"{kind} has numbers for each position of the dim that is cut"),)
+
+
+def _build(module: nn.Module, seat: Seat) -> SynchronizedBatchNorm | None:
+    assert isinstance(module, _BatchNorm)
+    norm = SynchronizedBatchNorm(module, seat)
+    # torch's own synchronised one refuses to train on a CPU
+    return norm if any(norm.axes) or isinstance(module, nn.SyncBatchNorm) else None
+
+
+CARRIERS: tuple[Carrier, ...] = (Carrier((_BatchNorm, nn.SyncBatchNorm), _declare, _build),)

@@ -1,4 +1,4 @@
-"""Gradients of replicas, added up over the data axis in buckets."""
+"""Gradients of parameters that several ranks have, added up over those ranks in buckets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.comm.comm import Comm
+from workbench.layers.groups import Groups
+from workbench.plan import Bucket
 
 
 class GradientBuckets:
@@ -21,7 +23,7 @@ class GradientBuckets:
     parameters:
         By name, as in the plan.
     buckets:
-        Names of the parameters that travel together, as in the plan.
+        Names of the parameters that travel together, and along which axes, as in the plan.
 
     Attributes
     ----------
@@ -32,15 +34,17 @@ class GradientBuckets:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
-        buckets: Iterable[Iterable[str]],
-        comm: Comm,
+        buckets: Iterable[Bucket],
+        groups: Groups,
     ) -> None:
-        self.comm = comm
         self.parameters: list[nn.Parameter] = []
         self.buckets: list[Tensor] = []
         self.slices: list[Tensor] = []
-        for names in buckets:
-            members = [parameters[name] for name in names]
+        self.comms: list[Comm] = []
+        for planned in buckets:
+            comm = groups.over(*planned.axes)
+            self.comms.append(comm)
+            members = [parameters[name] for name in planned.names]
             bucket = comm.allocate(sum(p.numel() for p in members), members[0].dtype)
             self.buckets.append(bucket)
             offset = 0
@@ -79,8 +83,8 @@ class GradientBuckets:
         for number, arrived in enumerate(self.arrived):
             if not arrived:
                 self.slices[number].zero_()
-        for number, bucket in enumerate(self.buckets):
-            self.comm.all_reduce(bucket, name=f"gradients, bucket {number}")
+        for number, (bucket, comm) in enumerate(zip(self.buckets, self.comms, strict=True)):
+            comm.all_reduce(bucket, name=f"gradients, bucket {number}")
         return [float(arrived) for arrived in self.arrived]
 
     def release(self, anywhere: list[bool]) -> None:

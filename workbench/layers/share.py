@@ -17,9 +17,6 @@ class Share:
         The rank's samples are the places ``[start, start + rows)`` of the serial micro-batch. With
         ``rows == 0`` the rank computes on one sample that counts for nothing, since many models
         cannot take an empty batch.
-    alone:
-        Whether this rank computes by itself just now, and layers may not call the others: when it
-        scores its own part of the test data.
     """
 
     seed: int = 0
@@ -27,4 +24,3 @@ class Share:
     micro: int = 0
     start: int = 0
     rows: int = 0
-    alone: bool = False

@@ -1,45 +1,35 @@
-"""Put parallel layers in the place of those that the plan does not leave whole."""
+"""Give the layers that a plan does not leave whole their parallel way of computing."""
 
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from workbench.comm.comm import Comm
-from workbench.layers import dropout
-from workbench.layers.batch_norm import SynchronizedBatchNorm
+from workbench.layers.carrier import Seat
+from workbench.layers.carriers import carrier_of
+from workbench.layers.gather import build_opaque
+from workbench.layers.groups import Groups
 from workbench.layers.share import Share
-from workbench.plan import Plan
+from workbench.plan import LayerPlan, Plan
 
 
-def parallelize(model: nn.Module, plan: Plan, comm: Comm, share: Share) -> nn.Module:
-    """Return ``model``, in place, with every layer swapped that needs to know of the other ranks.
+def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> nn.Module:
+    """Return ``model``, in place, computing this rank's part of ``plan``.
 
-    Parameters and buffers keep their identity and their names. A module that stands in several
-    places is swapped for one and the same. A class of the user's with a ``forward`` of its own
-    stays, since nobody else knows what it computes.
+    Modules stay where they are, with their parameters, buffers and hooks; those that have to know
+    of the other ranks get another ``forward``.
     """
-    swapped: dict[nn.Module, nn.Module] = {}
+    calls: dict[str, list[LayerPlan]] = {}
+    for planned in plan.layers:
+        calls.setdefault(planned.layer.name, []).append(planned)
+    root = type(model).__name__
     for number, (name, module) in enumerate(list(model.named_modules())):
-        if dropout.is_torchs(module):
-            swapped[module] = dropout.ShareDropout(module, number, share)
-        elif isinstance(module, _BatchNorm) and _replaced(module, plan):
-            together = plan.option("batch_norm", "synchronized") != "local"
-            swapped[module] = SynchronizedBatchNorm(module, comm, share, name, together)
-    for old, new in swapped.items():
-        new.train(old.training)
-    if model in swapped:
-        return swapped[model]
-    for parent in list(model.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if child is not None and child in swapped:
-                setattr(parent, child_name, swapped[child])
+        mine = tuple(calls.get(name or root, ()))
+        seat = Seat(name or root, number, mine, plan, groups, share)
+        if any(planned.choice == "gather" and planned.layer.role == "opaque" for planned in mine):
+            module.forward = build_opaque(module, seat)
+            continue
+        carrier = carrier_of(module)
+        forward = carrier.build(module, seat) if carrier else None
+        if forward is not None:
+            module.forward = forward
     return model
-
-
-def _replaced(module: _BatchNorm, plan: Plan) -> bool:
-    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        return False
-    if isinstance(module, nn.SyncBatchNorm):  # torch's own refuses to train on a CPU
-        return True
-    return plan.mesh.degree("data") > 1 and plan.option("batch_norm", "synchronized") != "local"

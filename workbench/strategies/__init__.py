@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workbench.strategies import data
+from workbench.strategies import data, spatial
 from workbench.strategies.strategy import Strategy
 
-STRATEGIES: Mapping[str, Strategy] = {s.axis: s for s in (data.STRATEGY,)}
+STRATEGIES: Mapping[str, Strategy] = {s.axis: s for s in (data.STRATEGY, spatial.STRATEGY)}
 
 __all__ = ["STRATEGIES", "Strategy"]

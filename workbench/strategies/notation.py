@@ -1,8 +1,9 @@
-"""How a strategy is written: ``"serial"``, or degrees on axes, ``"data=2,tensor=2"``."""
+"""How a strategy is written: ``"serial"``, or degrees on axes, ``"data=2,spatial=2x2"``."""
 
 from __future__ import annotations
 
 import difflib
+from math import prod
 
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
@@ -31,8 +32,11 @@ def parse(text: str) -> Mesh:
             raise PlanError(_unknown(text, axis))
         if axis in dict(mesh.axes):
             raise PlanError(f"Strategy {text!r} names the axis {axis!r} twice; name it once.")
-        mesh = mesh.with_axis(axis, _degree(text, axis, degree))
-    return Mesh(tuple((axis, degree) for axis, degree in mesh.axes if degree > 1))
+        sides = degree.split("x") if STRATEGIES[axis].grid else [degree]
+        grid = tuple(_degree(text, axis, side) for side in sides)
+        mesh = mesh.with_axis(axis, prod(grid), grid if len(grid) > 1 else ())
+    used = tuple((axis, degree) for axis, degree in mesh.axes if degree > 1)
+    return Mesh(used, mesh.grid if prod(mesh.grid) > 1 else ())
 
 
 def _degree(text: str, axis: str, degree: str) -> int:

@@ -1,4 +1,4 @@
-"""What a strategy is: a pure function that adds one named axis to a plan."""
+"""What a strategy is: a pure function that cuts a plan along one named axis of its mesh."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ class Strategy:
     Attributes
     ----------
     axis:
-        Name of the mesh axis it adds, and of the strategy in ``"data=2"``.
+        Name of the mesh axis it uses, and of the strategy in ``"data=2"``.
     family:
         The field's name for this kind of parallelism.
     title, summary:
         What a menu and a page of documentation say.
     cut:
-        ``(plan, degree) -> plan``: declares on this axis how every layer's input, parameters and
-        output are cut, and which collectives that costs. Raises PlanError where it cannot.
+        ``plan -> plan``: declares on this axis of ``plan.mesh`` how every layer's input, parameters
+        and output are cut, and which collectives that costs. Raises PlanError where it cannot.
     options:
-        Stated choices, name to allowed values; the first is the default.
+        Stated choices, name to allowed values; the first is the default. Without values, any text
+        that ``cut`` understands.
+    grid:
+        Whether its ranks may be laid out on a grid, as in ``"spatial=2x2"``.
     """
 
     axis: str
     family: str
     title: str
     summary: str
-    cut: Callable[[Plan, int], Plan]
+    cut: Callable[[Plan], Plan]
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grid: bool = False

@@ -1,0 +1,28 @@
+"""The plan: what every rank holds of every array, and every collective with its bytes.
+
+Pure: imports nothing of torch, dask or the UI.
+"""
+
+from workbench.plan.explanation import in_binary_units
+from workbench.plan.plan import (
+    Batch,
+    Bucket,
+    Collective,
+    Cut,
+    CutLabel,
+    LayerPlan,
+    Plan,
+    shares_of,
+)
+
+__all__ = [
+    "Batch",
+    "Bucket",
+    "Collective",
+    "Cut",
+    "CutLabel",
+    "LayerPlan",
+    "Plan",
+    "in_binary_units",
+    "shares_of",
+]

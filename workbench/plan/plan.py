@@ -1,0 +1,312 @@
+"""The plan: what every rank holds of every array, and every collective with its bytes.
+
+Pure: imports nothing of torch, dask or the UI. A plan is frozen; the engine runs it, the planner
+prices it, the UI draws it and the tests check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from workbench.mesh import Mesh, balanced, shares
+from workbench.plan.explanation import explain
+from workbench.traced import Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
+from workbench.windows import Halo, Run, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective of a step: every rank along ``axes`` takes part, ``times`` times per step.
+
+    ``numel`` is what one rank puts in: the whole array for an all_reduce, a reduce_scatter and a
+    broadcast, the rank's own piece (equal on all ranks) for an all_gather. Where ranks put in
+    different numbers, ``shares`` has one for each rank along the axes: pieces for an all_gather,
+    and for an exchange what each rank sends to all others together.
+
+    With ``per_sample``, numbers are those of one sample, and the collective happens once in each
+    micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
+    about: a rank puts in its shares of them.
+    """
+
+    name: str
+    operation: Operation
+    axes: tuple[str, ...]
+    numel: int
+    itemsize: int
+    phase: Phase
+    times: int = 1
+    shares: tuple[int, ...] = ()
+    per_sample: bool = False
+    arrays: tuple[str, ...] = ()
+
+    def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
+        """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.
+
+        ``samples`` are those of the rank in each micro-batch. An all_reduce is a reduce_scatter
+        and an all_gather over the balanced split, the volume of the bandwidth-optimal ring
+        (Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
+        """
+        if degree == 1:
+            return 0
+        if self.per_sample:
+            elements = sum(self._elements(degree, index, each) for each in samples)
+        else:
+            elements = self._elements(degree, index, 1) * self.times
+        return elements * self.itemsize
+
+    def _elements(self, degree: int, index: int, samples: int) -> int:
+        numel = samples * (self.shares[index] if self.shares else self.numel)
+        start, stop = balanced(numel, degree, index)
+        own, others = stop - start, degree - 1
+        return {
+            "all_reduce": numel - own + others * own,
+            "reduce_scatter": numel - own,
+            "all_gather": others * numel,
+            "broadcast": others * numel if index == 0 else 0,
+            "exchange": numel,
+        }[self.operation]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How one array is cut: ``dim`` over ``axis``; an array without cuts is whole on every rank.
+
+    ``part`` numbers the dims of the grid that an axis may be laid out on, as in ``spatial=2x2``.
+    ``flat`` is set where the dim was flattened out of several of which one is cut: a rank then owns
+    no single range of it.
+    """
+
+    dim: int
+    axis: str
+    part: int = 0
+    flat: Flat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CutLabel:
+    """Every dim with this label is cut over ``axis``, of whose grid it is dim ``part``."""
+
+    label: str
+    axis: str
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Parameters, by name, whose gradients are added up together over the ranks along ``axes``."""
+
+    names: tuple[str, ...]
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One layer with the cuts of its input, its parameters (by name) and its output.
+
+    ``choice`` is what a strategy has chosen where there are several ways: "gather" (the layer runs
+    on whole arrays, gathered before it), or for a linear layer and a convolution "filters"
+    (outputs are split), "channels" (inputs are split and results added up) or "groups".
+    """
+
+    layer: Layer
+    input: tuple[Cut, ...] = ()
+    parameters: tuple[tuple[str, Cut], ...] = ()
+    output: tuple[Cut, ...] = ()
+    choice: str = ""
+
+    def halo(self, mesh: Mesh) -> Halo | None:
+        """Return who needs what of whom on the spatial axis; None if that cuts no input here."""
+        cuts = sorted((c for c in self.input if c.axis == "spatial"), key=lambda c: c.part)
+        if not cuts:
+            return None
+        sizes = self.layer.input_shape
+        return Halo(
+            tuple(self.layer.window(c.dim) or Window(sizes[c.dim], sizes[c.dim]) for c in cuts),
+            tuple(mesh.parts("spatial", c.part) for c in cuts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step of the whole run, over all ranks, consumes."""
+
+    size: int
+    samples: int
+    accumulate: int = 1
+
+    def rows(self, degree: int, index: int) -> tuple[int, ...]:
+        """Return the samples of one full batch in each micro-batch of replica ``index``.
+
+        A replica without a sample computes on a stand-in, so the least is 1.
+        """
+        first, last = balanced(self.size, degree, index)
+        return tuple(
+            max(1, len(range(first + (micro - first) % self.accumulate, last, self.accumulate)))
+            for micro in range(self.accumulate)
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One strategy applied to one workload.
+
+    ``layers`` are in the order of the forward pass. ``collectives`` are those of one step, and
+    those of the start.
+    ``output_shape`` is that of the model's output for the whole batch if that is one array.
+    ``input``, ``output`` and ``target`` say how the model's input, its output and the targets are
+    cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
+    ``mixes`` is the code that mixes positions of labelled dims. ``cut_labels`` says which labels
+    are cut, and ``whole`` which flattened dims are gathered all the same. ``made`` says how the
+    model leaves its output, which is gathered before the loss where ``output`` is not cut.
+    """
+
+    workload: str
+    batch: Batch
+    layers: tuple[LayerPlan, ...]
+    mesh: Mesh = field(default_factory=Mesh)
+    collectives: tuple[Collective, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    input: tuple[Cut, ...] = ()
+    output: tuple[Cut, ...] = ()
+    target: tuple[Cut, ...] = ()
+    made: tuple[Cut, ...] = ()
+    cut_labels: tuple[CutLabel, ...] = ()
+    whole: tuple[Flat, ...] = ()
+    mixes: tuple[Mix, ...] = ()
+    inputs: tuple[Traced, ...] = ()
+    outputs: tuple[Traced, ...] = ()
+    targets: Traced | None = None
+
+    @property
+    def strategy(self) -> str:
+        """The strategy as it is written: ``"data=2"``, or ``"serial"``."""
+        return str(self.mesh)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return self.mesh.size
+
+    def option(self, name: str, default: str) -> str:
+        """Return one of the strategy's stated choices."""
+        return dict(self.options).get(name, default)
+
+    def sent_bytes(self, rank: int) -> int:
+        """Return the payload bytes that ``rank`` sends in one step; communicators count the same.
+
+        A short last batch with fewer samples than micro-batches skips the empty ones, and sends
+        less.
+        """
+        return sum(self.sent_by(c, rank) for c in self.collectives if c.phase != "start")
+
+    def sent_by(self, collective: Collective, rank: int) -> int:
+        """Return the payload bytes that ``rank`` sends in one step for one of the collectives."""
+        mesh = self.mesh
+        replicas = mesh.degree("data")
+        samples = self.batch.rows(replicas, mesh.coordinates(rank).get("data", 0))
+        group = mesh.group(rank, *collective.axes)
+        if collective.arrays:
+            arrays = {array.name: array for array in self.arrays}
+            own = sum(self.owned(arrays[name], rank).numel for name in collective.arrays)
+            collective = replace(collective, numel=own)
+        return collective.sent_bytes(len(group), group.index(rank), samples)
+
+    def share(self, shape: Sequence[int], cuts: Iterable[Cut], rank: int) -> tuple[Run, ...]:
+        """Return the range that ``rank`` owns along every dim of an array that is cut so."""
+        found = [(0, size) for size in shape]
+        for cut in cuts:
+            if cut.flat is not None:
+                parts = [self.share_of_label(label, size, rank) for label, size in cut.flat.parts]
+                found[cut.dim] = (0, prod(stop - start for start, stop in parts))
+                continue
+            count = self.mesh.parts(cut.axis, cut.part)
+            place = self.mesh.place(rank, cut.axis, cut.part)
+            found[cut.dim] = balanced(shape[cut.dim], count, place)
+        return tuple(found)
+
+    def copies(self, cuts: Iterable[Cut]) -> int:
+        """Return how many ranks hold each share of an array that is cut so."""
+        return self.mesh.size // prod(
+            self.mesh.parts(cut.axis, cut.part) for cut in dict.fromkeys(cuts)
+        )
+
+    def share_of_label(self, label: Label, size: int, rank: int) -> Run:
+        """Return the range that ``rank`` owns of a dim with ``label`` and ``size``."""
+        for cut in self.cut_labels:
+            if cut.label == label:
+                parts = self.mesh.parts(cut.axis, cut.part)
+                return balanced(size, parts, self.mesh.place(rank, cut.axis, cut.part))
+        return (0, size)
+
+    def parameter_cuts(self, name: str) -> tuple[Cut, ...]:
+        """Return how the parameter ``name`` is cut."""
+        found = {
+            cut: None
+            for planned in self.layers
+            for cut_name, cut in planned.parameters
+            if cut_name == name
+        }
+        return tuple(found)
+
+    def owned(self, array: Array, rank: int) -> Array:
+        """Return what ``rank`` holds of a parameter."""
+        ranges = self.share(array.shape, self.parameter_cuts(array.name), rank)
+        return replace(array, shape=tuple(stop - start for start, stop in ranges))
+
+    def cuts_of(self, array: Traced) -> tuple[Cut, ...]:
+        """Return how an array with these labels is cut, its batch dim aside."""
+        found = []
+        for dim, label in enumerate(array.labels):
+            flat = label if isinstance(label, Flat) else None
+            if flat in self.whole:
+                continue
+            carried = [name for name, _ in flat.parts] if flat is not None else [label]
+            found += [
+                Cut(dim, cut.axis, cut.part, flat)
+                for cut in self.cut_labels
+                if cut.label in carried
+            ]
+        return tuple(found)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Payload bytes that the busiest rank sends in one step."""
+        return max(self.sent_bytes(rank) for rank in range(self.ranks))
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All parameters, each once, in the order of their layers."""
+        found: dict[str, Array] = {}
+        for planned in self.layers:
+            for parameter in planned.layer.parameters:
+                found.setdefault(parameter.name, parameter)
+        return tuple(found.values())
+
+    def __str__(self) -> str:
+        """Explain who holds what, what each layer costs, and every collective with its bytes."""
+        return explain(self)
+
+    def adding(
+        self,
+        *,
+        collectives: Iterable[Collective] = (),
+        notes: Iterable[str] = (),
+        **changes: object,
+    ) -> Plan:
+        """Return this plan with more collectives and notes, and other fields replaced."""
+        return replace(
+            self,
+            collectives=(*self.collectives, *collectives),
+            notes=(*self.notes, *notes),
+            **changes,  # type: ignore[arg-type]
+        )
+
+
+def shares_of(batch: Batch, degree: int) -> tuple[int, ...]:
+    """Return the samples of one full batch that each of ``degree`` replicas takes."""
+    return shares(batch.size, degree)

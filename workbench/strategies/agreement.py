@@ -1,0 +1,126 @@
+"""What ranks agree on under every strategy: weights at the start, statistics, gradients, the loss.
+
+A strategy says how arrays are cut; what follows from that for every axis alike is added here, once
+all axes have cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from workbench.plan import Bucket, Collective, LayerPlan, Plan
+from workbench.traced import Array
+
+BUCKET_BYTES = 32 * 2**20
+RECORD_NUMBERS = 3  # loss, ranks that were told to stop, ranks that failed
+
+
+def agree(plan: Plan) -> Plan:
+    """Add the collectives of a plan that all its axes have cut; one rank needs none."""
+    if plan.mesh.size == 1:
+        return plan
+    axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
+    buckets = gradient_buckets(plan, axes)
+    trainable = sum(len(bucket.names) for bucket, _ in buckets)
+    return replace(
+        plan,
+        buckets=tuple(bucket for bucket, _ in buckets),
+        collectives=(
+            *(_initial_value(plan, array, axes) for array in plan.arrays),
+            *plan.collectives,
+            *(sums for planned in plan.layers for sums in _layer_sums(plan, planned)),
+            *_loss_weight(plan, axes),
+            *(
+                Collective(
+                    f"gradients, bucket {number}",
+                    "all_reduce",
+                    bucket.axes,
+                    sum(array.numel for array in arrays),
+                    arrays[0].itemsize,
+                    "backward",
+                    arrays=bucket.names,
+                )
+                for number, (bucket, arrays) in enumerate(buckets)
+            ),
+            Collective(
+                "record of the step", "all_reduce", axes, RECORD_NUMBERS + trainable, 8, "record"
+            ),
+        ),
+    )
+
+
+def gradient_buckets(
+    plan: Plan, axes: tuple[str, ...]
+) -> tuple[tuple[Bucket, tuple[Array, ...]], ...]:
+    """Group trainable parameters into buckets of at most ``BUCKET_BYTES``.
+
+    One bucket has one item size and one set of axes over which its gradients are added up: those
+    that do not cut the parameter. Last layers come first, since their gradients are ready first. A
+    parameter larger than a bucket has one to itself. The arrays of a bucket are a rank's shares.
+    """
+    buckets: list[tuple[tuple[str, ...], list[Array]]] = []
+    for array in reversed([a for a in plan.arrays if a.trainable]):
+        cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
+        over = tuple(axis for axis in axes if axis not in cutting)
+        share = plan.owned(array, 0)
+        last = buckets[-1] if buckets else None
+        fits = (
+            last is not None
+            and last[0] == over
+            and last[1][0].itemsize == array.itemsize
+            and sum(a.nbytes for a in last[1]) + share.nbytes <= BUCKET_BYTES
+        )
+        if fits and last is not None:
+            last[1].append(share)
+        else:
+            buckets.append((over, [share]))
+    return tuple(
+        (Bucket(tuple(a.name for a in found), over), tuple(found)) for over, found in buckets
+    )
+
+
+def _initial_value(plan: Plan, array: Array, axes: tuple[str, ...]) -> Collective:
+    cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
+    return Collective(
+        f"{array.name}, initial value",
+        "broadcast",
+        tuple(axis for axis in axes if axis not in cutting),
+        array.numel,
+        array.itemsize,
+        "start",
+        arrays=(array.name,),
+    )
+
+
+def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
+    """Return what a layer's statistics cost, over the axes that cut what they are taken of."""
+    if planned.choice == "gather":
+        return []
+    layer, found = planned.layer, []
+    carried = [cut.axis for cut in planned.input]
+    for sums in layer.sums:
+        axes = {c.axis for c in plan.cut_labels if c.label in sums.labels and c.axis in carried}
+        together = plan.option("batch_norm", "synchronized") != "local"
+        if sums.over_batch and together and plan.mesh.degree("data") > 1:
+            axes.add("data")
+        if axes:
+            found.append(
+                Collective(
+                    f"{layer.name}: {sums.name}",
+                    sums.operation,
+                    tuple(axis for axis, _ in plan.mesh.axes if axis in axes),
+                    sums.numel,
+                    layer.itemsize,
+                    sums.phase,
+                    times=plan.batch.accumulate,
+                    per_sample=sums.per_sample,
+                )
+            )
+    return found
+
+
+def _loss_weight(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:
+    """Return what a weighted mean (class weights, ignored targets) needs of the whole batch."""
+    if plan.option("loss", "mean") != "weighted":
+        return []
+    return [Collective("weight of the targets", "all_reduce", axes, 1, 8, "forward")]

@@ -1,0 +1,86 @@
+"""What stands in the way of cutting positions: code that mixes them, and layers that refuse."""
+
+from __future__ import annotations
+
+from workbench.errors import PlanError
+from workbench.plan import Plan
+from workbench.traced import Flat
+
+
+def check_mixes(plan: Plan, labels: set[str]) -> None:
+    """Refuse code that mixes positions of a dim that is to be cut.
+
+    Where it only concerns a flattened dim, that can still be gathered.
+    """
+    for mix in plan.mixes:
+        touched = {
+            part
+            for label in mix.labels
+            for part in ([name for name, _ in label.parts] if isinstance(label, Flat) else [label])
+        }
+        hit = touched & labels
+        only_flat = all(isinstance(label, Flat) for label in mix.labels if _carries(label, labels))
+        if hit and not only_flat:  # a flattened dim can still be gathered where it is made
+            where = f"Layer {mix.layer!r} ({mix.kind})" if mix.layer else f"{mix.kind}.forward"
+            advice = f" {mix.advice[0].upper()}{mix.advice[1:]}." if mix.advice else ""
+            raise PlanError(
+                f"{plan.mesh} cuts {_dims(hit)} of the input, and {where} mixes its positions: "
+                f'{mix.operation}.{advice} Or give fallback="gather", which runs that layer on '
+                "the whole array on every rank."
+            )
+
+
+def check_layers(plan: Plan, labels: set[str]) -> None:
+    """Refuse layers that cannot do what is asked, and grids of which one dim goes on alone."""
+    for planned in plan.layers:
+        layer = planned.layer
+        if layer.role == "opaque":
+            continue
+        for refusal in layer.refusals:
+            if set(refusal.labels) & labels:
+                raise PlanError(
+                    f"{plan.mesh} cuts {_dims(set(refusal.labels) & labels)} of the input, and "
+                    f'layer {layer.name!r}: {refusal.reason}. Or give fallback="gather", which '
+                    "runs that layer on the whole array on every rank."
+                )
+        for array in (*layer.arguments, *layer.results):
+            carried = {
+                label for label in labels if any(_carries(own, {label}) for own in array.labels)
+            }
+            if carried and carried != labels:
+                ranks = plan.mesh.degree("spatial")
+                raise PlanError(
+                    f"{plan.mesh} cuts {_dims(labels)}, and at layer {layer.name!r} only "
+                    f"{_dims(carried)} is left to cut; use spatial={plan.mesh.degree('spatial')}, "
+                    "which cuts one dim."
+                )
+
+
+def check_calls(plan: Plan) -> None:
+    """Refuse a layer called on arrays of different sizes whose shares look alike."""
+    seen: dict[tuple[str, int, tuple[int, ...]], tuple[int, ...]] = {}
+    for planned in plan.layers:
+        if not planned.input or not planned.layer.arguments:
+            continue
+        shape = planned.layer.input_shape
+        cuts = plan.cuts_of(planned.layer.arguments[0])
+        for rank in range(plan.mesh.size if cuts else 0):
+            local = tuple(stop - start for start, stop in plan.share(shape, cuts, rank))
+            other = seen.setdefault((planned.layer.name, rank, local[1:]), shape)
+            if other[1:] != shape[1:]:
+                raise PlanError(
+                    f"{plan.mesh}: layer {planned.layer.name!r} is called on arrays of shape "
+                    f"{other} and {shape}, and rank {rank} could not tell its shares of them "
+                    f"apart. Use two layers, or another number of ranks."
+                )
+
+
+def _carries(label: object, labels: set[str]) -> bool:
+    if isinstance(label, Flat):
+        return any(name in labels for name, _ in label.parts)
+    return label in labels
+
+
+def _dims(labels: set[str]) -> str:
+    numbers = sorted(label.removeprefix("dim") for label in labels)
+    return f"dim{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}"

@@ -1,0 +1,348 @@
+"""Spatial operator parallelism: every rank holds a part of each image, with halos for windows.
+
+The model's input is cut along its height, width or depth, and so is every array on the way that
+still has that dim. A windowed layer fetches the rows that its windows reach into ("halo exchange",
+Dryden et al., "Improving strong-scaling of CNN training by exploiting finer-grained parallelism",
+IPDPS 2019); norms add up their statistics; a layer at the end that needs everything gathers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from workbench.errors import PlanError
+from workbench.mesh import shares
+from workbench.plan import Collective, CutLabel, LayerPlan, Plan
+from workbench.strategies.obstacles import check_calls, check_layers, check_mixes
+from workbench.strategies.strategy import Strategy
+from workbench.traced import Flat, Layer, Phase, Traced
+
+AXIS = "spatial"
+_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def cut(plan: Plan) -> Plan:
+    """Cut the input's largest spatial dim, or those that were chosen, and all that follows."""
+    labels = cut_labels(plan)
+    plan = replace(plan, cut_labels=(*plan.cut_labels, *labels))
+    check_mixes(plan, {c.label for c in labels})
+    check_layers(plan, {c.label for c in labels})
+    plan = replace(plan, whole=(*plan.whole, *_gathered(plan)))
+    layers = tuple(_planned(plan, planned) for planned in plan.layers)
+    plan = replace(plan, layers=layers)
+    check_calls(plan)
+    collectives = [c for planned in layers for c in _collectives(plan, planned)]
+    plan = plan.adding(collectives=collectives, notes=_notes(plan, labels))
+    return _at_the_ends(plan)
+
+
+def cut_labels(plan: Plan) -> tuple[CutLabel, ...]:
+    """Return which labels ``spatial`` cuts, one for each dim of its grid.
+
+    Raises
+    ------
+    PlanError
+        If the input has no such dims.
+    """
+    grid = plan.mesh.grid or (plan.mesh.degree(AXIS),)
+    source = plan.inputs[0] if plan.inputs else Traced((), ())
+    have = [d for d, label in enumerate(source.labels) if label]
+    chosen = _chosen(plan, grid, source, have)
+    return tuple(
+        CutLabel(f"dim{dim}", AXIS, part)
+        for part, dim in enumerate(chosen)
+        if plan.mesh.parts(AXIS, part) > 1
+    )
+
+
+def dims_asked(text: str) -> tuple[int, ...]:
+    """Return the dims that the option ``spatial_dims`` names: ``"2,3"`` gives ``(2, 3)``.
+
+    Raises
+    ------
+    PlanError
+        If it does not name dims.
+    """
+    if text in ("", "largest"):
+        return ()
+    try:
+        dims = tuple(
+            int(piece) for piece in text.replace("(", "").replace(")", "").split(",") if piece
+        )
+    except ValueError:
+        dims = ()
+    if not dims or min(dims) < 1 or len(set(dims)) != len(dims):
+        raise PlanError(
+            f"spatial_dims={text!r} does not name dims of the input; for images of shape "
+            "(N, C, H, W) write spatial_dims=2 to cut the height, 3 the width, (2, 3) both."
+        )
+    return dims
+
+
+def _chosen(
+    plan: Plan, grid: tuple[int, ...], source: Traced, have: Sequence[int]
+) -> tuple[int, ...]:
+    asked = dims_asked(plan.option("spatial_dims", "largest"))
+    written = str(plan.mesh)
+    if not have:
+        raise PlanError(
+            f"{written} cuts the height, width or depth of the input, and an input of shape "
+            f"{source.shape} has none; use data={plan.mesh.degree(AXIS)}, or name the dim that "
+            "counts positions, such as spatial_dims=1."
+        )
+    wrong = [dim for dim in asked if dim not in have]
+    if wrong:
+        raise PlanError(
+            f"spatial_dims={', '.join(map(str, asked))}: the input of shape {source.shape} has no "
+            f"dim {wrong[0]} of positions; there is {' and '.join(map(str, have))}."
+        )
+    if asked and len(asked) != len(grid):
+        raise PlanError(
+            f"{written} lays ranks out along {len(grid)} dim{'s' if len(grid) > 1 else ''} and "
+            f"spatial_dims names {len(asked)}; write spatial="
+            f"{'x'.join(['2'] * len(asked))} for that, or name {len(grid)}."
+        )
+    if len(grid) > len(have):
+        raise PlanError(
+            f"{written} lays ranks out along {len(grid)} dims and an input of shape "
+            f"{source.shape} has {len(have)} to cut; use spatial={plan.mesh.degree(AXIS)}."
+        )
+    if asked:
+        return asked
+    if len(grid) == len(have):
+        return tuple(have)
+    largest = sorted(have, key=lambda dim: (-source.shape[dim], dim))[: len(grid)]
+    return tuple(sorted(largest))
+
+
+def _gathered(plan: Plan) -> tuple[Flat, ...]:
+    """Return the flattened dims that are better gathered, or have to be.
+
+    A linear layer can multiply the columns that a rank has and add up the results; every other
+    layer wants the whole. Chosen by bytes.
+    """
+    flats = {
+        label: None
+        for planned in plan.layers
+        for array in planned.layer.results
+        for label in array.labels
+        if isinstance(label, Flat) and plan.cuts_of(array)
+    }
+    found = []
+    for flat in flats:
+        readers = [
+            planned.layer
+            for planned in plan.layers
+            if any(flat in array.labels for array in planned.layer.arguments)
+        ]
+        must = (
+            not readers
+            or any(layer.role != "linear" for layer in readers)
+            or any(flat in mix.labels for mix in plan.mixes)
+            or any(flat in array.labels for array in plan.outputs)
+        )
+        if must or _bytes_to_gather(plan, flat) < sum(_bytes_to_add(plan, r) for r in readers):
+            found.append(flat)
+    return tuple(found)
+
+
+def _bytes_to_gather(plan: Plan, flat: Flat) -> int:
+    """Return what the busiest rank sends to gather the array that is flattened, there and back."""
+    sent = [0]
+    for planned in plan.layers:
+        layer = planned.layer
+        if layer.role == "flatten" and layer.results and flat in layer.results[0].labels:
+            for c in _gathering(plan, planned, layer.arguments[0], "whole input"):
+                group = plan.mesh.degree(AXIS)
+                sent += [c.sent_bytes(group, i, (plan.batch.size,)) for i in range(group)]
+    return max(sent) * 2
+
+
+def _bytes_to_add(plan: Plan, layer: Layer) -> int:
+    outputs = layer.results[0]
+    one = Collective("", "all_reduce", (AXIS,), outputs.numel, outputs.itemsize, "forward")
+    return 2 * one.sent_bytes(plan.mesh.degree(AXIS), 0)
+
+
+def _planned(plan: Plan, planned: LayerPlan) -> LayerPlan:
+    layer = planned.layer
+    into = plan.cuts_of(layer.arguments[0]) if layer.arguments else ()
+    out = plan.cuts_of(layer.results[0]) if layer.results else ()
+    mine = [c for c in into if c.axis == AXIS]
+    choice = planned.choice
+    touched = any(
+        c.axis == AXIS for array in (*layer.arguments, *layer.results) for c in plan.cuts_of(array)
+    )
+    lost = bool(mine) and not any(c.axis == AXIS for c in out)
+    if (layer.role == "opaque" and touched) or (layer.role == "flatten" and lost):
+        choice = "gather"
+    elif layer.role == "linear" and any(c.dim == len(layer.input_shape) - 1 for c in mine):
+        choice = "channels"
+    return replace(
+        planned,
+        input=(*planned.input, *(c for c in into if c not in planned.input)),
+        output=(*planned.output, *(c for c in out if c not in planned.output)),
+        choice=choice,
+    )
+
+
+def _collectives(plan: Plan, planned: LayerPlan) -> list[Collective]:
+    layer, name = planned.layer, planned.layer.name
+    if layer.role == "opaque":
+        if planned.choice != "gather":
+            return []
+        return [
+            c
+            for number, array in enumerate(layer.arguments)
+            for c in _gathering(plan, planned, array, f"input {number}")
+        ]
+    if layer.role == "flatten" and planned.choice == "gather":
+        return _gathering(plan, planned, layer.arguments[0], "whole input")
+    if layer.role == "linear" and planned.choice == "channels":
+        each, per_sample = _per_sample(plan, layer.results[0], layer.results[0].numel)
+        there = Collective(
+            f"{name}: outputs",
+            "all_reduce",
+            (AXIS,),
+            each,
+            layer.itemsize,
+            "forward",
+            times=plan.batch.accumulate,
+            per_sample=per_sample,
+        )
+        back = replace(there, name=f"{name}: gradients of outputs", phase="backward")
+        return [there, back] if layer.results[0].gradient else [there]
+    return _halos(plan, planned)
+
+
+def _at_the_ends(plan: Plan) -> Plan:
+    """Cut what goes into the model, what comes out of it, and the targets of the loss.
+
+    An output along whose cut the loss is no sum of parts is gathered before the loss.
+    """
+    inputs = plan.cuts_of(plan.inputs[0])
+    made = plan.cuts_of(plan.outputs[0]) if len(plan.outputs) == 1 else ()
+    target = plan.cuts_of(plan.targets) if plan.targets else ()
+    plan = replace(plan, input=inputs, made=made)
+    if plan.targets is None:  # nobody asks for a loss
+        return plan
+    if {(c.axis, c.part) for c in made} == {(c.axis, c.part) for c in target}:
+        return replace(plan, output=made, target=target)
+    whole = LayerPlan(Layer("output", "", (), ()))
+    return plan.adding(
+        collectives=_gathering(plan, whole, plan.outputs[0], "whole"),
+        notes=["the loss is no sum over positions, so the output is gathered on every rank"],
+    )
+
+
+def _halos(plan: Plan, planned: LayerPlan) -> list[Collective]:
+    layer = planned.layer
+    halo = planned.halo(plan.mesh) if layer.windows else None
+    if halo is None:
+        return []
+    array = layer.arguments[0]
+    rest = array.numel // prod(window.size for window in halo.windows)
+    there = [halo.sent(index) * rest for index in range(halo.size)]
+    back = [halo.received(index) * rest for index in range(halo.size)]
+    if not any(there):
+        return []
+    found = [_exchange(plan, f"{layer.name}: halo", array, there, "forward")]
+    if array.gradient:
+        found.append(_exchange(plan, f"{layer.name}: halo gradients", array, back, "backward"))
+    return found
+
+
+def _gathering(plan: Plan, planned: LayerPlan, array: Traced, what: str) -> list[Collective]:
+    """Return what it costs to gather ``array`` on every rank, and to send its gradient back."""
+    cuts = [c for c in plan.cuts_of(array) if c.axis == AXIS]
+    if not cuts:
+        return []
+    degree = plan.mesh.degree(AXIS)
+    peers = plan.mesh.group(0, AXIS)
+    own = [
+        prod(stop - start for start, stop in plan.share(array.shape, cuts, rank)) for rank in peers
+    ]
+    scaled = [_per_sample(plan, array, numel) for numel in own]
+    found = [
+        Collective(
+            f"{planned.layer.name}: {what}",
+            "all_gather",
+            (AXIS,),
+            max(each for each, _ in scaled),
+            array.itemsize,
+            "forward",
+            times=plan.batch.accumulate,
+            shares=tuple(each for each, _ in scaled),
+            per_sample=scaled[0][1],
+        )
+    ]
+    if array.gradient:
+        back = [sum(own) - mine for mine in own]
+        name = f"{planned.layer.name}: gradient of {'the ' if what == 'whole input' else ''}{what}"
+        found.append(_exchange(plan, name, array, back, "backward"))
+    return found if degree > 1 else []
+
+
+def _exchange(plan: Plan, name: str, array: Traced, sent: list[int], phase: Phase) -> Collective:
+    scaled = [_per_sample(plan, array, numel) for numel in sent]
+    return Collective(
+        name,
+        "exchange",
+        (AXIS,),
+        max(each for each, _ in scaled),
+        array.itemsize,
+        phase,
+        times=plan.batch.accumulate,
+        shares=tuple(each for each, _ in scaled),
+        per_sample=scaled[0][1],
+    )
+
+
+def _per_sample(plan: Plan, array: Traced, numel: int) -> tuple[int, bool]:
+    """Return ``numel`` for one sample, if dim 0 counts samples; else as it is."""
+    counts = bool(array.shape) and array.shape[0] % plan.batch.size == 0
+    return (numel // plan.batch.size, True) if counts else (numel, False)
+
+
+def _notes(plan: Plan, labels: tuple[CutLabel, ...]) -> list[str]:
+    notes = []
+    for c in labels:
+        dim = int(c.label.removeprefix("dim"))
+        size, parts = plan.inputs[0].shape[dim], plan.mesh.parts(AXIS, c.part)
+        sizes = sorted(set(shares(size, parts)), reverse=True)
+        rows = " or ".join(map(str, sizes))
+        notes.append(
+            f"dim {dim} of the input ({_title(plan.inputs[0], dim)}, {size}) is cut in {parts}: "
+            f"each rank owns {rows}"
+        )
+        if parts > size:
+            idle = parts - size
+            notes.append(
+                f"{idle} of {parts} ranks own nothing of dim {dim} and have little to do; "
+                f"spatial={size} is the most that pays"
+            )
+    gathered = [p.layer.name for p in plan.layers if p.choice == "gather"]
+    if gathered:
+        notes.append(f"gathered on every rank before: {', '.join(dict.fromkeys(gathered))}")
+    return notes
+
+
+def _title(array: Traced, dim: int) -> str:
+    names = _NAMES.get(len(array.shape) - 2, ())
+    return names[dim - 2] if 0 <= dim - 2 < len(names) else "positions"
+
+
+STRATEGY = Strategy(
+    axis=AXIS,
+    family="operator parallel",
+    title="Spatial (each rank a part of every image)",
+    summary=(
+        "Every image is cut in height, width or depth; layers fetch the rows that their windows "
+        "reach into from the neighbours."
+    ),
+    cut=cut,
+    options={"spatial_dims": (), "fallback": ("refuse", "gather")},
+    grid=True,
+)

@@ -1,0 +1,177 @@
+"""What one pass of a model has shown: its layers, what each was given, and where each dim goes.
+
+A dim of an array may carry a *label*, which says what it counts: ``"dim2"`` counts positions along
+dim 2 of the model's input, ``"out:features.0"`` the channels that layer ``features.0`` makes. A
+label follows its dim through all code that treats every position alike. Arrays whose dims carry
+the same label and have the same size are cut in the same places, so they meet without a word.
+
+Pure: imports nothing of torch, dask or the UI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from workbench.windows import Window
+
+Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "exchange"]
+Phase = Literal["start", "forward", "backward", "update", "record"]
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Name, shape and size of one item of an array, in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    trainable: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Number of items."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Label of a dim that was flattened out of several: their labels ("" for none) and sizes."""
+
+    parts: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        """Return it as ``"flat(64, dim2 4, 4)"``."""
+        return f"flat({', '.join(f'{label} {size}'.strip() for label, size in self.parts)})"
+
+
+Label = str | Flat
+"""What a dim counts; ``""`` where nobody has to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One array that goes into a layer or comes out of it, whole.
+
+    ``gradient`` says whether a gradient flows back into it.
+    """
+
+    shape: tuple[int, ...]
+    labels: tuple[Label, ...]
+    itemsize: int = 4
+    gradient: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Number of items."""
+        return prod(self.shape)
+
+    def dim_of(self, label: Label) -> int | None:
+        """Return the dim that carries ``label``, or None."""
+        return self.labels.index(label) if label in self.labels else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A collective that a layer needs when a dim with one of ``labels`` is cut.
+
+    It goes over the axes that cut those dims, and over the data axis too if the layer's result for
+    one sample depends on the others (``over_batch``). ``numel`` is what each rank puts in: for one
+    sample if ``per_sample``, else whatever the number of samples.
+    """
+
+    name: str
+    operation: Operation
+    labels: tuple[str, ...]
+    numel: int
+    phase: Phase
+    per_sample: bool = False
+    over_batch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a layer cannot be carried out when a dim with one of ``labels`` is cut."""
+
+    labels: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One call of a leaf module, as the profile found it.
+
+    Shapes are those of the whole (serial) batch, batch dim first. ``forward_flops`` counts one
+    multiply and one add as two.
+
+    Attributes
+    ----------
+    arguments, results:
+        The tensors given to the call and returned by it; ``input_shape`` and ``output_shape`` are
+        those of the first ones.
+    windows:
+        For a windowed layer: its windows by dim (of the input and of the output alike). Dims
+        without one are passed through, or are not the layer's to split.
+    sums:
+        Collectives that the layer needs when certain dims are cut.
+    refusals:
+        What the layer cannot do when certain dims are cut.
+    role:
+        How strategies see it: "plain" works on any share as it is or with its windows and sums;
+        "flatten", "linear", "conv", "channelwise" (each channel by itself, with parameters per
+        channel) are plain with a choice on top; "opaque" can be carried out on whole arrays only.
+    batch_statistics:
+        The output for one sample depends on the other samples of the batch, as in BatchNorm.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: tuple[Array, ...] = ()
+    buffers: tuple[Array, ...] = ()
+    forward_flops: int = 0
+    itemsize: int = 4
+    batch_statistics: bool = False
+    arguments: tuple[Traced, ...] = ()
+    results: tuple[Traced, ...] = ()
+    windows: tuple[tuple[int, Window], ...] = ()
+    sums: tuple[Sums, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    role: Literal["plain", "conv", "channelwise", "flatten", "linear", "opaque"] = "plain"
+    groups: int = 1
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the layer's own parameters."""
+        return sum(p.nbytes for p in self.parameters)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the layer's output for the whole batch."""
+        return Array(self.name, self.output_shape, self.itemsize).nbytes
+
+    def window(self, dim: int) -> Window | None:
+        """Return the window along ``dim``, or None."""
+        return dict(self.windows).get(dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Code that mixes positions of a labelled dim, where shares cannot do without each other.
+
+    ``layer`` is the module whose ``forward`` does it ("" for the model itself), ``operation`` what
+    it calls, ``labels`` the dims it concerns.
+    """
+
+    layer: str
+    kind: str
+    operation: str
+    labels: tuple[Label, ...]
+    advice: str = ""

@@ -1,0 +1,324 @@
+"""Calls of modules in a watched pass: what each was given, what it declares, what it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from workbench.errors import PlanError
+from workbench.traced import Array, Label, Layer, Refusal, Sums, Traced
+from workbench.tracking.operation import tags_of
+from workbench.tracking.shares import call_event, spec_of
+from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, labels_in
+from workbench.tracking.watch import Watch, set_tags, tensors_in
+
+if TYPE_CHECKING:
+    from workbench.layers.carrier import Carrier, Declared
+
+
+@dataclass
+class _Open:
+    """A call that has not returned yet."""
+
+    module: nn.Module
+    args: Sequence[Any]
+    flops: int
+    inside: int = 0
+    arguments: tuple[Traced, ...] = ()
+    carrier: Carrier | None = None
+    opaque: bool = False
+
+
+@dataclass
+class _Found:
+    """A layer, and the nodes of the autograd graph of its results, which hold no tensors."""
+
+    layer: Layer
+    nodes: tuple[Any, ...]
+
+
+class Calls:
+    """Records the calls of a model's modules, through hooks on every one.
+
+    Attributes
+    ----------
+    names:
+        Names of the modules; one that stands in several places has the first.
+    returned:
+        For each layer that answers for itself what its calls returned, in order.
+    """
+
+    def __init__(self, model: nn.Module, watch: Watch, opaque: frozenset[str]) -> None:
+        self.model, self.watch, self.opaque = model, watch, opaque
+        self.names = {module: name for name, module in model.named_modules()}
+        self.returned: dict[nn.Module, list[Any]] = {}
+        self._arrays = _arrays_by_owner(model)
+        self._found: list[_Found] = []
+        self._open: list[_Open] = []
+        _carrier_of(model)  # what it imports is none of the model's faults
+        watch.where = self._where
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Have every module tell of its calls."""
+        # A user's own hooks run outside: before ours on the way in, after ours on the way out.
+        hooks = [
+            hook
+            for module in self.names
+            for hook in (
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                module.register_forward_hook(self._leave, with_kwargs=True, prepend=True),
+            )
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def layers(self, outputs: Sequence[Any]) -> tuple[Layer, ...]:
+        """Return all layers, with the names of labels that all agree on in the end.
+
+        ``outputs`` are the nodes of the model's outputs: gradients flow where those are reached.
+        """
+        reached = _reached(outputs)
+        names = self.watch.names
+        found = [
+            _settled(each.layer, names, any(node in reached for node in each.nodes))
+            for each in self._found
+        ]
+        return (*found, *self._functional(found))
+
+    def _where(self) -> tuple[str, str]:
+        module = self._open[-1].module if self._open else self.model
+        return self.names[module], type(module).__name__
+
+    def _enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        call = _Open(module, [*args, kwargs], self.watch.flops)
+        given = tensors_in(call.args)
+        if not self.watch.blind:
+            call.opaque = self.names[module] in self.opaque
+            call.carrier = None if call.opaque else _carrier_of(module)
+        if call.opaque or call.carrier:
+            for x in given:
+                for tag in tags_of(x):
+                    if isinstance(tag, Merged):
+                        self.watch.report_origin(tag)
+            self.watch.events.append(call_event(module, *self._where(), call.args, tags_of))
+            self.watch.blind += 1
+        call.arguments = tuple(_traced(x) for x in given)
+        self._open.append(call)
+
+    def _leave(
+        self, module: nn.Module, _args: Sequence[Any], _kwargs: dict[str, Any], output: Any
+    ) -> None:
+        call = self._open.pop()
+        while call.module is not module:  # one that raised, and somebody caught it
+            self.watch.blind -= bool(call.opaque or call.carrier)
+            call = self._open.pop()
+        flops = self.watch.flops - call.flops
+        if self._open:
+            self._open[-1].inside += flops
+        if call.opaque or call.carrier:
+            self.watch.blind -= 1
+        declared = self._answer(call, output)
+        if (call.opaque or call.carrier) and self.watch.inputs:
+            self.returned.setdefault(module, []).append(spec_of(output, tags_of))
+        if any(other.opaque for other in self._open):
+            return
+        is_leaf = next(module.children(), None) is None
+        own = self._arrays.get(self.names[module], ())
+        if call.opaque or call.carrier or is_leaf or own or flops > call.inside:
+            self._add(call, output, own, flops - call.inside, declared)
+
+    def _answer(self, call: _Open, output: Any) -> Declared | None:
+        """Tag what a layer returns that answers for itself."""
+        outs = tensors_in(output)
+        if call.opaque:
+            for x in outs:
+                set_tags(x, _as_first(call.arguments, x))
+        if call.carrier is None or not outs:
+            return None
+        first, *others = outs
+        self.watch.blind += 1  # what a carrier works out is no code of the model
+        try:
+            said = call.carrier.declare(call.module, call.arguments, tuple(first.shape))
+        finally:
+            self.watch.blind -= 1
+        self._check_others(call, said)
+        own = f"out:{self.names[call.module] or type(call.module).__name__}"
+        self.watch.names.introduce(own)
+        tags: Tags = tuple(own if label == "out" else label for label in said.labels)
+        set_tags(first, tags if len(tags) == first.dim() else ("",) * first.dim())
+        for x in others:
+            set_tags(x, tags_of(first) if x.shape == first.shape else ("",) * x.dim())
+        return said
+
+    def _check_others(self, call: _Open, said: Declared) -> None:
+        """Report labelled arrays, other than the first, of which a layer has not spoken."""
+        spoken = {label for refusal in said.refusals for label in refusal.labels}
+        more = labels_in(label for array in call.arguments[1:] for label in array.labels)
+        if unspoken := [label for label in more if label not in spoken]:
+            kind = type(call.module).__name__
+            self.watch.report(unspoken, f"{kind} of a second array that is cut", "")
+
+    def _add(
+        self,
+        call: _Open,
+        output: Any,
+        parameters: tuple[Array, ...],
+        flops: int,
+        said: Declared | None,
+    ) -> None:
+        module, outs = call.module, tensors_in(output)
+        inside = list(module.modules()) if call.opaque else [module]
+        if call.opaque:
+            flops += call.inside
+            parameters = tuple(a for m in inside for a in self._arrays.get(self.names[m], ()))
+        layer = Layer(
+            name=self.names[module] or type(module).__name__,
+            kind=type(module).__name__,
+            input_shape=call.arguments[0].shape if call.arguments else (),
+            output_shape=tuple(outs[0].shape) if outs else (),
+            parameters=parameters,
+            buffers=tuple(
+                Array(name, tuple(b.shape), b.element_size(), trainable=False)
+                for name, b in module.named_buffers(recurse=call.opaque)
+            ),
+            forward_flops=flops,
+            itemsize=outs[0].element_size() if outs else 4,
+            batch_statistics=any(uses_batch_statistics(m) for m in inside),
+            arguments=call.arguments,
+            results=tuple(_traced(x) for x in outs),
+            role="opaque" if call.opaque else "plain",
+        )
+        if said is not None:
+            layer = replace(
+                layer,
+                windows=said.windows,
+                sums=said.sums,
+                refusals=said.refusals,
+                role=said.role,  # type: ignore[arg-type]
+                groups=said.groups,
+            )
+        nodes = tuple(x.grad_fn for x in outs if x.grad_fn is not None)
+        self._found.append(_Found(layer, nodes))
+
+    def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Return parameters whose module was never called: code elsewhere reads them directly."""
+        seen = {p.name for layer in layers for p in layer.parameters}
+        kinds = {name: type(module).__name__ for module, name in self.names.items()}
+        found = []
+        for owner, arrays in self._arrays.items():
+            unseen = tuple(a for a in arrays if a.name not in seen)
+            if unseen:
+                found.append(Layer(owner, kinds[owner], (), (), parameters=unseen))
+        return found
+
+    def refusal(self, error: Exception, inputs: Sequence[Tensor]) -> PlanError:
+        """Return the sentence that names the layer in which ``error`` was raised."""
+        given = " and ".join(str(tuple(x.shape)) for x in inputs)
+        if not self._open:
+            return PlanError(
+                f"The model does not take a batch of shape {given}: {_first_line(error)}"
+            )
+        call = self._open[-1]
+        found = " and ".join(str(array.shape) for array in call.arguments) or "no tensor"
+        name = self.names[call.module]
+        kind = type(call.module).__name__
+        where = f"Layer {name!r}, {_one_line(call.module)}," if name else kind
+        return PlanError(
+            f"The model does not take a batch of shape {given}. {where} was given {found} and "
+            f"says: {_first_line(error)}"
+        )
+
+
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Return whether ``module`` normalises by the statistics of the batch, as set now."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        module.training or module.running_mean is None
+    )
+
+
+def _carrier_of(module: nn.Module) -> Carrier | None:
+    from workbench.layers.carriers import carrier_of
+
+    return carrier_of(module)
+
+
+def _traced(x: Tensor) -> Traced:
+    return Traced(tuple(x.shape), as_labels(tags_of(x), x.shape), x.element_size(), x.requires_grad)
+
+
+def _as_first(arguments: Sequence[Traced], x: Tensor) -> Tags:
+    """Return the labels of the first argument, if all dims that count positions keep their size."""
+    none = ("",) * x.dim()
+    if not arguments or len(arguments[0].shape) != x.dim():
+        return none
+    found: list[Tag] = []
+    for label, size, own in zip(arguments[0].labels, arguments[0].shape, x.shape, strict=True):
+        if label and size != own and not str(label).startswith("out:"):
+            return none
+        found.append(label if isinstance(label, str) and size == own else "")
+    return tuple(found)
+
+
+def _reached(nodes: Sequence[Any]) -> set[Any]:
+    """Return all nodes of the autograd graph that backward passes through."""
+    todo = [node for node in nodes if node is not None]
+    found = set(todo)
+    while todo:
+        for node, _ in todo.pop().next_functions:
+            if node is not None and node not in found:
+                found.add(node)
+                todo.append(node)
+    return found
+
+
+def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
+    """Return ``layer`` with canonical labels, and gradients only where they flow."""
+
+    def settle(array: Traced) -> Traced:
+        labels: tuple[Label, ...] = tuple(names.canonical(label) for label in array.labels)
+        return replace(array, labels=labels, gradient=array.gradient and reached)
+
+    def strings(labels: Sequence[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(names.find(label) for label in labels))
+
+    sums: tuple[Sums, ...] = tuple(replace(s, labels=strings(s.labels)) for s in layer.sums)
+    refusals: tuple[Refusal, ...] = tuple(
+        replace(r, labels=strings(r.labels)) for r in layer.refusals
+    )
+    return replace(
+        layer,
+        arguments=tuple(map(settle, layer.arguments)),
+        results=tuple(map(settle, layer.results)),
+        sums=sums,
+        refusals=refusals,
+    )
+
+
+def _arrays_by_owner(model: nn.Module) -> dict[str, tuple[Array, ...]]:
+    """Return the parameters by the module that holds them; a tied one has its first owner."""
+    found: dict[str, tuple[Array, ...]] = {}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        array = Array(
+            name, tuple(parameter.shape), parameter.element_size(), parameter.requires_grad
+        )
+        found[owner] = (*found.get(owner, ()), array)
+    return found
+
+
+def _one_line(module: nn.Module) -> str:
+    text = repr(module)
+    return text if "\n" not in text else type(module).__name__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."

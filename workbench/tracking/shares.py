@@ -1,0 +1,314 @@
+"""What code does with arrays of another size: numbers and shapes that do not follow a cut dim.
+
+Labels cannot see that ``x / x.shape[2]`` divides by another number on a share. So the code runs
+once more, where every labelled dim has another size throughout: twice as many rows, or half, as on
+two ranks. Layers that answer for themselves are not run; arrays of the right sizes stand in for
+what they return. Numbers have to be those of the first pass, and sizes have to follow the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.traced import Flat, Label, Mix
+from workbench.tracking.naming import user_name
+from workbench.tracking.tags import Even, Lost, Merged, Tag, Tags, labels_in
+from workbench.tracking.watch import Event, Literals, Watch, tensors_in
+
+Scale = Callable[[str, int], int]
+"""The other size of a dim, from its label and its size."""
+
+_LAYOUT = {
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "expand", "permute", "alias"),
+    *("transpose", "t", "detach", "unsqueeze", "squeeze", "contiguous"),
+}
+"""Operations that torch adds or leaves out as sizes and strides suit it."""
+
+_FACTORIES = {"full", "arange", "linspace", "scalar_tensor", "logspace", "lift_fresh", "tensor"}
+
+
+@dataclass
+class Spec:
+    """A tensor that stands in a result of the first pass: its shape, tags and type.
+
+    Of an array that keeps its size also the values, if there are any: code may look at them.
+    """
+
+    shape: tuple[int, ...]
+    tags: Tags
+    dtype: torch.dtype
+    device: torch.device
+    gradient: bool
+    value: Tensor | None = None
+
+    def stand_in(self, scale: Scale) -> Tensor:
+        """Return an array of the other sizes."""
+        shape = [scaled(tag, n, scale) for n, tag in zip(self.shape, self.tags, strict=True)]
+        if self.value is not None and shape == list(self.shape):
+            found = self.value.clone()
+        else:
+            found = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return found.requires_grad_(self.gradient)
+
+
+def spec_of(value: Any, tags: Callable[[Tensor], Tags]) -> Any:
+    """Return ``value`` with every tensor in nested tuples, lists and dicts as its :class:`Spec`."""
+    if isinstance(value, Tensor):
+        known, x = tags(value), value.detach()
+        kept = None if x.is_meta or labels_in(known) else x.clone()
+        return Spec(tuple(x.shape), known, x.dtype, x.device, value.requires_grad, kept)
+    if isinstance(value, dict):
+        return _like(value, {key: spec_of(item, tags) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return _like(value, [spec_of(item, tags) for item in value])
+    return value
+
+
+def stand_ins(value: Any, scale: Scale) -> Any:
+    """Return what :func:`spec_of` was given, with arrays of the other sizes."""
+    if isinstance(value, Spec):
+        return value.stand_in(scale).clone()  # no leaf: code may go on in place
+    if isinstance(value, dict):
+        return _like(value, {key: stand_ins(item, scale) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return _like(value, [stand_ins(item, scale) for item in value])
+    return value
+
+
+def _like(value: Any, items: Any) -> Any:
+    """Return ``items`` as the same kind of container as ``value``."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    return type(value)(items)
+
+
+def scaled(tag: Tag, size: int, scale: Scale) -> int:
+    """Return the other size of a dim with ``tag``."""
+    if isinstance(tag, Merged | Flat):
+        return prod(scaled(part, rows, scale) for part, rows in tag.parts)
+    if isinstance(tag, str) and tag:
+        return scale(tag, size)
+    return size
+
+
+@dataclass
+class Pass:
+    """What the first pass has shown, as far as others are to be compared with it."""
+
+    model: nn.Module
+    inputs: Sequence[Spec]
+    names: dict[nn.Module, str]
+    calls: dict[nn.Module, list[Any]]
+    events: Sequence[Event]
+    mixes: Sequence[Mix]
+    labels: tuple[str, ...]
+
+
+def other_sizes(first: Pass) -> list[Mix]:
+    """Return what does not follow the sizes of labelled dims.
+
+    Labels that the first pass found mixed are compared in their numbers only: their arrays have
+    gone whole on the way.
+    """
+    mixed = {label for mix in first.mixes for label in mix.labels}
+    clean = tuple(label for label in first.labels if label not in mixed)
+    found: list[Mix] = []
+    rest = tuple(label for label in first.labels if label in mixed)
+    for labels, strict in ((clean, True), (rest, False)):
+        if labels:
+            found += _compared(first, labels, _twice, strict) or _compared(
+                first, labels, _half, strict
+            )
+    return found
+
+
+def _twice(places: dict[str, int]) -> Scale:
+    """Two, three, five, ... times as many rows, so that no two dims grow alike."""
+    factors = (2, 3, 5, 7, 11, 13)
+    return lambda label, size: size * factors[places[label]] if label in places else size
+
+
+def _half(places: dict[str, int]) -> Scale:
+    return lambda label, size: -(-size // 2) if label in places else size
+
+
+def _compared(
+    first: Pass, labels: Sequence[str], make: Callable[[dict[str, int]], Scale], strict: bool
+) -> list[Mix]:
+    """Run with all ``labels`` of another size; where that shows, find out which it was."""
+    together = _findings(first, labels, make({name: i for i, name in enumerate(labels)}), strict)
+    if not together or len(labels) == 1:
+        return together
+    by_place: dict[Mix, tuple[Label, ...]] = {}
+    for label in labels:
+        for mix in _findings(first, (label,), make({label: 0}), strict):
+            key = replace(mix, labels=())
+            by_place[key] = (*by_place.get(key, ()), label)
+    return [replace(mix, labels=found) for mix, found in by_place.items()] or together
+
+
+def _findings(first: Pass, labels: Sequence[Label], scale: Scale, strict: bool) -> list[Mix]:
+    second = _Second(first, scale)
+    error = second.run()
+    found = list(_differences(first.events, second.watch.events, labels, scale, strict))
+    if error and strict and not found:
+        layer, kind = second.where()
+        found.append(Mix(layer, kind, error, tuple(labels), "take sizes from x.shape"))
+    return found
+
+
+def _differences(
+    one: Sequence[Event],
+    other: Sequence[Event],
+    labels: Sequence[Label],
+    scale: Scale,
+    strict: bool,
+) -> Iterator[Mix]:
+    if any(a.name != b.name for a, b in zip(one, other, strict=False)):
+        one = [event for event in one if event.name not in _LAYOUT]
+        other = [event for event in other if event.name not in _LAYOUT]
+    seen = set()
+    for a, b in zip(one, other, strict=False):
+        if (a.name, a.layer) != (b.name, b.layer):
+            if strict:
+                what = "another way through the code for another size"
+                yield Mix(a.layer, a.kind, what, tuple(labels), "let it not depend on x.shape")
+            return
+        if not strict and a.name in _FACTORIES:
+            continue
+        what, computed = "", a.numbers is not None and a.numbers != b.numbers
+        if computed:
+            what = f"{a.said} with a number computed from the size of {_spoken(labels)}"
+            advice = "compute it from what is cut, or write the number"
+        elif strict and not _follows(a, b, scale):
+            what = f"{a.said} of an array whose size does not follow {_spoken(labels)}"
+            advice = "take sizes from x.shape, and let arrays that are not cut keep theirs"
+        if what and (a.layer, what) not in seen:
+            seen.add((a.layer, what))
+            yield Mix(a.layer, a.kind, what, tuple(labels), advice)
+            if strict and not computed:
+                return  # the rest follows from it
+
+
+def _spoken(labels: Sequence[Label]) -> str:
+    return "the image" if len(labels) > 1 else f"dim {str(labels[0]).removeprefix('dim')}"
+
+
+def _follows(one: Event, other: Event, scale: Scale) -> bool:
+    """Return whether the arrays of an operation have the sizes that their tags ask for."""
+    return all(
+        a is not None
+        and b is not None
+        and len(a[0]) == len(b[0])
+        and all(
+            isinstance(tag, Lost)
+            or (isinstance(tag, Even) and one.even)
+            or now == scaled(tag, size, scale)
+            for size, tag, now in zip(*a, b[0], strict=True)
+        )
+        for ours, theirs in ((one.arguments, other.arguments), (one.results, other.results))
+        for a, b in zip_longest(ours, theirs)
+    )
+
+
+class _Second:
+    """One more pass, in which arrays of other sizes stand in for what layers return."""
+
+    def __init__(self, first: Pass, scale: Scale) -> None:
+        self.first, self.scale = first, scale
+        self.watch = Watch()
+        self.watch.where = self.where
+        self.stack: list[nn.Module] = []
+
+    def where(self) -> tuple[str, str]:
+        """Return name and class of the module whose ``forward`` runs."""
+        module = self.stack[-1] if self.stack else self.first.model
+        return self.first.names[module], type(module).__name__
+
+    def run(self) -> str:
+        """Run; returns what went wrong, or ""."""
+        with self._standing_in():
+            inputs = [spec.stand_in(self.scale) for spec in self.first.inputs]
+            try:
+                with self.watch, Literals(self.watch):
+                    output = self.first.model(*inputs)
+            except Exception as error:
+                if self.watch.running is not None:
+                    name = user_name(self.watch.running._schema.name.partition("::")[2])
+                    return f"{name}, with a size written as a number"
+                text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                return f"a size that is checked, or written as a number: {text.rstrip('.')}"
+            self.watch.events.append(output_event(output))
+        return ""
+
+    @contextmanager
+    def _standing_in(self) -> Iterator[None]:
+        hooks = []
+        own = {}
+        for module in self.first.names:
+            if module in self.first.calls:
+                own[module] = module.__dict__.get("forward")
+                module.forward = self._stand_in(module)
+            else:
+                hooks += [
+                    module.register_forward_pre_hook(self._enter),
+                    module.register_forward_hook(self._leave, prepend=True),
+                ]
+        try:
+            yield
+        finally:
+            for module, forward in own.items():
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        self.stack.append(module)
+
+    def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        while self.stack.pop() is not module:
+            pass
+
+    def _stand_in(self, module: nn.Module) -> Callable[..., Any]:
+        calls = iter(self.first.calls[module])
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.watch.events.append(call_event(module, *self.where(), [*args, kwargs]))
+            self.watch.blind += 1
+            try:
+                return stand_ins(next(calls), self.scale)
+            except StopIteration:
+                raise RuntimeError(f"{type(module).__name__} is called more often") from None
+            finally:
+                self.watch.blind -= 1
+
+        return forward
+
+
+def call_event(
+    module: nn.Module,
+    layer: str,
+    kind: str,
+    args: Sequence[Any],
+    tags: Callable[[Tensor], Tags] = lambda x: ("",) * x.dim(),
+) -> Event:
+    """Return the event of a call of a layer that is not watched inside."""
+    name = type(module).__name__
+    arrays = tuple((tuple(x.shape), tags(x)) for x in tensors_in(list(args)))
+    return Event(f"call of {name}", layer, kind, name, arguments=arrays)
+
+
+def output_event(output: Any, tags: Callable[[Tensor], Tags] = lambda x: ("",) * x.dim()) -> Event:
+    """Return the event in which the model returns."""
+    arrays = tuple((tuple(x.shape), tags(x)) for x in tensors_in(output))
+    return Event("return", "", "", "return", arguments=arrays)
