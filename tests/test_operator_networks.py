@@ -1,4 +1,4 @@
-"""Whole networks cut in space against serial: one pass, and five steps of training."""
+"""Whole networks cut in space or in channels against serial: a pass, and five training steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from torch import nn
 
 from workbench.workload import Workload
 
-STRATEGIES = ("spatial=2", "spatial=3", "spatial=4", "data=2,spatial=2")
+STRATEGIES = (
+    *("spatial=2", "spatial=3", "spatial=4", "data=2,spatial=2"),
+    *("channel=2", "channel=3", "channel=4", "data=2,channel=2"),
+)
 
 
 def network(name: str, samples: int = 8, batch_size: int = 3) -> Workload:

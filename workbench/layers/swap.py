@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from workbench.layers import channels
 from workbench.layers.carrier import Seat
 from workbench.layers.carriers import carrier_of
 from workbench.layers.gather import build_opaque
@@ -28,8 +29,13 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
         if any(planned.choice == "gather" and planned.layer.role == "opaque" for planned in mine):
             module.forward = build_opaque(module, seat)
             continue
+        split = bool(mine) and channels.is_split(mine[0])
+        if split:
+            channels.narrow(module, seat)
         carrier = carrier_of(module)
         forward = carrier.build(module, seat) if carrier else None
+        if split and mine[0].layer.role == "conv":
+            forward = channels.around(forward or module.forward, module, seat)
         if forward is not None:
             module.forward = forward
     return model

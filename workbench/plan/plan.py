@@ -27,7 +27,8 @@ class Collective:
 
     With ``per_sample``, numbers are those of one sample, and the collective happens once in each
     micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
-    about: a rank puts in its shares of them.
+    about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
+    channel axis, where that decides.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Collective:
     shares: tuple[int, ...] = ()
     per_sample: bool = False
     arrays: tuple[str, ...] = ()
+    by_place: tuple[int, ...] = ()
 
     def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.
@@ -213,6 +215,9 @@ class Plan:
         if collective.arrays:
             arrays = {array.name: array for array in self.arrays}
             own = sum(self.owned(arrays[name], rank).numel for name in collective.arrays)
+            collective = replace(collective, numel=own)
+        if collective.by_place:
+            own = collective.by_place[mesh.place(rank, "channel")]
             collective = replace(collective, numel=own)
         return collective.sent_bytes(len(group), group.index(rank), samples)
 

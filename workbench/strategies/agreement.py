@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from workbench.mesh import shares
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
 from workbench.traced import Array
 
@@ -26,7 +27,7 @@ def agree(plan: Plan) -> Plan:
         plan,
         buckets=tuple(bucket for bucket, _ in buckets),
         collectives=(
-            *(_initial_value(plan, array, axes) for array in plan.arrays),
+            *(_initial_value(array, axes) for array in plan.arrays),
             *plan.collectives,
             *(sums for planned in plan.layers for sums in _layer_sums(plan, planned)),
             *_loss_weight(plan, axes),
@@ -59,37 +60,26 @@ def gradient_buckets(
     parameter larger than a bucket has one to itself. The arrays of a bucket are a rank's shares.
     """
     buckets: list[tuple[tuple[str, ...], list[Array]]] = []
+    latest: dict[tuple[tuple[str, ...], int], list[Array]] = {}
     for array in reversed([a for a in plan.arrays if a.trainable]):
         cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
         over = tuple(axis for axis in axes if axis not in cutting)
         share = plan.owned(array, 0)
-        last = buckets[-1] if buckets else None
-        fits = (
-            last is not None
-            and last[0] == over
-            and last[1][0].itemsize == array.itemsize
-            and sum(a.nbytes for a in last[1]) + share.nbytes <= BUCKET_BYTES
-        )
-        if fits and last is not None:
-            last[1].append(share)
+        last = latest.get((over, array.itemsize))
+        if last is not None and sum(a.nbytes for a in last) + share.nbytes <= BUCKET_BYTES:
+            last.append(share)
         else:
-            buckets.append((over, [share]))
+            latest[over, array.itemsize] = [share]
+            buckets.append((over, latest[over, array.itemsize]))
     return tuple(
         (Bucket(tuple(a.name for a in found), over), tuple(found)) for over, found in buckets
     )
 
 
-def _initial_value(plan: Plan, array: Array, axes: tuple[str, ...]) -> Collective:
-    cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
-    return Collective(
-        f"{array.name}, initial value",
-        "broadcast",
-        tuple(axis for axis in axes if axis not in cutting),
-        array.numel,
-        array.itemsize,
-        "start",
-        arrays=(array.name,),
-    )
+def _initial_value(array: Array, axes: tuple[str, ...]) -> Collective:
+    """Return the broadcast of a whole parameter, of which ranks then keep their share."""
+    name = f"{array.name}, initial value"
+    return Collective(name, "broadcast", axes, array.numel, array.itemsize, "start")
 
 
 def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
@@ -114,9 +104,19 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
+                    by_place=_by_channels(plan, planned, sums.numel),
                 )
             )
     return found
+
+
+def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
+    """Return the numbers of each place on the channel axis where a layer has some channels."""
+    if planned.layer.role != "channelwise" or not any(c.axis == "channel" for c in planned.input):
+        return ()
+    channels = planned.layer.input_shape[1]
+    each, rest = divmod(numel, channels)
+    return tuple(each * size + rest for size in shares(channels, plan.mesh.degree("channel")))
 
 
 def _loss_weight(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:

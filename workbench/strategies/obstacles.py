@@ -48,7 +48,6 @@ def check_layers(plan: Plan, labels: set[str]) -> None:
                 label for label in labels if any(_carries(own, {label}) for own in array.labels)
             }
             if carried and carried != labels:
-                ranks = plan.mesh.degree("spatial")
                 raise PlanError(
                     f"{plan.mesh} cuts {_dims(labels)}, and at layer {layer.name!r} only "
                     f"{_dims(carried)} is left to cut; use spatial={plan.mesh.degree('spatial')}, "
