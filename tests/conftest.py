@@ -20,6 +20,17 @@ def _nothing_is_left() -> Iterator[None]:
     assert left, [p.cmdline() for p in set(descendants()) - before if p.is_running()]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many cases of operator parallelism were compared with serial."""
+    from operator_cases import counted
+
+    if counted:
+        terminalreporter.write_line(
+            f"operator parallelism: {counted['equal']:,} cases equal serial, "
+            f"{counted['refused']:,} were refused with a sentence"
+        )
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Two workers of our own, one torch thread per rank; the same for all tests that ask."""

@@ -16,13 +16,13 @@ from workbench.errors import PlanError
 from workbench.verify import verify
 
 EXAMPLES = {
-    "convolution": 560,
-    "transposed convolution": 340,
-    "pooling": 360,
-    "adaptive pooling": 220,
-    "resampling": 260,
-    "padding": 240,
-    "norm": 240,
+    "convolution": 900,
+    "transposed convolution": 500,
+    "pooling": 500,
+    "adaptive pooling": 350,
+    "resampling": 400,
+    "padding": 350,
+    "norm": 400,
 }
 QUIETLY = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 

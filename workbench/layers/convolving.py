@@ -121,13 +121,9 @@ class Convolve(torch.autograd.Function):
         received = dict(zip(ctx.owners, messages, strict=True))
         share: ConvolutionShare = ctx.share
         wanted = ctx.needs_input_grad
-        grad = grads[0]
-        bias = None
-        if ctx.has_bias and wanted[2]:
-            bias = grad.sum([0, *range(2, grad.dim())])
+        wanted = (*wanted[:2], ctx.has_bias and wanted[2])
         way = _backward_by_own_rows if share.edges is not None else _backward_by_padded_rows
-        of_x, of_weight = way(share, grad, x, weight, received, ctx.groups, wanted)
-        return of_x, of_weight, bias, None, None
+        return *way(share, grads[0], x, weight, received, ctx.groups, wanted), None, None
 
 
 def _backward_by_padded_rows(
@@ -138,25 +134,26 @@ def _backward_by_padded_rows(
     received: Mapping[int, Tensor],
     groups: int,
     wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    bias = grad.sum([0, *range(2, grad.dim())]) if wanted[2] else None
     needed = share.fetch.assemble(x, received).detach().requires_grad_(wanted[0])
     own_weight = weight.detach().requires_grad_(wanted[1])
     asked = [tensor for tensor in (needed, own_weight) if tensor.requires_grad]
     if not asked:
-        return None, None
+        return None, None, bias
     with torch.enable_grad():
         out = _outputs(share, _padded(share, needed), own_weight, None, groups)
     found = iter(torch.autograd.grad(out, asked, grad, allow_unused=True))
     of_needed = next(found) if wanted[0] else None
     of_weight = next(found) if wanted[1] else None
     if not wanted[0]:
-        return None, of_weight
+        return None, of_weight, bias
     if of_needed is None:
         of_needed = torch.zeros_like(needed)
     finish = share.fetch.start_back(share.fetch.pieces(of_needed), of_needed, x.shape)
     of_x = share.fetch.own_gradient(of_needed, x.shape)
     share.fetch.add(of_x, finish())
-    return of_x, of_weight
+    return of_x, of_weight, bias
 
 
 # The fast way: own rows as they lie, and small convolutions at the edges.
@@ -245,7 +242,7 @@ def _backward_by_own_rows(
     received: Mapping[int, Tensor],
     groups: int,
     wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     assert share.edges is not None
     fetch, none = share.fetch, [0] * len(share.padding)
     dim = fetch.dims[0]
@@ -278,21 +275,25 @@ def _backward_by_own_rows(
         wide = grad.new_zeros([rows_out if d == dim else n for d, n in enumerate(grad.shape)])
         wide.narrow(dim, first, grad.shape[dim]).copy_(grad)
         grad = wide
-    of_x, of_weight, _ = _convolution_backward(
+    of_x, of_weight, of_bias = _convolution_backward(
         grad,
         x,
         weight,
-        None,
+        [weight.shape[0]],
         share.stride,
         padding,
         share.dilation,
         False,
         none,
         groups,
-        [wanted[0], wanted[1], False],
+        list(wanted[:3]),
     )
     for more in of_edges:
         of_weight += more
     if finish is not None:
         fetch.add(of_x, finish())
-    return (of_x if wanted[0] else None), (of_weight if wanted[1] else None)
+    return (
+        of_x if wanted[0] else None,
+        of_weight if wanted[1] else None,
+        of_bias if wanted[2] else None,
+    )

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from workbench.mesh import shares
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
-from workbench.traced import Array
+from workbench.traced import Array, Sums
 
 BUCKET_BYTES = 32 * 2**20
 RECORD_NUMBERS = 3  # loss, ranks that were told to stop, ranks that failed
@@ -84,10 +84,8 @@ def _initial_value(array: Array, axes: tuple[str, ...]) -> Collective:
 
 def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
     """Return what a layer's statistics cost, over the axes that cut what they are taken of."""
-    if planned.choice == "gather":
-        return []
     layer, found = planned.layer, []
-    carried = [cut.axis for cut in planned.input]
+    carried = [] if planned.choice == "gather" else [cut.axis for cut in planned.input]
     for sums in layer.sums:
         axes = {c.axis for c in plan.cut_labels if c.label in sums.labels and c.axis in carried}
         together = plan.option("batch_norm", "synchronized") != "local"
@@ -99,7 +97,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     f"{layer.name}: {sums.name}",
                     sums.operation,
                     tuple(axis for axis, _ in plan.mesh.axes if axis in axes),
-                    sums.numel,
+                    sums.numel * _rows_per_sample(plan, planned, sums),
                     layer.itemsize,
                     sums.phase,
                     times=plan.batch.accumulate,
@@ -108,6 +106,12 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                 )
             )
     return found
+
+
+def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:
+    """Return how many rows of dim 0 a layer has for each sample of the batch."""
+    shape = planned.layer.input_shape
+    return max(1, shape[0] // plan.batch.size) if sums.per_sample and shape else 1
 
 
 def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:

@@ -213,7 +213,9 @@ def _collectives(plan: Plan, planned: LayerPlan) -> list[Collective]:
             per_sample=per_sample,
         )
         back = replace(there, name=f"{name}: gradients of outputs", phase="backward")
-        return [there, back] if layer.results[0].gradient else [there]
+        learns = [p.trainable for p in layer.parameters if p.name.split(".")[-1] == "weight"]
+        flows = layer.arguments[0].gradient or all(learns)
+        return [there, back] if flows and layer.results[0].gradient else [there]
     return _halos(plan, planned)
 
 

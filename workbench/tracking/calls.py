@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class _Open:
     arguments: tuple[Traced, ...] = ()
     carrier: Carrier | None = None
     opaque: bool = False
+    inner: Carrier | None = None
+    sums: list[Sums] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +105,8 @@ class Calls:
         if not self.watch.blind:
             call.opaque = self.names[module] in self.opaque
             call.carrier = None if call.opaque else _carrier_of(module)
+        elif any(other.opaque for other in self._open):
+            call.inner = _carrier_of(module)
         if call.opaque or call.carrier:
             for x in given:
                 for tag in tags_of(x):
@@ -128,12 +132,25 @@ class Calls:
         declared = self._answer(call, output)
         if (call.opaque or call.carrier) and self.watch.inputs:
             self.returned.setdefault(module, []).append(spec_of(output, tags_of))
-        if any(other.opaque for other in self._open):
+        if enclosing := [other for other in self._open if other.opaque]:
+            if call.inner is not None and tensors_in(output):
+                enclosing[0].sums += self._over_batch(call, tensors_in(output)[0])
             return
         is_leaf = next(module.children(), None) is None
         own = self._arrays.get(self.names[module], ())
         if call.opaque or call.carrier or is_leaf or own or flops > call.inside:
             self._add(call, output, own, flops - call.inside, declared)
+
+    def _over_batch(self, call: _Open, output: Tensor) -> list[Sums]:
+        """Return what a layer inside one that runs whole still exchanges over the batch."""
+        assert call.inner is not None
+        said = call.inner.declare(call.module, call.arguments, tuple(output.shape))
+        name = self.names[call.module]
+        return [
+            replace(sums, name=f"{name}, {sums.name}", labels=())
+            for sums in said.sums
+            if sums.over_batch
+        ]
 
     def _answer(self, call: _Open, output: Any) -> Declared | None:
         """Tag what a layer returns that answers for itself."""
@@ -194,6 +211,7 @@ class Calls:
             batch_statistics=any(uses_batch_statistics(m) for m in inside),
             arguments=call.arguments,
             results=tuple(_traced(x) for x in outs),
+            sums=tuple(call.sums),
             role="opaque" if call.opaque else "plain",
         )
         if said is not None:
