@@ -90,16 +90,19 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     from workbench.profile import profile
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
+    follows = cuts_inputs or start.mesh.degree("channel") > 1
     dims = spatial.dims_asked(start.option("spatial_dims", "largest")) if cuts_inputs else ()
     opaque: frozenset[str] = frozenset()
     while True:
-        found = profile(model, *inputs, dims=dims or None if cuts_inputs else (), opaque=opaque)
+        found = profile(model, *inputs, dims=dims or None if follows else (), opaque=opaque)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":
             return found
         try:
             labels = {c.label for c in spatial.cut_labels(replace(start, inputs=found.inputs))}
         except PlanError:
             return found  # who composes the plan says so
+        if any(mix.random for mix in found.mixes):
+            return found  # whole arrays would not help
         wanted = {mix.layer for mix in found.mixes if labels & _plain(mix.labels)} | {
             layer.name
             for layer in found.layers

@@ -167,7 +167,8 @@ class Mix:
     """Code that mixes positions of a labelled dim, where shares cannot do without each other.
 
     ``layer`` is the module whose ``forward`` does it ("" for the model itself), ``operation`` what
-    it calls, ``labels`` the dims it concerns.
+    it calls, ``labels`` the dims it concerns. Code that draws ``random`` numbers of its own gives
+    others on every rank, on whole arrays too.
     """
 
     layer: str
@@ -175,3 +176,4 @@ class Mix:
     operation: str
     labels: tuple[Label, ...]
     advice: str = ""
+    random: bool = False

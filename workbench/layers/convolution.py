@@ -81,7 +81,8 @@ def build(module: nn.Module, seat: Seat) -> Forward | None:
             _check_output_size(seat, call, share, output_size)
         batched = input.dim() == len(share.windows) + 2
         x = input if batched else input.unsqueeze(0)
-        out = convolve(share, x, module.weight, module.bias, _groups(module, x, module.weight))
+        weight = module.weight  # read once: a parametrization computes it anew each time
+        out = convolve(share, x, weight, module.bias, _groups(module, x, weight))
         return out if batched else out.squeeze(0)
 
     return forward

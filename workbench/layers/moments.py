@@ -265,8 +265,9 @@ def _build_last_dims(module: nn.Module, seat: Seat) -> Forward | None:
                 return parameter
             return split(parameter, ranges[-number:], range(number))
 
-        if module.weight is not None:
-            scaled = scaled * mine(module.weight)
+        weight = module.weight
+        if weight is not None:
+            scaled = scaled * mine(weight)
         bias = getattr(module, "bias", None)
         return scaled if bias is None else scaled + mine(bias)
 

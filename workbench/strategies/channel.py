@@ -47,6 +47,10 @@ def cut(plan: Plan) -> Plan:
             f"{plan.mesh} cuts channels and positions of the same arrays, which is not offered; "
             f"use spatial={degree * plan.mesh.degree('spatial')}, or data with one of the two."
         )
+    for mix in plan.mixes:
+        if mix.random:
+            where = f"layer {mix.layer!r} ({mix.kind})" if mix.layer else f"{mix.kind}.forward"
+            raise PlanError(f"{plan.mesh}: {where} draws {mix.operation}; {mix.advice}.")
     found = [c for planned in plan.layers if (c := _convolution(planned.layer, degree))]
     if not found:
         raise PlanError(_nothing_to_split(plan, degree))

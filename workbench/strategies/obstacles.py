@@ -23,6 +23,8 @@ def check_mixes(plan: Plan, labels: set[str]) -> None:
         if hit and not only_flat:  # a flattened dim can still be gathered where it is made
             where = f"Layer {mix.layer!r} ({mix.kind})" if mix.layer else f"{mix.kind}.forward"
             advice = f" {mix.advice[0].upper()}{mix.advice[1:]}." if mix.advice else ""
+            if mix.random:
+                raise PlanError(f"{plan.mesh}: {where} draws {mix.operation}.{advice}")
             raise PlanError(
                 f"{plan.mesh} cuts {_dims(hit)} of the input, and {where} mixes its positions: "
                 f'{mix.operation}.{advice} Or give fallback="gather", which runs that layer on '

@@ -211,8 +211,9 @@ def random(op: Operation, everywhere: Sequence[Label]) -> list[list[Tag]]:
     if hit:
         op.mix(
             hit,
-            f"{op.said}: random numbers, which every rank draws for itself",
+            f"random numbers ({op.said}), and every rank draws others",
             advice="use nn.Dropout, which draws the same for every number of ranks",
+            random=True,
         )
     rest: Tag = Lost(frozenset(hit)) if hit else ""
     return [[rest if tag in ("", EVEN) else tag for tag in tags] for tags in nothing_left(op)]

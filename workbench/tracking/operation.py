@@ -46,7 +46,7 @@ class Operation:
         tensors: Sequence[Tensor],
         results: Sequence[Tensor],
         names: Names,
-        report: Callable[[Sequence[Label], str, str], Mix | None],
+        report: Callable[[Sequence[Label], str, str, bool], Mix | None],
     ) -> None:
         self.name, self.given, self.tensors, self.results = name, given, tensors, results
         self.names, self._report = names, report
@@ -77,6 +77,7 @@ class Operation:
         what: str = "",
         concerned: Sequence[int] = (),
         advice: str = "",
+        random: bool = False,
     ) -> None:
         """Report that ``labels`` are mixed here."""
         found = self.names.all(labels)
@@ -86,9 +87,8 @@ class Operation:
             if concerned
             else ""
         )
-        self._report(
-            found, what or f"{self.said}{where}", advice or advice_for(self.said, dims, concerned)
-        )
+        advice = advice or advice_for(self.said, dims, concerned)
+        self._report(found, what or f"{self.said}{where}", advice, random)
 
     def merged(self, parts: tuple[tuple[Tag, int], ...]) -> Merged:
         """Return the tag of dims that are merged here, with what to say if that is no good."""
@@ -97,7 +97,7 @@ class Operation:
         return Merged(parts, self._origin(f"{name} to {shape}"))
 
     def _origin(self, what: str) -> Mix | None:
-        return self._report((), what, "use nn.Flatten")
+        return self._report((), what, "use nn.Flatten", False)
 
 
 def tags_of(x: Tensor) -> Tags:

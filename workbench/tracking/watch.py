@@ -94,10 +94,12 @@ class Watch(TorchDispatchMode):
             self._watch(func, args, kwargs, result)
         return result
 
-    def report(self, labels: Sequence[Label], operation: str, advice: str) -> Mix:
+    def report(
+        self, labels: Sequence[Label], operation: str, advice: str, random: bool = False
+    ) -> Mix:
         """Note that code mixes ``labels``, if it does so to any, and return what was noted."""
         layer, kind = self.where()
-        mix = Mix(layer, kind, operation, tuple(labels), advice)
+        mix = Mix(layer, kind, operation, tuple(labels), advice, random)
         if labels and mix not in self.mixes:
             self.mixes.append(mix)
         return mix
