@@ -86,17 +86,16 @@ def _chosen(
 ) -> tuple[int, ...]:
     asked = dims_asked(plan.option("spatial_dims", "largest"))
     written = str(plan.mesh)
+    if wrong := [dim for dim in asked if dim >= len(source.shape)]:
+        raise PlanError(
+            f"spatial_dims={', '.join(map(str, asked))}: the input of shape {source.shape} has no "
+            f"dim {wrong[0]}; its last is {len(source.shape) - 1}."
+        )
     if not have:
         raise PlanError(
             f"{written} cuts the height, width or depth of the input, and an input of shape "
             f"{source.shape} has none; use data={plan.mesh.degree(AXIS)}, or name the dim that "
             "counts positions, such as spatial_dims=1."
-        )
-    wrong = [dim for dim in asked if dim not in have]
-    if wrong:
-        raise PlanError(
-            f"spatial_dims={', '.join(map(str, asked))}: the input of shape {source.shape} has no "
-            f"dim {wrong[0]} of positions; there is {' and '.join(map(str, have))}."
         )
     if asked and len(asked) != len(grid):
         raise PlanError(
