@@ -16,6 +16,7 @@ import tempfile
 
 import psutil
 import torch
+from comm_threads import check_collectives
 
 from workbench.comm.arguments import REDUCIBLE
 from workbench.comm.comm import Comm, CommError
@@ -77,6 +78,86 @@ def one_is_killed(comm: Comm) -> None:
         comm.all_reduce(torch.ones(100_000), name=f"step {step}")
 
 
+def groups(comm: Comm) -> list[int]:
+    """Check rows and columns of a 2 x 2 mesh; return how many files were open, then and now."""
+    check_collectives(comm)
+    before = len(os.listdir("/proc/self/fd"))
+    row, column = rows_and_columns(comm)
+    alone = comm.split([comm.rank])
+    for each in (row, column, alone, row):
+        check_collectives(each)
+        assert comm.all_reduce(torch.ones(())) == 4
+    value = torch.tensor(float(10**comm.rank))
+    column.all_reduce(row.all_reduce(value))
+    assert value == 1111
+    assert column.sent_bytes is comm.sent_bytes
+    assert listening() in ([], ["127.0.0.1"] * len(listening()))
+    row.close()
+    check_collectives(column)
+    comm.barrier()
+    for group in (column, alone):
+        group.close()
+    return [before, len(os.listdir("/proc/self/fd"))]
+
+
+def rows_and_columns(comm: Comm) -> tuple[Comm, Comm]:
+    """Return the groups of this rank on a 2 x 2 mesh."""
+    row, column = divmod(comm.rank, 2)
+    return comm.split([2 * row, 2 * row + 1]), comm.split([column, column + 2])
+
+
+def groups_differ(comm: Comm) -> None:
+    """Let rank 1 name another group than the others."""
+    comm.split([1] if comm.rank == 1 else [0, 1, 2], name="the mesh")
+
+
+def one_of_a_group_is_killed(comm: Comm) -> None:
+    """Let the last rank die while its row is at work and the other row waits for its columns."""
+    row, column = rows_and_columns(comm)
+    for step in range(1_000_000):
+        if comm.rank == comm.size - 1 and step == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        row.all_reduce(torch.ones(100_000), name=f"step {step}")
+        column.all_reduce(torch.ones(3), name=f"step {step}")
+
+
+def one_dies_before_its_group(comm: Comm) -> None:
+    """Let the last rank die when the groups are agreed on and before its own is formed."""
+    if comm.rank == comm.size - 1:
+        comm._split = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    comm.split(range(comm.size))
+
+
+def two_phases(comm: Comm) -> None:
+    """Compute while messages of any size travel, in both directions."""
+    peers = [peer for peer in range(comm.size) if peer != comm.rank]
+    for numel in (0, 5, 10_000, 400_000):
+        outgoing = {peer: made(comm.rank, numel, torch.float32) for peer in peers}
+        incoming = {peer: torch.empty(numel) for peer in peers}
+        exchange = comm.start_exchange(outgoing, incoming, name=f"{numel} numbers")
+        torch.ones(200, 200).mm(torch.ones(200, 200))
+        for peer, received in exchange.finish().items():
+            assert torch.equal(received, made(peer, numel, torch.float32))
+    assert comm.sent_bytes["exchange"] == 4 * 410_005 * len(peers)
+
+
+def never_finished(comm: Comm) -> None:
+    """Leave exchanges of all sizes unfinished, on a group and on the whole, and close."""
+    group = comm.split(range(comm.size))
+    peer = (comm.rank + 1) % comm.size
+    group.start_exchange({peer: torch.ones(3)}, {peer: torch.ones(3)})
+    left = comm.start_exchange({peer: torch.ones(400_000)}, {peer: torch.ones(400_000)})
+    comm.close()
+    del left
+
+
+def names_differ(comm: Comm) -> None:
+    """Exchange messages of one size under two names."""
+    peer = 1 - comm.rank
+    name = f"conv{comm.rank}"
+    comm.exchange({peer: torch.ones(4)}, {peer: torch.ones(4)}, name=name)
+
+
 def one_is_stopped(comm: Comm) -> None:
     """Let the last rank stop without dying."""
     if comm.rank == comm.size - 1:
@@ -116,7 +197,11 @@ def listening() -> list[str]:
 
 
 LISTENING = socket.create_server(("127.0.0.1", 0))
-CHECKS = (everything, one_is_killed, one_is_stopped, sizes_differ, other_operations, over_tcp)
+CHECKS = (
+    everything, one_is_killed, one_is_stopped, sizes_differ, other_operations, over_tcp, groups,
+    groups_differ, one_of_a_group_is_killed, one_dies_before_its_group, two_phases, never_finished,
+    names_differ,
+)  # fmt: skip
 TIMEOUT_S = 20.0
 
 

@@ -81,6 +81,68 @@ def test_disagreement_is_an_error_and_no_crash(ranks, backend, check, words):
     assert all(words in said and "asked for" in said for _, said in answers)
 
 
+@on_both
+@pytest.mark.timeout(60)
+def test_groups_of_processes(ranks, backend):
+    for status, said in ranks(backend, 4, "groups"):
+        assert status == 0
+        if backend == "shared memory":
+            before, now = said
+            assert now == before
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_groups_that_do_not_fit_are_refused_by_all(ranks, backend):
+    for rank, (status, said) in enumerate(ranks(backend, 3, "groups_differ")):
+        assert status == 75 << 8
+        words = "rank 0 names the group [0, 1, 2], rank 1 the group [1]"
+        assert said == f"rank {rank}, split of 'the mesh': {words}"
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_a_killed_rank_is_noticed_in_its_groups(ranks, backend):
+    *survivors, killed = ranks(backend, 4, "one_of_a_group_is_killed")
+    assert killed == (9, None)
+    assert [status for status, _ in survivors] == [75 << 8] * 3
+    assert "rank 3" in survivors[2][1]
+    assert "is gone" in survivors[2][1]
+    assert all("all_reduce of 'step" in said for _, said in survivors)
+
+
+@pytest.mark.timeout(15)  # less than the time limit of the ranks
+def test_a_rank_that_dies_while_groups_form_is_noticed(ranks):
+    *survivors, killed = ranks("shared memory", 3, "one_dies_before_its_group")
+    assert killed == (9, None)
+    for status, said in survivors:
+        assert status == 75 << 8
+        assert "rank 2" in said
+        assert "is gone" in said
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_processes_compute_while_messages_travel(ranks, backend):
+    assert ranks(backend, 3, "two_phases") == [(0, None)] * 3
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_an_unfinished_exchange_holds_no_process(ranks, backend):
+    assert ranks(backend, 2, "never_finished") == [(0, None)] * 2
+
+
+@on_both
+@pytest.mark.timeout(60)
+def test_a_message_of_another_name_is_refused(ranks, backend):
+    answers = ranks(backend, 2, "names_differ")
+    assert [status for status, _ in answers] == [75 << 8] * 2
+    named = [said for _, said in answers if "message of 4 float32 named #" in said]
+    assert named
+    assert all(f"exchange of 'conv{rank}'" in said for rank, (_, said) in enumerate(answers))
+
+
 @pytest.mark.timeout(60)
 def test_ranks_meet_at_a_socket_that_was_bound_before(ranks):
     for status, listening in ranks("gloo", 2, "over_tcp"):

@@ -306,7 +306,8 @@ def _difference(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> float |
             return float("inf")
         if a.numel() == 0:
             continue
-        gaps = torch.where(a == b, 0.0, (a.double() - b.double()).abs())  # equal infinities too
+        same = (a == b) | (a.isnan() & b.isnan())  # equal infinities, and no number in both
+        gaps = torch.where(same, 0.0, (a.double() - b.double()).abs())
         gap = float(gaps.nan_to_num(float("inf")).max())
         largest = max(gap, largest or 0.0)
     return largest

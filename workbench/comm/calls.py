@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from zlib import crc32
 
 import torch
 
 OPERATIONS = (
     "start", "barrier", "allocate", "all_reduce", "reduce_scatter", "all_gather", "broadcast",
-    "message",
+    "message", "split",
 )  # fmt: skip
 REDUCTIONS = ("", "sum", "max", "min")
 DTYPES = (
@@ -20,7 +21,7 @@ PLACE_BITS = 40
 """A place in allocated memory: which allocation, counted from 1, then this many bits of offset."""
 
 Call = tuple[int, int, int]
-"""Code of operation, reduction and dtype; number of elements; root or place, 0 if neither."""
+"""Code of operation, reduction and dtype; number of elements; root, place or name, 0 if none."""
 
 
 @cache
@@ -31,6 +32,11 @@ def code(operation: str, reduction: str = "", dtype: torch.dtype | None = None) 
         + REDUCTIONS.index(reduction) * 1_000
         + DTYPES.index(dtype)
     )
+
+
+def message(name: str | None, dtype: torch.dtype, numel: int) -> Call:
+    """Return what labels a message: both ends must give the same."""
+    return code("message", "", dtype), numel, crc32((name or "").encode())
 
 
 def in_words(call: Call) -> str:
@@ -47,9 +53,11 @@ def in_words(call: Call) -> str:
         return f"start of {numel} ranks"
     if text == "broadcast":
         text += f" from rank {place}"
-    elif place:
+    elif place and text != "message":
         text += f" in allocated memory ({place >> PLACE_BITS}, byte {place % (1 << PLACE_BITS)})"
     if DTYPES[dtype] is not None:
-        items = "" if text == "all_gather" else f"{numel} "
+        items = "" if text in ("all_gather", "split") else f"{numel} "
         text += f" of {items}{str(DTYPES[dtype]).removeprefix('torch.')}"
+    if OPERATIONS[operation - 1] == "message":
+        text += f" named #{place:08x}" if place else " without a name"
     return text

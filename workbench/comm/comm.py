@@ -39,8 +39,8 @@ class Comm(Booked, ABC):
     Every rank calls the same method in the same order with tensors of the same dtype and size
     (except where said otherwise); a rank that does not is told so by :class:`CommError`. Tensors
     may have any layout, any dtype and any size, 0 included. ``name`` says what a call is for, in
-    spans and in errors. One thread at a time may use a communicator. Every call is
-    booked on ``account``, see :class:`workbench.comm.account.Account`.
+    spans and in errors. One thread at a time may use a communicator. Every call is booked on
+    ``account``, see :class:`workbench.comm.account.Account`.
 
     Attributes
     ----------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from workbench.comm.calls import code, in_words
+from workbench.comm.calls import in_words, message
 from workbench.comm.segment import Late, Segment, fence
 
 RING = 4
@@ -17,39 +18,52 @@ RING = 4
 
 ENVELOPE_BYTES = 1 << 17
 
-PUT_WORD, TAKEN_WORD, LABEL_WORD, RING_WORDS = 0, 8, 16, 32
 LABEL_WORDS = 3
-"""What a message is, how many numbers it has, and a hash of its name."""
+"""Words that say which message begins in an envelope: see :func:`workbench.comm.calls.message`."""
 
+PUT_WORD, TAKEN_WORD, LABELS_WORD, RING_WORDS = 0, 8, 16, 32
 """Words of a ring: envelopes put in so far (a cache line that the sender writes), envelopes taken
-out so far (one that the receiver writes), and three words per envelope that label its message."""
+out so far (one that the receiver writes), and the labels of all envelopes."""
+
+
+class _Ring:
+    """The envelopes from one rank to another, and their words."""
+
+    def __init__(self, words: memoryview, memory: Tensor) -> None:
+        self.words = words
+        self._memory = memory
+        self._starts: dict[int, list[Tensor]] = {}
+
+    def envelope(self, number: int, nbytes: int) -> Tensor:
+        """Return the first bytes of an envelope."""
+        starts = self._starts.get(nbytes)
+        if starts is None:
+            if len(self._starts) > 100:
+                self._starts.clear()
+            self._starts[nbytes] = starts = [each[:nbytes] for each in self._memory]
+        return starts[number % RING]
 
 
 class _Message:
     """One message under way: what the two ends have in common."""
 
-    def __init__(
-        self, peer: int, flat: Tensor, name: int, words: memoryview, memory: Tensor
-    ) -> None:
+    def __init__(self, peer: int, flat: Tensor, name: str | None, ring: _Ring) -> None:
         self.peer = peer
-        self._bytes = flat.view(torch.uint8)
-        self._label = (code("message", "", flat.dtype), flat.numel(), name)
-        self._words = words
-        self._memory = memory
-        self._left = max(1, -(-self._bytes.numel() // ENVELOPE_BYTES))
+        self.begun = self.done = False
+        self._label = message(name, flat.dtype, flat.numel())
+        self._ring = ring
+        self._words = ring.words
+        nbytes = flat.numel() * flat.element_size()
+        in_bytes = flat.view(torch.uint8)
+        self._pieces = [in_bytes] if nbytes <= ENVELOPE_BYTES else in_bytes.split(ENVELOPE_BYTES)
         self._at = 0
-        self.begun = False
-
-    @property
-    def done(self) -> bool:
-        return self._left == 0
 
     def _next(self) -> Tensor:
         """Return the message's bytes for the next envelope, and count that envelope."""
-        piece = self._bytes[self._at : self._at + ENVELOPE_BYTES]
-        self._at += piece.numel()
-        self._left -= 1
+        piece = self._pieces[self._at]
+        self._at += 1
         self.begun = True
+        self.done = self._at == len(self._pieces)
         return piece
 
 
@@ -60,16 +74,15 @@ class _Outgoing(_Message):
     def move(self) -> None:
         """Put one envelope into the ring."""
         fence()
-        number = self._words[PUT_WORD]
-        slot = number % RING
+        words = self._words
+        number = words[PUT_WORD]
         if not self.begun:
-            label = LABEL_WORD + LABEL_WORDS * slot
-            for offset, value in enumerate(self._label):
-                self._words[label + offset] = value
+            label = LABELS_WORD + LABEL_WORDS * (number % RING)
+            words[label], words[label + 1], words[label + 2] = self._label
         piece = self._next()
-        self._memory[slot, : piece.numel()].copy_(piece)
+        self._ring.envelope(number, piece.numel()).copy_(piece)
         fence()
-        self._words[PUT_WORD] = number + 1
+        words[PUT_WORD] = number + 1
 
 
 class _Incoming(_Message):
@@ -79,21 +92,19 @@ class _Incoming(_Message):
     def move(self) -> None:
         """Take one envelope out of the ring; raise ValueError if it is not what was expected."""
         fence()
-        number = self._words[TAKEN_WORD]
-        slot = number % RING
+        words = self._words
+        number = words[TAKEN_WORD]
         if not self.begun:
-            label = LABEL_WORD + LABEL_WORDS * slot
-            found = tuple(self._words[label + offset] for offset in range(LABEL_WORDS))
+            label = LABELS_WORD + LABEL_WORDS * (number % RING)
+            found = (words[label], words[label + 1], words[label + 2])
             if found != self._label:
-                named = "" if found[2] == self._label[2] else " of another name"
                 raise ValueError(
-                    f"rank {self.peer} sent a {in_words((found[0], found[1], 0))}{named} where a "
-                    f"{in_words((self._label[0], self._label[1], 0))} was expected"
+                    f"sent a {in_words(found)} where a {in_words(self._label)} was expected"
                 )
         piece = self._next()
-        piece.copy_(self._memory[slot, : piece.numel()])
+        piece.copy_(self._ring.envelope(number, piece.numel()))
         fence()
-        self._words[TAKEN_WORD] = number + 1
+        words[TAKEN_WORD] = number + 1
 
 
 class Mailbox:
@@ -123,6 +134,7 @@ class Mailbox:
         size = segment.size
         memory = segment.bytes[bytes_start:][: self.nbytes(size)]
         self._memory = memory.view(size * size, RING, ENVELOPE_BYTES)
+        self._rings: dict[int, _Ring] = {}
 
     @staticmethod
     def words(size: int) -> int:
@@ -135,41 +147,41 @@ class Mailbox:
         return size * size * RING * ENVELOPE_BYTES
 
     def start(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], name: int
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], name: str | None
     ) -> Callable[[], tuple[float, float]]:
         """Begin to move all messages, as far as that goes without waiting.
 
-        ``name`` is a number of 32 bits that both ends must give. What this returns moves the rest,
-        and returns when waiting began and ended: waiting ends when the first envelope of every
-        message has gone through.
+        What this returns moves the rest, and returns when waiting began and ended: waiting ends
+        when the first envelope of every message has gone through.
         """
         me = self._segment.rank
         moving: list[_Outgoing | _Incoming] = [
-            *(_Outgoing(to, flat, name, *self._ring(me, to)) for to, flat in outgoing.items()),
-            *(_Incoming(frm, flat, name, *self._ring(frm, me)) for frm, flat in incoming.items()),
+            *(_Outgoing(to, flat, name, self._ring(me, to)) for to, flat in outgoing.items()),
+            *(_Incoming(frm, flat, name, self._ring(frm, me)) for frm, flat in incoming.items()),
         ]
         self._move(moving)
-        return lambda: self._finish(moving)
+        return partial(self._finish, moving)
 
     def _move(self, moving: list[_Outgoing | _Incoming]) -> None:
         """Move every message as far as it goes."""
-        for message in moving:
-            while not message.done and message.can_move():
+        for each in moving:
+            while not each.done and each.can_move():
                 try:
-                    message.move()
+                    each.move()
                 except ValueError as mismatch:
-                    self._fail(str(mismatch))
+                    self._fail(f"rank {self._segment.ranks[each.peer]} {mismatch}")
 
     def _finish(self, moving: list[_Outgoing | _Incoming]) -> tuple[float, float]:
         waited_from = waited_to = 0.0
         while True:
             self._move(moving)
-            if waited_from and not waited_to and all(message.begun for message in moving):
+            moving = [each for each in moving if not each.done]
+            all_begun = all(each.begun for each in moving)
+            if waited_from and not waited_to and all_begun:
                 waited_to = perf_counter()
-            moving = [message for message in moving if not message.done]
             if not moving:
                 return waited_from, waited_to
-            if not waited_from and not all(message.begun for message in moving):
+            if not waited_from and not all_begun:
                 waited_from = perf_counter()
             self._wait(moving)
 
@@ -177,15 +189,21 @@ class Mailbox:
         """Wait until any of the messages can move."""
 
         def missing() -> list[int]:
-            stuck = [message.peer for message in moving if not message.can_move()]
-            return stuck if len(stuck) == len(moving) else []
+            for each in moving:
+                if each.can_move():
+                    return []
+            return [each.peer for each in moving]
 
         try:
             self._segment.wait(missing, self._timeout_s)
         except Late as late:
             self._fail(str(late))
 
-    def _ring(self, source: int, to: int) -> tuple[memoryview, Tensor]:
+    def _ring(self, source: int, to: int) -> _Ring:
         pair = source * self._segment.size + to
-        start = self._words_start + pair * RING_WORDS
-        return self._segment.words[start : start + RING_WORDS], self._memory[pair]
+        ring = self._rings.get(pair)
+        if ring is None:
+            start = self._words_start + pair * RING_WORDS
+            words = self._segment.words[start : start + RING_WORDS]
+            self._rings[pair] = ring = _Ring(words, self._memory[pair])
+        return ring

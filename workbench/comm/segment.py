@@ -13,7 +13,7 @@ import mmap
 import os
 import platform
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 
 import torch
@@ -71,11 +71,28 @@ class Segment:
         The part with flags and counters as unsigned 64-bit words. A word has one writer.
     bytes:
         The whole first mapping as a uint8 tensor.
+
+    Parameters
+    ----------
+    ranks:
+        What sentences call the ranks; for a group their numbers in the first communicator.
+    parent:
+        For a group, the segment of the communicator it was split from, which watches the peers.
     """
 
-    def __init__(self, rank: int, size: int, fd: int, words: int, nbytes: int) -> None:
+    def __init__(
+        self,
+        rank: int,
+        fd: int,
+        words: int,
+        nbytes: int,
+        ranks: Sequence[int],
+        parent: Segment | None = None,
+    ) -> None:
         self.rank = rank
-        self.size = size
+        self.size = len(ranks)
+        self.ranks = ranks
+        self._parent = parent
         self._fd = os.dup(fd)
         self.end = 0
         mapped = self.grow(nbytes)
@@ -118,7 +135,7 @@ class Segment:
             try:
                 pidfd = pidfd_open(pid)
             except ProcessLookupError:
-                raise Late(f"rank {peer} (pid {pid}) is gone") from None
+                raise Late(f"rank {self.ranks[peer]} (pid {pid}) is gone") from None
             except OSError:
                 continue  # no pidfd here (old kernel, sandbox): the time limit remains
             self._alive.register(pidfd, select.POLLIN)
@@ -129,12 +146,15 @@ class Segment:
         return self.words[rank * BLOCK_WORDS + PID_WORD]
 
     def gone(self) -> dict[int, str]:
-        """Return the peers that will do nothing more, each with a sentence."""
-        dead = [self._peer_of_pidfd[pidfd] for pidfd, _ in self._alive.poll(0)]
-        found = {peer: f"rank {peer} (pid {self.pid(peer)}) is gone" for peer in dead}
-        for peer in range(self.size):
+        """Return who will do nothing more, by their numbers in ``ranks``, each with a sentence."""
+        found = {} if self._parent is None else self._parent.gone()
+        for pidfd, _ in self._alive.poll(0):
+            peer = self._peer_of_pidfd[pidfd]
+            number = self.ranks[peer]
+            found[number] = f"rank {number} (pid {self.pid(peer)}) is gone"
+        for peer, number in enumerate(self.ranks):
             if self.words[peer * BLOCK_WORDS + CLOSED_WORD]:
-                found.setdefault(peer, f"rank {peer} has closed its communicator")
+                found.setdefault(number, f"rank {number} has closed its communicator")
         return found
 
     def wait(self, missing: Callable[[], list[int]], timeout_s: float) -> None:
@@ -157,7 +177,8 @@ class Segment:
                 look_again = now + 0.05
                 gone = self.gone()
                 # Read again: a peer may have done its part and then gone.
-                if reasons := [gone[peer] for peer in missing() if peer in gone]:
+                still_late = [self.ranks[peer] for peer in missing()] if gone else []
+                if reasons := [gone[number] for number in still_late if number in gone]:
                     raise Late(reasons[0])
             if now > start + timeout_s:
                 raise Late(self._not_come(late, timeout_s))
@@ -170,8 +191,10 @@ class Segment:
                 sleep(0.000001 if now < start + SHORT_NAPS_S else 0.0005)
 
     def _not_come(self, late: list[int], timeout_s: float) -> str:
-        who = [f"rank {peer} (pid {self.pid(peer)})" if self.pid(peer) else f"rank {peer}"
-               for peer in late]  # fmt: skip
+        who = [
+            f"rank {self.ranks[peer]}" + (f" (pid {pid})" if (pid := self.pid(peer)) else "")
+            for peer in late
+        ]
         return f"{', '.join(who)} did not come within {timeout_s:g} s"
 
     def close(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from zlib import crc32
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from workbench.comm.arguments import ReduceOp
 from workbench.comm.arithmetic import reduce_in_rank_order
 from workbench.comm.calls import Call, code
 from workbench.comm.comm import Comm, CommError
+from workbench.comm.connect import SoloComm
+from workbench.comm.kernel import memfd_create
 from workbench.comm.mailbox import Mailbox
 from workbench.comm.segment import BLOCK_WORDS, PAGE, Late, Segment
 from workbench.comm.staging import SLOT_BYTES, Staging
@@ -34,6 +35,8 @@ class SharedMemoryComm(Comm):
     ----------
     fd:
         A memfd, empty before the first rank comes. The caller may close it afterwards.
+    ranks, parent:
+        For a group: what errors call its ranks, and the segment of the communicator it is from.
 
     Raises
     ------
@@ -43,8 +46,17 @@ class SharedMemoryComm(Comm):
 
     backend = "shared memory"
 
-    def __init__(self, rank: int, size: int, fd: int, timeout_s: float) -> None:
-        super().__init__(rank, size, timeout_s)
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        fd: int,
+        timeout_s: float,
+        *,
+        ranks: Sequence[int] | None = None,
+        parent: Segment | None = None,
+    ) -> None:
+        super().__init__(rank, size, timeout_s, ranks)
         self._others = [other for other in range(size) if other != rank]
         shapes = size * BLOCK_WORDS
         rings = shapes + Staging.words(size)
@@ -52,20 +64,21 @@ class SharedMemoryComm(Comm):
         slots = -(-8 * words // PAGE) * PAGE
         envelopes = slots + Staging.nbytes(size)
         nbytes = envelopes + Mailbox.nbytes(size)
-        self._segment = segment = Segment(rank, size, fd, words, nbytes)
+        self._segment = segment = Segment(rank, fd, words, nbytes, self.ranks, parent)
         self._staging = Staging(segment, shapes, slots, timeout_s, self._fail)
         self._mailbox = Mailbox(segment, rings, envelopes, timeout_s, self._fail)
         self._symmetric = SymmetricMemory(segment)
         try:
             segment.sign_in()
             self._meet((code("start"), size, 0))
-            segment.watch_peers()
-            # Nobody goes on, and perhaps ends, before everybody watches everybody.
-            self._meet((code("start"), size, 0))
+            if parent is None:
+                segment.watch_peers()
+                # Nobody goes on, and perhaps ends, before everybody watches everybody.
+                self._meet((code("start"), size, 0))
         except Late as late:
             self._unusable = str(late)
             self.close()
-            raise CommError(f"rank {rank}, start: {late}") from None
+            raise CommError(f"rank {self.ranks[rank]}, start: {late}") from None
         except CommError:
             self.close()
             raise
@@ -159,7 +172,7 @@ class SharedMemoryComm(Comm):
 
     def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
         staging = self._staging
-        call = (code("all_gather", "", flat.dtype), 0, 0)
+        call = (code(self._operation, "", flat.dtype), 0, 0)
         pieces = _pieces(flat)
         first = staging.put_shape(shape)
 
@@ -190,7 +203,7 @@ class SharedMemoryComm(Comm):
                 piece = pieces[index]
                 staging.slots(sync, torch.uint8, piece.numel())[root].copy_(piece)
 
-        call = (code("broadcast", "", flat.dtype), flat.numel(), root)
+        call = (code("broadcast", "", flat.dtype), flat.numel(), self.ranks[root])
         for index, sync in self._rounds(call, len(pieces), put):
             if self.rank != root:
                 piece = pieces[index]
@@ -202,7 +215,7 @@ class SharedMemoryComm(Comm):
     def _exchange(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
     ) -> Callable[[], None]:
-        finish = self._mailbox.start(outgoing, incoming, crc32((self._name or "").encode()))
+        finish = self._mailbox.start(outgoing, incoming, self._name)
 
         def end() -> None:
             self._wait_start, self._wait_stop = finish()
@@ -210,30 +223,27 @@ class SharedMemoryComm(Comm):
         return end
 
     def _split(self, members: tuple[int, ...]) -> Comm:
-        """Let the first member make a memfd; the others open it by the number of its process."""
-        from workbench.comm.connect import SoloComm
-
-        first = members[0] == self.rank
-        own = os.memfd_create("workbench group", os.MFD_CLOEXEC) if first else -1
+        """Let the first member make a memfd; the others open it by way of its process."""
+        makes = members[0] == self.rank and len(members) > 1
+        fd = memfd_create("workbench group") if makes else -1
         try:
-            told = self._all_gather(torch.tensor([own]), (1,))
+            fds = self._all_gather(torch.tensor([fd]), (1,))
             if len(members) == 1:
                 return SoloComm()
-            fd = own
-            if not first:
-                pid, number = self._segment.pid(members[0]), int(told[members[0]])
-                fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                # Every member has mapped the file when the communicator of any is made.
-                return SharedMemoryComm(members.index(self.rank), len(members), fd, self.timeout_s)
-            finally:
-                if not first:
-                    os.close(fd)
+            if not makes:
+                maker = f"/proc/{self._segment.pid(members[0])}"
+                fd = os.open(f"{maker}/fd/{fds[members[0]].item()}", os.O_RDWR)
+            ranks = [self.ranks[member] for member in members]
+            rank = members.index(self.rank)
+            # It returns when all members have mapped the memory, so nobody needs fd after that.
+            return SharedMemoryComm(
+                rank, len(members), fd, self.timeout_s, ranks=ranks, parent=self._segment
+            )
         except OSError as error:
-            self._fail(f"the memory of the group {list(members)} cannot be shared: {error}")
+            self._fail(f"the memory of the group cannot be opened: {error}")
         finally:
-            if first:
-                os.close(own)
+            if fd >= 0:
+                os.close(fd)
 
     def _allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
         self._meet((code("allocate", "", dtype), numel, 0))

@@ -148,9 +148,10 @@ class Staging:
             word = flag + offset
             if (words[word], words[word + 1], words[word + 2]) != call:
                 theirs = in_words((words[word], words[word + 1], words[word + 2]))
+                ranks = self._segment.ranks
                 self._fail(
-                    f"rank {self.rank} asked for {in_words(call)}, rank {flag // BLOCK_WORDS} for "
-                    f"{theirs}"
+                    f"rank {ranks[self.rank]} asked for {in_words(call)}, "
+                    f"rank {ranks[flag // BLOCK_WORDS]} for {theirs}"
                 )
         return start, stop
 

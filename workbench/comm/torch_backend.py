@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from workbench.comm.arguments import ReduceOp
 from workbench.comm.arithmetic import reduce_in_rank_order
-from workbench.comm.calls import Call, code, in_words
+from workbench.comm.calls import Call, code, in_words, message
 from workbench.comm.comm import Comm, CommError
+from workbench.comm.connect import SoloComm
 from workbench.comm.rendezvous import file_store, tcp_store
 from workbench.mesh import balanced
 
@@ -28,7 +29,7 @@ WHOLE_BYTES = 1 << 16
 LABEL_NUMBERS = 4 + 64
 """What goes before every message: the call, the number of dims and the shape (at most 64 dims)."""
 
-LABEL_TAG, DATA_TAG = 1, 2
+LABEL_TAG, DATA_TAG, FIRST_MESSAGE_TAG = 1, 2, 3
 
 NCCL_DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -57,6 +58,8 @@ class TorchComm(Comm):
         Where the tensors are: "cpu" for gloo, "cuda" or "cuda:1" for NCCL.
     address:
         For gloo, the address of this host on which the other ranks reach it.
+    ranks:
+        For a group: what errors call its ranks.
 
     Raises
     ------
@@ -74,8 +77,9 @@ class TorchComm(Comm):
         *,
         device: str = "cpu",
         address: str = "127.0.0.1",
+        ranks: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(rank, size, timeout_s)
+        super().__init__(rank, size, timeout_s, ranks)
         self.backend: Literal["gloo", "nccl"] = backend
         self._store, self._address, self._splits = store, address, 0
         self.device = torch.device(device)
@@ -94,7 +98,7 @@ class TorchComm(Comm):
             if isinstance(error, CommError):
                 raise
             raise CommError(
-                f"rank {rank}, start: the {size} ranks did not find each other within "
+                f"rank {self.ranks[rank]}, start: the {size} ranks did not find each other within "
                 f"{timeout_s:g} s: {_reason(error)}"
             ) from error
 
@@ -139,7 +143,7 @@ class TorchComm(Comm):
         return self._sum_of(op, parts[self.rank], {other: parts[other] for other in self._others})
 
     def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
-        shapes = self._meet((code("all_gather", "", flat.dtype), 0, 0), shape)
+        shapes = self._meet((code(self._operation, "", flat.dtype), 0, 0), shape)
         gathered = [flat.new_empty(shapes.get(rank, shape)) for rank in range(self.size)]
         gathered[self.rank].view(-1).copy_(flat)
         incoming = {other: gathered[other].view(-1) for other in self._others}
@@ -147,7 +151,7 @@ class TorchComm(Comm):
         return gathered
 
     def _broadcast(self, flat: Tensor, root: int) -> None:
-        self._meet((code("broadcast", "", flat.dtype), flat.numel(), root))
+        self._meet((code("broadcast", "", flat.dtype), flat.numel(), self.ranks[root]))
         if self.rank == root:
             self._move(dict.fromkeys(self._others, flat), {})
         else:
@@ -159,25 +163,37 @@ class TorchComm(Comm):
     def _exchange(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
     ) -> Callable[[], None]:
-        """Send nothing before the end is asked for: a label has to be met first."""
-        name = crc32((self._name or "").encode())
+        sent = {peer: message(self._name, t.dtype, t.numel()) for peer, t in outgoing.items()}
+        expected = {peer: message(self._name, t.dtype, t.numel()) for peer, t in incoming.items()}
+        if self.backend == "nccl":
+            # A GPU that waits for a message computes nothing, so there all begins at the end.
+            def end() -> None:
+                self._swap_labels(sent, expected)
+                self._move(outgoing, incoming)
 
-        def end() -> None:
-            self._swap_labels(
-                {p: (code("message", "", t.dtype), t.numel(), name) for p, t in outgoing.items()},
-                {p: (code("message", "", t.dtype), t.numel(), name) for p, t in incoming.items()},
-            )
-            self._move(outgoing, incoming)
+            return end
 
-        return end
+        labels = {peer: torch.tensor(_label(call, ())) for peer, call in sent.items()}
+        heard = {peer: torch.empty(LABEL_NUMBERS, dtype=torch.int64) for peer in expected}
+        of_labels = self._post(labels, heard, lambda _: LABEL_TAG)
+        # Under a tag of their own, data can only reach who expects the same message.
+        to = self._post(_bytes(outgoing), {}, lambda peer: _tag(sent[peer]))
+        of_data = to + self._post({}, _bytes(incoming), lambda peer: _tag(expected[peer]))
+
+        def wait_for_all() -> None:
+            start = perf_counter()
+            self._wait_for(of_labels)
+            self._wait_start, self._wait_stop = start, perf_counter()
+            self._check_labels(heard, expected)
+            self._wait_for(of_data)
+
+        return wait_for_all
 
     def _split(self, members: tuple[int, ...]) -> Comm:
-        from workbench.comm.connect import SoloComm
-
         self._splits += 1
         if len(members) == 1:
             return SoloComm(self.device_type)
-        name = f"{self._splits}-{'-'.join(map(str, members))}"
+        name = f"group {self._splits} of rank {members[0]}"
         return TorchComm(
             self.backend,
             members.index(self.rank),
@@ -186,10 +202,12 @@ class TorchComm(Comm):
             self.timeout_s,
             device=str(self.device),
             address=self._address,
+            ranks=[self.ranks[member] for member in members],
         )
 
     def _close(self) -> None:
         group, self._group = self._group, None
+        del self._store
         if group is not None and self.backend == "nccl":
             group.abort()  # waits for nobody, unlike shutdown
 
@@ -228,24 +246,26 @@ class TorchComm(Comm):
         self._transfer(labels, heard, LABEL_TAG)
         if self.backend == "gloo":
             self._wait_start, self._wait_stop = start, perf_counter()
+        return self._check_labels(heard, expected)
+
+    def _check_labels(
+        self, heard: Mapping[int, Tensor], expected: Mapping[int, Call]
+    ) -> dict[int, tuple[int, ...]]:
+        """Compare what peers say with what was expected of them; return their shapes."""
         shapes: dict[int, tuple[int, ...]] = {}
         for peer, label in heard.items():
             code_, numel, place, dims, *sizes = label.tolist()
             if (code_, numel, place) != expected[peer]:
                 self._fail(
-                    f"rank {self.rank} asked for {in_words(expected[peer])}, rank {peer} for "
-                    f"{in_words((code_, numel, place))}"
+                    f"rank {self.ranks[self.rank]} asked for {in_words(expected[peer])}, "
+                    f"rank {self.ranks[peer]} for {in_words((code_, numel, place))}"
                 )
             shapes[peer] = tuple(sizes[:dims])
         return shapes
 
     def _move(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
         """Move messages that both sides have agreed on; empty ones need nothing."""
-        self._transfer(
-            {peer: flat.view(torch.uint8) for peer, flat in outgoing.items() if flat.numel()},
-            {peer: flat.view(torch.uint8) for peer, flat in incoming.items() if flat.numel()},
-            DATA_TAG,
-        )
+        self._transfer(_bytes(outgoing), _bytes(incoming), DATA_TAG)
 
     def _transfer(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], tag: int
@@ -254,17 +274,33 @@ class TorchComm(Comm):
         if self.backend == "nccl":
             if outgoing or incoming:
                 self._transfer_grouped(outgoing, incoming)
-            return
-        try:
-            works = [(peer, self._group.recv([t], peer, tag)) for peer, t in incoming.items()]
-            works += [(peer, self._group.send([t], peer, tag)) for peer, t in outgoing.items()]
-        except RuntimeError as error:
-            self._fail(_reason(error))
+        else:
+            self._wait_for(self._post(outgoing, incoming, lambda _: tag))
+
+    def _post(
+        self,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        tag: Callable[[int], int],
+    ) -> list[tuple[int, dist.Work]]:
+        """Start messages of gloo and return what is under way, with its peer."""
+        works = []
+        for peer, tensor, begin in (
+            *((peer, tensor, self._group.recv) for peer, tensor in incoming.items()),
+            *((peer, tensor, self._group.send) for peer, tensor in outgoing.items()),
+        ):
+            try:
+                works.append((peer, begin([tensor], peer, tag(peer))))
+            except RuntimeError as error:
+                self._fail(f"rank {self.ranks[peer]} is gone: {_reason(error)}")
+        return works
+
+    def _wait_for(self, works: list[tuple[int, dist.Work]]) -> None:
         for peer, work in works:
             try:
                 work.wait()
             except RuntimeError as error:
-                self._fail(f"rank {peer} is gone or late: {_reason(error)}")
+                self._fail(f"rank {self.ranks[peer]} is gone or late: {_reason(error)}")
 
     def _transfer_grouped(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
@@ -275,7 +311,7 @@ class TorchComm(Comm):
             self._group.send([tensor], peer, 0)
         for peer, tensor in incoming.items():
             self._group.recv([tensor], peer, 0)
-        peers = ", ".join(map(str, sorted({*outgoing, *incoming})))
+        peers = ", ".join(str(self.ranks[peer]) for peer in sorted({*outgoing, *incoming}))
         self._finish(self._group._end_coalescing(self.device), f"messages with rank {peers}")
 
     def _finish(self, work: dist.Work, what: str) -> None:
@@ -294,6 +330,16 @@ class TorchComm(Comm):
 def _parts(flat: Tensor, size: int) -> list[Tensor]:
     """Return the balanced parts of ``flat`` by owner, as views."""
     return [flat[slice(*balanced(flat.numel(), size, owner))] for owner in range(size)]
+
+
+def _bytes(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return the tensors that have elements, as bytes."""
+    return {peer: flat.view(torch.uint8) for peer, flat in tensors.items() if flat.numel()}
+
+
+def _tag(call: Call) -> int:
+    """Return a tag for the data of this message."""
+    return FIRST_MESSAGE_TAG + crc32(repr(call).encode()) % (1 << 30)
 
 
 def _label(call: Call, shape: tuple[int, ...]) -> list[int]:

@@ -8,199 +8,311 @@ from ``floor(o size / outputs)`` to ``ceil((o + 1) size / outputs)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.pooling import _AdaptiveMaxPoolNd
 
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Carrier, Declared, Forward, Seat, empty_like_output
-from workbench.layers.fetch import Fetch, fetch_for
 from workbench.layers.gather import all_reduce_sum
-from workbench.layers.windowed import declared, output_sizes
+from workbench.layers.windowed import Compute, Cut, Part, declared, on_needed_rows, positions
 from workbench.plan import LayerPlan
 from workbench.traced import Refusal, Sums, Traced
 from workbench.windows import Window
 
-_DIMS = {
-    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d), 1),
-    **dict.fromkeys((nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), 2),
-    **dict.fromkeys((nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), 3),
-}
-_AVERAGE: tuple[Callable[..., Tensor], ...] = (
+_AVERAGE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_MAX = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+_AVG_POOL: tuple[Callable[..., Tensor], ...] = (
     F.adaptive_avg_pool1d,
     F.adaptive_avg_pool2d,
     F.adaptive_avg_pool3d,
 )
-_MAX: tuple[Callable[..., Tensor], ...] = (
+_MAX_POOL: tuple[Callable[..., Any], ...] = (
     F.adaptive_max_pool1d,
     F.adaptive_max_pool2d,
     F.adaptive_max_pool3d,
 )
+_NO_PLACE = torch.iinfo(torch.int32).max
 
 
 def _dims(module: nn.Module) -> int:
-    return next(dims for kind, dims in _DIMS.items() if isinstance(module, kind))
+    """Return the number of dims that are pooled."""
+    kinds = zip(_AVERAGE, _MAX, strict=True)
+    return next(n for n, both in enumerate(kinds, start=1) if isinstance(module, both))
 
 
-def _table(size: int, outputs: int) -> Window:
-    if size and outputs and size % outputs == 0:
+def adaptive_window(size: int, outputs: int) -> Window:
+    """Return the windows of adaptive pooling along one dim."""
+    if outputs and size % outputs == 0:
         step = size // outputs
         return Window(size, outputs, stride=step, span=step)
     table = tuple((o * size // outputs, -(-(o + 1) * size // outputs)) for o in range(outputs))
     return Window(size, outputs, table=table)
 
 
+def _to_one(module: nn.Module, output_shape: Sequence[int]) -> list[int]:
+    """Return the dims of which one number is left, because the module says so."""
+    dims = _dims(module)
+    asked: Any = module.output_size
+    wanted = (asked,) * dims if asked is None or isinstance(asked, int) else tuple(asked)
+    wanted = wanted * dims if len(wanted) == 1 else wanted
+    first = len(output_shape) - dims
+    return [first + number for number, size in enumerate(wanted) if size == 1]
+
+
 def _declare(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
-    source, dims = arguments[0], _dims(module)
-    first = len(source.shape) - dims
+    x, dims, kind = arguments[0], _dims(module), type(module).__name__
     windows = [
-        _table(a, b) for a, b in zip(source.shape[first:], output_shape[first:], strict=True)
+        adaptive_window(size, outputs)
+        for size, outputs in zip(x.shape[-dims:], output_shape[-dims:], strict=True)
     ]
     refusals: tuple[Refusal, ...] = ()
-    everywhere = tuple(x for x in source.labels[first:] if isinstance(x, str) and x)
     if getattr(module, "return_indices", False):
-        reason = f"{type(module).__name__}(return_indices=True) gives positions in the whole array"
-        refusals = (Refusal(everywhere, f"{reason}; use return_indices=False"),)
-    said = declared(module, source, output_shape, windows, refusals)
-    single = [d for d in range(first, len(source.shape)) if output_shape[d] == 1]
-    lost = tuple(x for d in single if isinstance(x := source.labels[d], str) and x)
-    if not lost:
+        refused = tuple(name for label in x.labels for name in positions(label))
+        reason = (
+            f"{kind} with return_indices=True gives places in the whole array, and a rank sees its "
+            "share; use return_indices=False"
+        )
+        refusals = (Refusal(refused, reason),)
+    said = declared(module, x, output_shape, windows, refusals)
+    whole = [dim for dim in _to_one(module, output_shape) if dim in dict(said.windows)]
+    if not whole:
         return said
-    labels = tuple("" if d in single else label for d, label in enumerate(said.labels))
-    kept = tuple((d, w) for d, w in said.windows if d not in single)
-    # What is left of the output, of which a rank may own a part.
-    numel = 1
-    for size in output_shape[1:]:
-        numel *= size
-    biggest = isinstance(module, _AdaptiveMaxPoolNd)
-    first_sum = Sums(
-        "largest of every rank" if biggest else "sum",
-        "all_gather" if biggest else "all_reduce",
-        lost,
-        numel,
-        "forward",
-        per_sample=True,
+    return Declared(
+        tuple("" if dim in whole else label for dim, label in enumerate(said.labels)),
+        tuple((dim, window) for dim, window in said.windows if dim not in whole),
+        _sums(module, x, output_shape, whole),
+        said.refusals,
     )
-    back = Sums("gradient", "all_reduce", lost, numel, "backward", per_sample=True)
-    sums = (first_sum, back) if source.gradient else (first_sum,)
-    return Declared(labels, kept, sums, said.refusals)
+
+
+def _sums(
+    module: nn.Module, x: Traced, output_shape: tuple[int, ...], whole: list[int]
+) -> tuple[Sums, ...]:
+    """Return what it takes to make ``whole`` of the outputs along those dims."""
+    labels = {dim: str(x.labels[dim]) for dim in whole}
+    every, dims = tuple(dict.fromkeys(labels.values())), _dims(module)
+    counts_samples = len(output_shape) > dims + 1
+    numel = prod(output_shape[1:] if counts_samples else output_shape)
+    back: tuple[Sums, ...] = ()
+    if x.gradient:
+        back = (Sums("gradient", "all_reduce", every, numel, "backward", counts_samples),)
+    if isinstance(module, _AVERAGE):
+        return (Sums("mean", "all_reduce", every, numel, "forward", counts_samples), *back)
+    found = [Sums("largest", "all_gather", every, numel, "forward", counts_samples)]
+    # Ranks along the first dim come in the order of places; along others places decide.
+    unordered = tuple(
+        dict.fromkeys(label for dim, label in labels.items() if dim > len(output_shape) - dims)
+    )
+    if unordered:
+        halves = numel * _items_of_place(x.itemsize)
+        found.append(Sums("places", "all_gather", unordered, halves, "forward", counts_samples))
+    return (*found, *back)
+
+
+def _items_of_place(itemsize: int) -> int:
+    """Return how many items of an array a place takes: an integer of 4 bytes or the item's size."""
+    return -(-4 // itemsize)
 
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
-    plain, dims = module.forward, _dims(module)
-    if "spatial" not in seat.cut_axes:
+    by_windows = on_needed_rows(module, seat, lambda part: _by_windows(module, part))
+    if by_windows is None:
         return None
-    fetches = {id(planned): _fetch(seat, planned) for planned in seat.calls}
+    average = isinstance(module, _AVERAGE)
+    made: dict[tuple[int, ...], _ToOne | None] = {}
 
     def forward(input: Tensor) -> Tensor:
-        planned = seat.call(input)
-        first = input.dim() - dims
-        cut = [c.dim for c in planned.input if c.axis == "spatial"]
-        if not cut:
-            return plain(input)
-        sizes = planned.layer.output_shape[first:]
-        if all(planned.layer.output_shape[dim] == 1 for dim in cut):
-            whole = planned.layer.input_shape
-            if isinstance(module, _AdaptiveMaxPoolNd):
-                return _largest(input, sizes, dims, seat)
-            return _mean(input, sizes, dims, cut, whole, seat)
-        fetch = fetches[id(planned)]
-        assert fetch is not None
-        x = fetch(input)
-        local = output_sizes(seat, planned, input)
-        if 0 in local:
-            return empty_like_output(x, local)
-        return _by_rows(x, module, planned, seat, fetch, first)
+        key = tuple(input.shape[1:])
+        if key not in made:
+            made[key] = _ToOne.of(module, seat, seat.call(input))
+        to_one = made[key]
+        if to_one is None:
+            result: Tensor = by_windows(input)
+            return result
+        return to_one.mean(input) if average else to_one.largest(input)
 
     return forward
 
 
-def _fetch(seat: Seat, planned: LayerPlan) -> Fetch | None:
-    return fetch_for(seat, planned) if planned.layer.windows else None
+# Windows
 
 
-def _mean(
-    x: Tensor, sizes: Sequence[int], dims: int, cut: list[int], whole: Sequence[int], seat: Seat
-) -> Tensor:
-    """Return the mean over all ranks' rows, whole on each."""
-    first = x.dim() - dims
-    local = x.sum(cut, keepdim=True)
-    rest = [1 if first + d in cut else size for d, size in enumerate(sizes)]
-    local = _AVERAGE[dims - 1](local, rest)
-    total = all_reduce_sum(
-        local, seat.comm("spatial"), f"{seat.name}: sum", f"{seat.name}: gradient"
-    )
-    count = 1
-    for dim in cut:
-        count *= whole[dim]
-    return total / count
+def _by_windows(module: nn.Module, part: Part) -> Compute:
+    return pooled_by_windows(part, _dims(module), average=isinstance(module, _AVERAGE))
 
 
-def _largest(x: Tensor, sizes: Sequence[int], dims: int, seat: Seat) -> Tensor:
-    """Return the maximum over all ranks' rows, whole on each."""
-    shape = (*x.shape[: x.dim() - dims], *sizes)
-    local = x.sum() * 0 - torch.inf * torch.ones(shape, dtype=x.dtype, device=x.device)
-    if x.numel():
-        local = _MAX[dims - 1](x, list(sizes))
-    result: Tensor = _Largest.apply(local, seat.comm("spatial"), seat.name)
-    return result
+def pooled_by_windows(part: Part, dims: int, *, average: bool) -> Compute:
+    """Return adaptive pooling of the last ``dims`` dims, for the rank's own outputs.
+
+    Windows of different sizes are laid one after another, all as long as the longest. A shorter one
+    is filled up with zeros for an average, and with its last row again for a maximum.
+    """
+    sizes = list(part.layer.output_shape[-dims:])
+    for cut in part.cuts:
+        sizes[cut.dim - len(part.layer.input_shape)] = cut.outputs
+    rank = len(part.layer.input_shape)
+    laid = [(cut.dim, *_laid_out(cut, average)) for cut in part.cuts]
+    pool = (_AVG_POOL if average else _MAX_POOL)[dims - 1]
+
+    def compute(x: Tensor) -> Tensor:
+        for dim, index, _ in laid:
+            if index is not None:
+                if average:
+                    x = F.pad(x, [0, 0] * (rank - 1 - dim) + [0, 1])
+                x = x.index_select(dim, torch.tensor(index, device=x.device))
+        x = pool(x, sizes)
+        for dim, _, factors in laid:
+            if factors is not None:
+                shape = [-1 if other == dim else 1 for other in range(rank)]
+                x = x * x.new_tensor(factors).view(shape)
+        return x
+
+    return compute
+
+
+def _laid_out(cut: Cut, average: bool) -> tuple[list[int] | None, list[float] | None]:
+    """Return which needed row lies where, and what corrects the average of each window.
+
+    None for rows that lie right as they are, and for averages that are right.
+    """
+    windows = [cut.window.needs(output, output + 1) for output in range(cut.start, cut.stop)]
+    longest = max(stop - start for start, stop in windows)
+    fill = cut.rows.count  # the row of zeros
+    index = [
+        row - cut.rows.start if row < stop else fill if average else stop - 1 - cut.rows.start
+        for start, stop in windows
+        for row in range(start, start + longest)
+    ]
+    if index == list(range(cut.rows.count)):
+        return None, None
+    factors = [longest / (stop - start) for start, stop in windows]
+    return index, factors if average and any(factor != 1 for factor in factors) else None
+
+
+# One number along every dim that is cut
+
+
+class _ToOne:
+    """Makes whole outputs along dims of which one number is left.
+
+    Parameters
+    ----------
+    shape:
+        That of the whole input.
+    own:
+        What the rank owns of the pooled dims.
+    sizes:
+        Those of the output along the pooled dims.
+    ordered:
+        Whether the ranks have their rows in the order of torch's places.
+    """
+
+    def __init__(
+        self,
+        seat: Seat,
+        shape: Sequence[int],
+        own: Sequence[tuple[int, int]],
+        sizes: Sequence[int],
+        ordered: bool,
+    ) -> None:
+        self.comm, self.name = seat.comm("spatial"), seat.name
+        self.shape, self.own, self.sizes = tuple(shape), tuple(own), list(sizes)
+        self.ordered = ordered
+
+    @classmethod
+    def of(cls, module: nn.Module, seat: Seat, planned: LayerPlan) -> _ToOne | None:
+        """Return what does it for a call; None if no dim that is cut goes to one number."""
+        layer, dims = planned.layer, _dims(module)
+        first = len(layer.input_shape) - dims
+        cut = {c.dim for c in planned.input if c.axis == "spatial"}
+        cut &= set(_to_one(module, layer.output_shape))
+        if not cut:
+            return None
+        own = seat.ranges(layer.input_shape, planned.input)[first:]
+        sizes = layer.output_shape[first:]
+        return cls(seat, layer.input_shape[first:], own, sizes, cut == {first})
+
+    @property
+    def _share(self) -> float:
+        """The part of every output's numbers that the rank owns."""
+        counts = zip(self.own, self.shape, strict=True)
+        return prod((stop - start) / size for (start, stop), size in counts)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        """Return zeros in the shape of the output, for a rank that owns nothing."""
+        return empty_like_output(x, (*x.shape[: -len(self.sizes)], *self.sizes))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the means over all ranks' rows, on every rank."""
+        own = self._nothing(x)
+        if x.numel():
+            own = _AVG_POOL[len(self.sizes) - 1](x, self.sizes) * self._share
+        return all_reduce_sum(own, self.comm, f"{self.name}: mean", f"{self.name}: gradient")
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Return the maxima over all ranks' rows, on every rank."""
+        if x.numel():
+            own, places = _MAX_POOL[len(self.sizes) - 1](x, self.sizes, return_indices=True)
+            places = self._in_whole(places)
+        else:
+            own = self._nothing(x) - inf
+            places = torch.full_like(own, _NO_PLACE, dtype=torch.int64)
+        result: Tensor = _Largest.apply(own, None if self.ordered else places, self.comm, self.name)
+        return result
+
+    def _in_whole(self, places: Tensor) -> Tensor:
+        """Return places in the rank's rows, all pooled dims in one number, as those in the array.
+
+        A dim that is not cut is as long here as there.
+        """
+        found, step = torch.zeros_like(places), 1
+        for (start, stop), size in zip(reversed(self.own), reversed(self.shape), strict=True):
+            found += (places % (stop - start) + start) * step
+            places, step = places // (stop - start), step * size
+        return found
 
 
 class _Largest(torch.autograd.Function):
-    """The maximum over ranks; its gradient goes to the first rank that has it."""
+    """The maximum over ranks; its gradient goes to the rank that has the first of the largest.
+
+    ``places`` are those of the ranks' maxima in the whole array; None if ranks come in their order.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, comm: Comm, name: str) -> Tensor:
-        every = torch.stack(comm.all_gather(x, name=f"{name}: largest of every rank"))
-        ctx.comm, ctx.name = comm, name
+    def forward(ctx: Any, x: Tensor, places: Tensor | None, comm: Comm, name: str) -> Tensor:
+        every = torch.stack(comm.all_gather(x, name=f"{name}: largest"))
         largest = every.amax(0)
-        first = (every == largest).int().argmax(0)
-        ctx.save_for_backward(first == comm.rank)
+        candidates = every == largest
+        if places is None:
+            winner = candidates.int().argmax(0)
+        else:
+            of_all = torch.stack(_gather_places(places, x.dtype, comm, f"{name}: places"))
+            winner = of_all.masked_fill(~candidates, _NO_PLACE).argmin(0)
+        ctx.comm, ctx.name = comm, name
+        ctx.save_for_backward(winner == comm.rank)
         return largest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (mine,) = ctx.saved_tensors
-        total = ctx.comm.all_reduce(grads[0].clone(), name=f"{ctx.name}: gradient")
-        return total * mine, None, None
+        gradient = grads[0].clone(memory_format=torch.contiguous_format)
+        total = ctx.comm.all_reduce(gradient, name=f"{ctx.name}: gradient")
+        return total * mine, None, None, None
 
 
-def _by_rows(
-    x: Tensor,
-    module: nn.Module,
-    planned: LayerPlan,
-    seat: Seat,
-    fetch: Fetch,
-    first: int,
-) -> Tensor:
-    """Pool the windows of the cut dims one by one: their sizes differ, and none is wasted."""
-    layer = planned.layer
-    pools = _MAX if isinstance(module, _AdaptiveMaxPoolNd) else _AVERAGE
-    sizes = list(layer.output_shape[first:])
-    ranges = seat.ranges(layer.output_shape, planned.output)
-
-    def pooled(part: Tensor, dims: list[int]) -> Tensor:
-        if not dims:
-            return pools[len(sizes) - 1](part, sizes)
-        dim, window = dims[0], layer.window(dims[0])
-        assert window is not None
-        start, stop = ranges[dim]
-        base = fetch.rows[fetch.dims.index(dim)].start
-        sizes[dim - first] = 1
-        rows = []
-        for output in range(start, stop):
-            low, high = window.needs(output, output + 1)
-            rows.append(pooled(part.narrow(dim, low - base, high - low), dims[1:]))
-        return torch.cat(rows, dim)
-
-    return pooled(x, list(fetch.dims))
+def _gather_places(places: Tensor, dtype: torch.dtype, comm: Comm, name: str) -> list[Tensor]:
+    """Return the places of all ranks. Their bits travel as numbers of ``dtype``."""
+    kind = torch.int64 if dtype.itemsize > 4 else torch.int32
+    bits = places.to(kind).flatten().view(dtype)
+    return [part.view(kind).view(places.shape).long() for part in comm.all_gather(bits, name=name)]
 
 
-CARRIERS: tuple[Carrier, ...] = (Carrier(tuple(_DIMS), _declare, _build),)
+CARRIERS: tuple[Carrier, ...] = (Carrier((*_AVERAGE, *_MAX), _declare, _build),)

@@ -2,73 +2,87 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import padding as kinds
 
-from workbench.layers.carrier import Carrier, Declared, Forward, Seat, empty_like_output
-from workbench.layers.fetch import extend, fetch_for
-from workbench.layers.windowed import declared, output_sizes
-from workbench.traced import Traced
+from workbench.layers.carrier import Carrier, Declared, Forward, Seat
+from workbench.layers.fetch import extend
+from workbench.layers.windowed import Compute, Part, declared, on_needed_rows, positions
+from workbench.traced import Refusal, Traced
 from workbench.windows import Padding, Window
 
-_MODES: dict[type, Padding] = {
-    kinds._ConstantPadNd: "zeros",
-    kinds._ReflectionPadNd: "reflect",
-    kinds._ReplicationPadNd: "replicate",
-    kinds._CircularPadNd: "circular",
+_MODES: dict[type, tuple[Padding, str]] = {
+    kinds._ConstantPadNd: ("zeros", "constant"),
+    kinds._ReflectionPadNd: ("reflect", "reflect"),
+    kinds._ReplicationPadNd: ("replicate", "replicate"),
+    kinds._CircularPadNd: ("circular", "circular"),
 }
+"""How the workbench calls a way of padding, and how torch does."""
 
 
-def _windows(
-    module: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-) -> tuple[Window, ...]:
-    """Return the windows of the last dims; torch lists paddings from the last dim on."""
-    mode = next(mode for kind, mode in _MODES.items() if isinstance(module, kind))
-    sides = [int(side) for side in module.padding]  # type: ignore[union-attr]
-    count = len(sides) // 2
-    before = sides[0::2][::-1]
-    sizes = zip(input_shape[-count:], output_shape[-count:], before, strict=True)
-    return tuple(Window(size, outputs, padding=pad, mode=mode) for size, outputs, pad in sizes)
+def _mode(module: nn.Module) -> tuple[Padding, str]:
+    return next(mode for kind, mode in _MODES.items() if isinstance(module, kind))
+
+
+def _sides(module: nn.Module) -> list[tuple[int, int]]:
+    """Return the rows put before and after, for each of the last dims in order; torch's last first.
+
+    Negative ones are cut off.
+    """
+    given: Any = module.padding
+    sides = [int(side) for side in given]
+    return list(zip(sides[::2], sides[1::2], strict=True))[::-1]
 
 
 def _declare(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
-    windows = _windows(module, arguments[0].shape, output_shape)
-    return declared(module, arguments[0], output_shape, windows)
+    x, sides = arguments[0], _sides(module)
+    mode, _ = _mode(module)
+    windows = [
+        Window(size, outputs, padding=before, mode=mode)
+        for size, outputs, (before, _) in zip(
+            x.shape[-len(sides) :], output_shape[-len(sides) :], sides, strict=True
+        )
+    ]
+    refusals = []
+    for dim, (before, after) in enumerate(sides, start=len(x.shape) - len(sides)):
+        crop, pad = min(before, after), max(before, after)
+        if mode == "circular" and crop < 0 < pad:
+            # Torch goes round what is left of the rows; what goes beyond that it leaves undefined.
+            undefined = x.shape[dim] + crop < pad
+            concerned = x.labels if undefined else (x.labels[dim],)
+            refused = tuple(name for label in concerned for name in positions(label))
+            reason = (
+                f"{type(module).__name__} cuts rows off one end of a dim and goes round at the "
+                "other; use two layers"
+            )
+            refusals += [Refusal(refused, reason)] if refused else []
+    return declared(module, x, output_shape, windows, tuple(refusals))
 
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
-    plain = module.forward
-    fetches = {id(planned): fetch_for(seat, planned) for planned in seat.calls}
-    if not any(fetches.values()):
-        return None
-    value = float(getattr(module, "value", 0.0))
+    return on_needed_rows(module, seat, lambda part: _prepare(module, part))
 
-    def forward(input: Tensor) -> Tensor:
-        planned = seat.call(input)
-        fetch = fetches[id(planned)]
-        if fetch is None:
-            return plain(input)
-        sizes = output_sizes(seat, planned, input)
-        x = fetch(input)
-        if 0 in sizes:
-            return empty_like_output(x, sizes)
-        windows = _windows(module, planned.layer.input_shape, planned.layer.output_shape)
-        first = input.dim() - len(windows)
-        for dim, rows in zip(fetch.dims, fetch.rows, strict=True):
-            x = extend(x, dim, rows, value)
-        for number, window in enumerate(windows):
-            dim = first + number
-            if dim not in fetch.dims:
-                rows = window.rows(0, window.outputs)
-                if rows.runs != ((0, window.size),):
-                    start = rows.runs[0][0] if rows.runs else 0
-                    x = x.narrow(dim, start, rows.count)
-                x = extend(x, dim, rows, value)
+
+def _prepare(module: nn.Module, part: Part) -> Compute:
+    sides, (_, mode) = _sides(module), _mode(module)
+    value = getattr(module, "value", 0.0)
+    for cut in part.cuts:
+        sides[cut.dim - len(part.layer.input_shape)] = (0, 0)
+    rest = [side for both in reversed(sides) for side in both]
+
+    def compute(x: Tensor) -> Tensor:
+        for cut in part.cuts:
+            x = extend(x, cut.dim, cut.rows, value)
+        if any(rest):
+            x = F.pad(x, rest, mode, value if mode == "constant" else None)
         return x
 
-    return forward
+    return compute
 
 
 CARRIERS: tuple[Carrier, ...] = (

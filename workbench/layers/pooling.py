@@ -1,199 +1,223 @@
 """Pooling by windows on a rank's share of the rows.
 
-The rank fetches the rows that its windows reach into, puts explicit padding round them, and lets
-torch's own kernel run without any: so it sees the same windows as the serial one.
+The rank fetches the rows that its windows reach into and puts explicit padding round them along the
+dims that are cut. Torch's own kernel then sees the same windows as the serial one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from math import inf, prod
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.pooling import _LPPoolNd, _MaxPoolNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from workbench.layers.carrier import Carrier, Declared, Forward, Seat, empty_like_output
-from workbench.layers.fetch import Fetch, extend, fetch_for
-from workbench.layers.windowed import declared, output_sizes
+from workbench.layers.carrier import Carrier, Declared, Forward, Seat
+from workbench.layers.fetch import extend
+from workbench.layers.windowed import Compute, Part, declared, each, on_needed_rows, positions
 from workbench.traced import Refusal, Traced
-from workbench.windows import Rows, Window
+from workbench.windows import Window
 
-_DIMS = {
-    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d), 1),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d), 2),
-    **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.LPPool3d), 3),
-}
-_MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-
-
-def _each(value: Any, dims: int) -> tuple[int, ...]:
-    if isinstance(value, Sequence):
-        return tuple(int(v) for v in value) * (dims if len(value) == 1 else 1)
-    return (int(value),) * dims
+_MAX = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_POWER = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)
+_MAX_POOL: tuple[Callable[..., Tensor], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_AVG_POOL: tuple[Callable[..., Tensor], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
 def _dims(module: nn.Module) -> int:
-    return next(dims for kind, dims in _DIMS.items() if isinstance(module, kind))
-
-
-def _stride(module: nn.Module) -> Any:
-    return module.kernel_size if module.stride is None else module.stride
-
-
-def _windows(
-    module: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]
-) -> tuple[Window, ...]:
-    """Return the windows of the pooled dims, the last ones."""
-    dims = _dims(module)
-    found = zip(
-        input_shape[-dims:],
-        output_shape[-dims:],
-        _each(_stride(module), dims),
-        _each(getattr(module, "padding", 0), dims),
-        _each(module.kernel_size, dims),
-        _each(getattr(module, "dilation", 1), dims),
-        strict=True,
+    """Return the number of dims that are pooled."""
+    return next(
+        number
+        for number, kinds in enumerate(zip(_MAX, _AVERAGE, _POWER, strict=True), start=1)
+        if isinstance(module, kinds)
     )
-    return tuple(
-        Window(size, outputs, stride=s, padding=p, span=d * (k - 1) + 1)
-        for size, outputs, s, p, k, d in found
-    )
+
+
+def _numbers(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Return kernel_size, stride, padding or dilation for each dim."""
+    value = getattr(module, name, 1 if name == "dilation" else 0)
+    number: Any = module.kernel_size if value is None else value
+    return each(number, _dims(module))
 
 
 def _declare(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
-    refusals: tuple[Refusal, ...] = ()
-    if getattr(module, "return_indices", False):
-        labels = tuple(x for x in arguments[0].labels if isinstance(x, str) and x)
-        reason = f"{type(module).__name__}(return_indices=True) gives positions in the whole array"
-        refusals = (Refusal(labels, f"{reason}; use return_indices=False"),)
-    windows = _windows(module, arguments[0].shape, output_shape)
-    if isinstance(module, _MaxPoolNd) and any(_sees_nothing(module, w) for w in windows):
-        labels = tuple(x for x in arguments[0].labels if isinstance(x, str) and x)
-        reason = (
-            f"{type(module).__name__} has a window that sees nothing but padding, for which torch "
-            "has no defined gradient; use less padding or dilation"
+    x, dims, kind = arguments[0], _dims(module), type(module).__name__
+    names = ("stride", "padding", "kernel_size", "dilation")
+    windows = [
+        Window(size, outputs, stride=stride, padding=padding, span=dilation * (kernel - 1) + 1)
+        for size, outputs, stride, padding, kernel, dilation in zip(
+            x.shape[-dims:],
+            output_shape[-dims:],
+            *(_numbers(module, name) for name in names),
+            strict=True,
         )
-        refusals = (*refusals, Refusal(labels, reason))
-    return declared(module, arguments[0], output_shape, windows, refusals)
+    ]
+    reasons = []
+    if getattr(module, "return_indices", False):
+        reasons.append(
+            f"{kind} with return_indices=True gives places in the whole array, and a rank sees its "
+            "share; use return_indices=False"
+        )
+    if isinstance(module, _MaxPoolNd) and any(
+        map(_sees_nothing, windows, _numbers(module, "dilation"))
+    ):
+        reasons.append(
+            f"{kind} has a window that sees nothing but padding, for which torch has no defined "
+            "gradient; use less padding or dilation"
+        )
+    refused = tuple(name for label in x.labels for name in positions(label))
+    refusals = tuple(Refusal(refused, reason) for reason in reasons)
+    return declared(module, x, output_shape, windows, refusals)
 
 
-def _sees_nothing(module: _MaxPoolNd, window: Window) -> bool:
+def _sees_nothing(window: Window, dilation: int) -> bool:
     """Return whether some window has all its rows in the padding."""
-    dilations = _each(module.dilation, 1) if isinstance(module.dilation, int) else module.dilation
-    return any(
-        not any(0 <= row < window.size for row in range(low, high, dilation))
-        for output in range(window.outputs)
-        for low, high in [window.needs(output, output + 1)]
-        for dilation in dilations
-    )
+    for output in range(window.outputs):
+        low, high = window.needs(output, output + 1)
+        first = low + dilation * max(0, -(low // dilation))
+        if first >= min(high, window.size):
+            return True
+    return False
 
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
-    plain = module.forward
-    fetches = {id(planned): fetch_for(seat, planned) for planned in seat.calls}
-    if not any(fetches.values()):
-        return None
-    dims = _dims(module)
-
-    def forward(input: Tensor) -> Tensor:
-        planned = seat.call(input)
-        fetch = fetches[id(planned)]
-        if fetch is None:
-            return plain(input)
-        sizes = output_sizes(seat, planned, input)
-        x = fetch(input)
-        if 0 in sizes:
-            return empty_like_output(x, sizes)
-        windows = _windows(module, planned.layer.input_shape, planned.layer.output_shape)
-        first = input.dim() - dims
-        ranges = seat.ranges(planned.layer.output_shape, planned.output)[first:]
-        if isinstance(module, _MaxPoolNd):
-            x = _padded(x, windows, fetch, first, -torch.inf)
-            kernel, stride = _each(module.kernel_size, dims), _each(_stride(module), dims)
-            result: Tensor = _MAX[dims - 1](
-                x, kernel, stride, 0, _each(module.dilation, dims), ceil_mode=False
-            )
-            return result
-        if isinstance(module, _LPPoolNd):
-            power = float(module.norm_type)
-            area = 1
-            for size in _each(module.kernel_size, dims):
-                area *= size
-            x = _padded(x, windows, fetch, first, 0.0)
-            divisors = _divisors(module, windows, ranges)
-            mean = _added(x.pow(power), module, dims) / divisors.to(x.device, x.dtype)
-            found = torch.sign(mean) * F.relu(mean.abs())
-            return found.mul(area).pow(1.0 / power)
-        x = _added(_padded(x, windows, fetch, first, 0.0), module, dims)
-        return x / _divisors(module, windows, ranges).to(x.device, x.dtype)
-
-    return forward
+    prepare = _largest if isinstance(module, _MaxPoolNd) else _power
+    if isinstance(module, _AvgPoolNd):
+        prepare = _average
+    return on_needed_rows(module, seat, lambda part: prepare(module, part))
 
 
-def _padded(x: Tensor, windows: Sequence[Window], fetch: Fetch, first: int, value: float) -> Tensor:
-    """Return the rows that the windows of this rank see, and nothing more, in every pooled dim."""
-    cut = dict(zip(fetch.dims, fetch.rows, strict=True))
-    for number, window in enumerate(windows):
-        dim = first + number
-        rows = cut.get(dim)
-        if rows is None:
-            rows = window.rows(0, window.outputs)
-            x = _needed(x, dim, rows)
-        x = extend(x, dim, rows, value)
+def _largest(module: nn.Module, part: Part) -> Compute:
+    """Return the maximum; of equal entries the first one gets the gradient, as in serial."""
+    dims, ceil = _dims(module), module.ceil_mode
+    kernel, stride, dilation = (
+        _numbers(module, name) for name in ("kernel_size", "stride", "dilation")
+    )
+    padding = _left_padding(module, part)
+
+    def compute(x: Tensor) -> Tensor:
+        x = _extended(x, part, _lowest(x))
+        return _MAX_POOL[dims - 1](x, kernel, stride, padding, dilation, ceil_mode=ceil)
+
+    return compute
+
+
+def _average(module: nn.Module, part: Part) -> Compute:
+    counts_padding = bool(module.count_include_pad)
+    override = getattr(module, "divisor_override", None)
+    kernel, stride = _numbers(module, "kernel_size"), _numbers(module, "stride")
+    padding, ceil = _left_padding(module, part), module.ceil_mode
+    more = () if override is None else (override,)  # AvgPool1d takes none
+    pool = _AVG_POOL[len(kernel) - 1]
+    scaled = _rescaling(module, part, counts_padding) if override is None else _as_it_is
+
+    def compute(x: Tensor) -> Tensor:
+        x = _extended(x, part, 0.0)
+        return scaled(pool(x, kernel, stride, padding, ceil, counts_padding, *more))
+
+    return compute
+
+
+def _power(module: nn.Module, part: Part) -> Compute:
+    """Return the power average, in torch's own steps; an infinite power is a maximum."""
+    power, ceil = float(cast(float, module.norm_type)), module.ceil_mode
+    kernel, stride = _numbers(module, "kernel_size"), _numbers(module, "stride")
+    number, cells = len(kernel) - 1, prod(kernel)
+    scaled = _rescaling(module, part, True)
+
+    def compute(x: Tensor) -> Tensor:
+        if abs(power) == inf:
+            sign = 1 if power > 0 else -1
+            x = _extended(x.abs() * sign, part, -inf)
+            return _MAX_POOL[number](x, kernel, stride, 0, 1, ceil_mode=ceil) * sign
+        x = _extended(x.pow(power), part, 0.0)
+        mean = scaled(_AVG_POOL[number](x, kernel, stride, 0, ceil))
+        return (torch.sign(mean) * F.relu(mean.abs())).mul(cells).pow(1.0 / power)
+
+    return compute
+
+
+def _left_padding(module: nn.Module, part: Part) -> tuple[int, ...]:
+    """Return what torch is still to pad: nothing along the dims that are cut."""
+    padding = _numbers(module, "padding")
+    first = len(part.layer.input_shape) - len(padding)
+    cut = {cut.dim - first for cut in part.cuts}
+    return tuple(0 if number in cut else pad for number, pad in enumerate(padding))
+
+
+def _extended(x: Tensor, part: Part, value: float) -> Tensor:
+    for cut in part.cuts:
+        x = extend(x, cut.dim, cut.rows, value)
     return x
 
 
-def _needed(x: Tensor, dim: int, rows: Rows) -> Tensor:
-    if not rows.runs:
-        return x.narrow(dim, 0, 0)
-    ((start, stop),) = rows.runs
-    return x.narrow(dim, start, stop - start)
+def _lowest(x: Tensor) -> float:
+    """Return what is no larger than any entry."""
+    return -inf if x.is_floating_point() else torch.iinfo(x.dtype).min
 
 
-def _added(x: Tensor, module: nn.Module, dims: int) -> Tensor:
-    """Return the sums of all windows: an average whose divisor is 1."""
-    kernel, stride = _each(module.kernel_size, dims), _each(_stride(module), dims)
-    if dims == 1:  # torch's average over one dim takes no divisor
-        wide = F.avg_pool2d(x.unsqueeze(-2), (1, *kernel), (1, *stride), divisor_override=1)
-        return wide.squeeze(-2)
-    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
-    return pool(x, kernel, stride, divisor_override=1)
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-def _divisors(
-    module: nn.Module, windows: Sequence[Window], ranges: Sequence[tuple[int, int]]
-) -> Tensor:
-    """Return what the sum of each of this rank's windows is divided by, as torch counts it.
+def _rescaling(module: nn.Module, part: Part, counts_padding: bool) -> Compute:
+    """Return what corrects averages along dims that are cut, where padding is like any other row.
 
-    A window counts the rows up to the end of the padding, or those of the array alone if padding
-    is not to be counted.
+    The divisor is a product over dims. Torch counts the rows of a window up to the end of the
+    padding, and not those that only rounding up (``ceil_mode``) adds; or, if padding does not
+    count, the rows of the array alone.
     """
-    override = getattr(module, "divisor_override", None)
-    if override is not None:
-        return torch.tensor(float(override))
-    with_padding = bool(getattr(module, "count_include_pad", True))
-    total = torch.ones((), dtype=torch.float64)
-    for window, (start, stop) in zip(windows, ranges, strict=True):
-        counts = torch.tensor(_counts(window, start, stop, with_padding), dtype=torch.float64)
-        total = total.unsqueeze(-1) * counts
-    return total
+    kernel, rank = _numbers(module, "kernel_size"), len(part.layer.input_shape)
+    factors: list[tuple[list[float], list[int]]] = []
+    for cut in part.cuts:
+        rows = kernel[cut.dim - rank]
+        counts = [
+            _count(cut.window, output, counts_padding) for output in range(cut.start, cut.stop)
+        ]
+        if any(count != rows for count in counts):
+            shape = [-1 if dim == cut.dim else 1 for dim in range(rank)]
+            factors.append(([rows / count for count in counts], shape))
+
+    def scaled(x: Tensor) -> Tensor:
+        for numbers, shape in factors:
+            x = x * x.new_tensor(numbers).view(shape)
+        return x
+
+    return scaled if factors else _as_it_is
 
 
-@lru_cache(maxsize=512)
-def _counts(window: Window, start: int, stop: int, with_padding: bool) -> tuple[int, ...]:
-    found = []
-    for output in range(start, stop):
-        low, high = window.needs(output, output + 1)
-        high = min(high, window.size + window.padding)
-        if not with_padding:
-            low, high = max(low, 0), min(high, window.size)
-        found.append(high - low)
-    return tuple(found)
+def _count(window: Window, output: int, counts_padding: bool) -> int:
+    low, high = window.needs(output, output + 1)
+    if counts_padding:
+        return min(high, window.size + window.padding) - low
+    return min(high, window.size) - max(low, 0)
 
 
-CARRIERS: tuple[Carrier, ...] = (Carrier(tuple(_DIMS), _declare, _build),)
+# A maximum over windows drawn at random.
+
+
+def _declare_random(
+    module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
+) -> Declared:
+    x, kind = arguments[0], type(module).__name__
+    refused = tuple(label for label in x.labels if isinstance(label, str) and label)
+    reason = f"{kind} draws its windows at random, each rank others; use {kind[10:]}"
+    dims = 3 if isinstance(module, nn.FractionalMaxPool3d) else 2
+    labels = (*x.labels[:-dims], *([""] * dims))
+    return Declared(labels, refusals=(Refusal(refused, reason),) if refused else ())
+
+
+def _leave(module: nn.Module, seat: Seat) -> None:
+    return None
+
+
+CARRIERS: tuple[Carrier, ...] = (
+    Carrier((*_MAX, *_AVERAGE, *_POWER), _declare, _build),
+    Carrier((nn.FractionalMaxPool2d, nn.FractionalMaxPool3d), _declare_random, _leave),
+)

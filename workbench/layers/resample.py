@@ -1,151 +1,225 @@
 """Upsampling and downsampling by interpolation, on a rank's share of the rows.
 
-Along a cut dim every output row is a weighted sum of a few input rows, its *taps*. Their places and
-weights are those of torch's kernels, for the whole size.
+Along a cut dim every output row is a weighted sum of a few input rows, its *taps*, which follow
+from the whole sizes. Where each row simply becomes two or four, torch's own kernel gives the same
+on the needed rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.layers.carrier import Carrier, Declared, Forward, Seat, empty_like_output
-from workbench.layers.fetch import fetch_for
-from workbench.layers.windowed import declared, output_sizes
+from workbench.errors import RunError
+from workbench.layers.adaptive import adaptive_window, pooled_by_windows
+from workbench.layers.carrier import Carrier, Declared, Forward, Seat
+from workbench.layers.taps import (
+    Sizes,
+    exact_type,
+    same_in_all_layouts,
+    sources,
+    take_nearest,
+    taps,
+    window_of,
+)
+from workbench.layers.windowed import Compute, Cut, Part, declared, on_needed_rows, positions
 from workbench.traced import Refusal, Traced
-from workbench.windows import Window
-
-Taps = tuple[tuple[tuple[int, float], ...], ...]
-"""For each output row its input rows with their weights."""
-
-_CUBIC = -0.75  # the parameter of Keys (1981) that torch uses
+from workbench.windows import Rows, Window
 
 
-@lru_cache(maxsize=256)
-def taps(size: int, outputs: int, mode: str, align: bool, scale: float | None) -> Taps:
-    """Return the taps of every output row; ``scale`` is what the user gave, if that is to count."""
-    if mode.startswith("nearest"):
-        places = torch.arange(size, dtype=torch.float32).view(1, 1, size)
-        factor = None if scale is None else scale
-        asked = {"size": outputs} if factor is None else {"scale_factor": factor}
-        found = F.interpolate(places, mode=mode, recompute_scale_factor=None, **asked)
-        return tuple(((int(row), 1.0),) for row in found.flatten().tolist())
-    step = _step(size, outputs, align, scale)
-    rows = []
-    for output in range(outputs):
-        place = output * step if align else (output + 0.5) * step - 0.5
-        if mode == "bicubic":
-            rows.append(_cubic(place, size))
-            continue
-        place = max(0.0, place)
-        low = min(int(place), size - 1)
-        share = min(max(place - low, 0.0), 1.0)
-        high = min(low + 1, size - 1)
-        rows.append(((low, 1.0 - share), (high, share)))
-    return tuple(rows)
-
-
-def _step(size: int, outputs: int, align: bool, scale: float | None) -> float:
-    """Return how many input rows lie between two output rows."""
-    if align:
-        return (size - 1) / (outputs - 1) if outputs > 1 else 0.0
-    return 1.0 / scale if scale else size / outputs
-
-
-def _cubic(place: float, size: int) -> tuple[tuple[int, float], ...]:
-    """Return the four taps of cubic convolution (Keys, 1981); rows outside are the nearest ones."""
-    base = math.floor(place)
-    share, a = place - base, _CUBIC
-
-    def near(x: float) -> float:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-
-    def far(x: float) -> float:
-        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-
-    weights = (far(share + 1), near(share), near(1 - share), far(2 - share))
-    return tuple(
-        (min(max(base + offset, 0), size - 1), weight)
-        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)
-    )
-
-
-def _all_taps(
-    module: nn.Upsample, input_shape: Sequence[int], output_shape: Sequence[int]
-) -> tuple[Taps, ...]:
-    dims = len(input_shape) - 2
+def _factors(module: nn.Upsample, dims: int) -> list[float | None]:
+    """Return the factor for each dim by which torch goes; None where it goes by sizes."""
     factor = None if module.recompute_scale_factor else module.scale_factor
-    given = [None] * dims
-    if isinstance(factor, int | float):
-        given = [float(factor)] * dims  # type: ignore[list-item]
-    elif factor is not None:
-        given = [float(each) for each in factor]  # type: ignore[misc]
-    return tuple(
-        taps(size, outputs, module.mode, bool(module.align_corners), scale)
-        for size, outputs, scale in zip(input_shape[2:], output_shape[2:], given, strict=True)
-    )
+    if factor is None or module.mode == "area":
+        return [None] * dims
+    if isinstance(factor, Sequence):
+        return [float(one) for one in factor]
+    return [float(factor)] * dims
+
+
+def _sizes(
+    module: nn.Upsample, input_shape: Sequence[int], output_shape: Sequence[int]
+) -> list[Sizes]:
+    """Return what is resampled along each dim from 2 on."""
+    factors = _factors(module, len(input_shape) - 2)
+    return [
+        Sizes(size, outputs, module.mode, bool(module.align_corners), factor)
+        for size, outputs, factor in zip(input_shape[2:], output_shape[2:], factors, strict=True)
+    ]
 
 
 def _declare(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
     assert isinstance(module, nn.Upsample)
-    source = arguments[0]
+    x = arguments[0]
     windows = []
-    for number, found in enumerate(_all_taps(module, source.shape, output_shape)):
-        table = tuple((min(r for r, _ in row), max(r for r, _ in row) + 1) for row in found)
-        windows.append(Window(source.shape[number + 2], len(table), table=table))
-    refusals: tuple[Refusal, ...] = ()
-    return declared(module, source, output_shape, windows, refusals)
+    for label, sizes in zip(x.labels[2:], _sizes(module, x.shape, output_shape), strict=True):
+        if not label:
+            windows.append(Window(sizes.size, sizes.outputs))
+        elif module.mode == "area":
+            windows.append(adaptive_window(sizes.size, sizes.outputs))
+        else:
+            windows.append(window_of(sizes))
+    refused = tuple(name for label in x.labels for name in positions(label))
+    reason = _doubt(module, _sizes(module, x.shape, output_shape), x) if refused else ""
+    refusals = (Refusal(refused, reason),) if reason else ()
+    return declared(module, x, output_shape, windows, refusals)
+
+
+def _doubt(module: nn.Upsample, every: list[Sizes], x: Traced) -> str:
+    """Return why torch itself does not say what the result is, or nothing."""
+    name = "size" if module.scale_factor is None else "scale_factor"
+    how = f"{type(module).__name__} with {name}={getattr(module, name)}"
+    if module.mode == "bicubic":
+        stays = all(each.size == each.outputs for each in every)
+        if stays and any(each.scale not in (None, 1.0) for each in every):
+            return (
+                f"{how} leaves all sizes as they are, and torch's gradient of that in mode "
+                "'bicubic' is not that of what it computes; leave the layer out"
+            )
+    if module.mode.startswith("nearest"):
+        dtype = torch.float64 if x.itemsize == 8 else torch.float32
+        if not all(same_in_all_layouts(each, len(every), dtype) for each in every):
+            return (
+                f"{how} takes other rows for the nearest where channels are "
+                "last in memory, which may be so on one rank only; use a scale factor that is a "
+                "whole number"
+            )
+    return ""
 
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
     assert isinstance(module, nn.Upsample)
-    plain = module.forward
-    fetches = {id(planned): fetch_for(seat, planned) for planned in seat.calls}
-    if not any(fetches.values()):
-        return None
+    return on_needed_rows(module, seat, lambda part: _prepare(module, part))
 
-    def forward(input: Tensor) -> Tensor:
-        planned = seat.call(input)
-        fetch = fetches[id(planned)]
-        if fetch is None:
-            return plain(input)
-        sizes = output_sizes(seat, planned, input)
-        x = fetch(input)
-        if 0 in sizes:
-            return empty_like_output(x, sizes)
-        layer = planned.layer
-        ranges = seat.ranges(layer.output_shape, planned.output)
-        every = _all_taps(module, layer.input_shape, layer.output_shape)
-        for dim, found in enumerate(every, start=2):
-            first = fetch.rows[fetch.dims.index(dim)].start if dim in fetch.dims else 0
-            start, stop = ranges[dim]
-            x = _weighted(x, dim, found[start:stop], first)
+
+def _prepare(module: nn.Upsample, part: Part) -> Compute:
+    shape = part.layer.input_shape
+    if module.mode == "area":
+        return pooled_by_windows(part, len(shape) - 2, average=True)
+    sizes = _sizes(module, shape, part.layer.output_shape)
+    made: dict[Any, Compute] = {}
+
+    def compute(x: Tensor) -> Tensor:
+        kind = (exact_type(x.dtype), x.device)
+        if kind not in made:
+            made[kind] = _way(module, part, sizes, x)
+        return made[kind](x)
+
+    return compute
+
+
+def _way(module: nn.Upsample, part: Part, sizes: list[Sizes], x: Tensor) -> Compute:
+    """Return how the rank computes, for arrays of the type of ``x``."""
+    by_sizes, scaled = [each.outputs for each in sizes], [each.scale for each in sizes]
+    steps: list[Compute] = []
+    repeats = all(_repeats(cut, sizes[cut.dim - 2], x) for cut in part.cuts)
+    for cut in part.cuts if repeats else _by_taps(part, sizes):
+        mine = sizes[cut.dim - 2]
+        times = mine.outputs // mine.size if repeats else 1
+        by_sizes[cut.dim - 2] = cut.rows.count * times
+        scaled[cut.dim - 2] = float(times)
+        steps.append(_narrow(cut, times) if repeats else _resampled(cut, mine, x))
+    if repeats or len(steps) < len(sizes):  # torch does the dims that are left, or all
+        how: dict[str, Any] = {"mode": module.mode, "align_corners": module.align_corners}
+        by_factor = any(each.scale is not None for each in sizes)
+        how |= {"scale_factor": tuple(scaled)} if by_factor else {"size": tuple(by_sizes)}
+        steps.insert(0, lambda x: F.interpolate(x, **how))
+    return _one_after_another(steps)
+
+
+def _one_after_another(steps: Sequence[Compute]) -> Compute:
+    def compute(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
         return x
 
-    return forward
+    return compute
 
 
-def _weighted(x: Tensor, dim: int, rows: Taps, first: int) -> Tensor:
-    """Return the weighted sums of taps along ``dim``, whose row 0 is row ``first`` of the array."""
-    shape = [1] * x.dim()
-    shape[dim] = len(rows)
-    total: Tensor | None = None
-    for number in range(len(rows[0])):
-        index = torch.tensor([row[number][0] - first for row in rows], device=x.device)
-        part = x.index_select(dim, index)
-        if len(rows[0]) > 1:
-            weights = torch.tensor([row[number][1] for row in rows], dtype=x.dtype, device=x.device)
-            part = part * weights.view(shape)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+def _by_taps(part: Part, sizes: list[Sizes]) -> list[Cut]:
+    """Return the dims that are cut, and those of which torch would not do the same alone.
+
+    A cubic interpolation with a scale factor may leave a size as it is, and does something all the
+    same; torch forgets its gradient where all sizes stay.
+    """
+    found, cut_dims = list(part.cuts), {cut.dim for cut in part.cuts}
+    for dim, each in enumerate(sizes, start=2):
+        stays = each.size == each.outputs and each.scale not in (None, 1.0)
+        if each.mode == "bicubic" and stays and dim not in cut_dims:
+            rows = Rows(0, each.size, ((0, each.size),))
+            found.append(Cut(dim, Window(each.size, each.outputs), rows, 0, each.outputs))
+    return found
+
+
+def _repeats(cut: Cut, sizes: Sizes, x: Tensor) -> bool:
+    """Return whether torch makes the same of the needed rows alone, with some to be cut off.
+
+    For interpolation only where every place is an exact number, so that it is the same there.
+    """
+    times, rest = divmod(sizes.outputs, sizes.size)
+    if rest or times == 0 or sizes.align_corners or sizes.scale not in (None, float(times)):
+        return False
+    if not sizes.mode.startswith("nearest"):
+        return times in (1, 2, 4, 8)
+    dims, dtype = x.dim() - 2, exact_type(x.dtype)
+    for size in {sizes.size, cut.rows.count}:
+        scaled = Sizes(size, size * times, sizes.mode, False, sizes.scale)
+        found = sources(scaled, dims, dtype, x.device.type)
+        right = torch.arange(size).repeat_interleave(times)
+        if not (torch.equal(found.rows, right) and torch.equal(found.gradient, right)):
+            return False
+    return True
+
+
+def _narrow(cut: Cut, times: int) -> Compute:
+    return lambda x: x.narrow(cut.dim, cut.start - cut.rows.start * times, cut.outputs)
+
+
+def _resampled(cut: Cut, sizes: Sizes, x: Tensor) -> Compute:
+    """Return the resampling along one cut dim, by taps."""
+    dim, dtype = cut.dim, exact_type(x.dtype)
+
+    def own(rows: Tensor) -> Tensor:
+        return (rows[..., cut.start : cut.stop] - cut.rows.start).to(x.device)
+
+    if sizes.mode.startswith("nearest"):
+        found = sources(sizes, x.dim() - 2, dtype, x.device.type)
+        rows, gradient = own(found.rows), own(found.gradient)
+        _check(cut, rows, gradient)
+        if torch.equal(rows, gradient):
+            return lambda x: x.index_select(dim, rows)
+        return lambda x: take_nearest(x, dim, rows, gradient)
+    both = taps(sizes, dtype)
+    places = own(both.rows)
+    _check(cut, places)
+    shape = [-1 if other == dim else 1 for other in range(x.dim())]
+    weights = both.weights[:, cut.start : cut.stop].to(x.device, x.dtype)
+
+    def weighted(x: Tensor) -> Tensor:
+        first, *others = (
+            x.index_select(dim, row) * weight.view(shape)
+            for row, weight in zip(places, weights, strict=True)
+        )
+        for other in others:
+            first = first + other
+        return first
+
+    return weighted
+
+
+def _check(cut: Cut, *rows: Tensor) -> None:
+    """Refuse to go by rows that were not fetched: another device may round in its own way."""
+    if any(int(each.min()) < 0 or int(each.max()) >= cut.rows.count for each in rows):
+        raise RunError(
+            f"A resampling needs rows of dim {cut.dim} that the plan has not foreseen; give a size "
+            "or a scale factor that is a whole number."
+        )
 
 
 CARRIERS: tuple[Carrier, ...] = (

@@ -5,77 +5,72 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.layers.carrier import Carrier, Declared, Forward, Seat, empty_like_output
-from workbench.layers.fetch import fetch_for
-from workbench.layers.windowed import declared, output_sizes
-from workbench.traced import Traced
+from workbench.layers.carrier import Carrier, Declared, Forward, Seat
+from workbench.layers.windowed import Compute, Part, declared, on_needed_rows, positions
+from workbench.traced import Refusal, Traced
 from workbench.windows import Window
-
-
-def _windows(
-    module: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-) -> tuple[Window, ...]:
-    found = []
-    for size, outputs in zip(input_shape[-2:], output_shape[-2:], strict=True):
-        if isinstance(module, nn.PixelShuffle):
-            step = module.upscale_factor
-            table = tuple((o // step, o // step + 1) for o in range(outputs))
-            found.append(Window(size, outputs, table=table))
-        else:
-            step = module.downscale_factor  # type: ignore[assignment]
-            found.append(Window(size, outputs, stride=step, span=step))
-    return tuple(found)
 
 
 def _declare(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
-    source = arguments[0]
-    said = declared(module, source, output_shape, _windows(module, source.shape, output_shape))
-    channels = len(source.shape) - 3
-    labels = tuple("" if dim == channels else x for dim, x in enumerate(said.labels))
+    x, channels = arguments[0], len(output_shape) - 3
+    sizes = zip(x.shape[-2:], output_shape[-2:], strict=True)
+    if isinstance(module, nn.PixelShuffle):  # each row becomes several
+        step = module.upscale_factor
+        windows = [Window(a, b, stride=step, span=step, transposed=True) for a, b in sizes]
+    else:
+        assert isinstance(module, nn.PixelUnshuffle)
+        step = module.downscale_factor
+        windows = [Window(a, b, stride=step, span=step) for a, b in sizes]
+    said = declared(module, x, output_shape, windows, _mixes_channels(module, x, channels))
+    labels = tuple("" if dim == channels else label for dim, label in enumerate(said.labels))
     return Declared(labels, said.windows, refusals=said.refusals)
 
 
-def _build(module: nn.Module, seat: Seat) -> Forward | None:
-    plain = module.forward
-    fetches = {id(planned): fetch_for(seat, planned) for planned in seat.calls}
-    if not any(fetches.values()):
-        return None
+def _mixes_channels(module: nn.Module, x: Traced, dim: int) -> tuple[Refusal, ...]:
+    """Refuse positions in the dim that the layer takes for channels, which it moves about."""
+    reason = (
+        f"{type(module).__name__} takes dim {dim} for channels and moves them about; give it the "
+        "positions in other dims"
+    )
+    label = x.labels[dim]
+    refused = positions(label) if isinstance(label, str) else []  # others are gathered before
+    return (Refusal(tuple(refused), reason),) if refused else ()
 
-    def forward(input: Tensor) -> Tensor:
-        planned = seat.call(input)
-        fetch = fetches[id(planned)]
-        if fetch is None:
-            return plain(input)
-        sizes = output_sizes(seat, planned, input)
-        x = fetch(input)
-        if 0 in sizes:
-            return empty_like_output(x, sizes)
+
+def _build(module: nn.Module, seat: Seat) -> Forward | None:
+    return on_needed_rows(module, seat, lambda part: _prepare(module, part))
+
+
+def _prepare(module: nn.Module, part: Part) -> Compute:
+    def compute(x: Tensor) -> Tensor:
         if isinstance(module, nn.PixelUnshuffle):
             return F.pixel_unshuffle(x, module.downscale_factor)
         assert isinstance(module, nn.PixelShuffle)
-        x = F.pixel_shuffle(x, module.upscale_factor)
-        ranges = seat.ranges(planned.layer.output_shape, planned.output)
-        for dim, rows in zip(fetch.dims, fetch.rows, strict=True):
-            start, stop = ranges[dim]
-            x = x.narrow(dim, start - rows.start * module.upscale_factor, stop - start)
+        step = module.upscale_factor
+        x = F.pixel_shuffle(x, step)
+        for cut in part.cuts:  # the first and the last of the needed rows may give too many
+            x = x.narrow(cut.dim, cut.start - cut.rows.start * step, cut.outputs)
         return x
 
-    return forward
+    return compute
 
 
 def _declare_channels(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
-    return Declared(tuple("" if dim == 1 else x for dim, x in enumerate(arguments[0].labels)))
+    assert isinstance(module, nn.ChannelShuffle)
+    x = arguments[0]
+    labels = tuple("" if dim == 1 else label for dim, label in enumerate(x.labels))
+    return Declared(labels, refusals=_mixes_channels(module, x, 1))
 
 
-def _plain(module: nn.Module, seat: Seat) -> None:
+def _leave(module: nn.Module, seat: Seat) -> None:
     return None
 
 
 CARRIERS: tuple[Carrier, ...] = (
     Carrier((nn.PixelShuffle, nn.PixelUnshuffle), _declare, _build),
-    Carrier((nn.ChannelShuffle,), _declare_channels, _plain),
+    Carrier((nn.ChannelShuffle,), _declare_channels, _leave),
 )
