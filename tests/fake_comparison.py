@@ -54,6 +54,7 @@ class FakeComparison:
         self.error: Exception | None = None
         self.rows: list[dict[str, Any]] = []
         self.runs: list[Any] = []
+        self.preview: Any = None
         self.done = 0
         self.stopped_on: list[str] = []
 

@@ -46,12 +46,13 @@ def run_on_threads(
     steps: int,
     *,
     record_spans: bool = False,
+    preview: bool = False,
     stop_at_start: int | None = None,
     **options: object,
 ) -> ThreadRun:
     """Train ``work`` under ``strategy`` with ranks as threads."""
     planned = plan(work, strategy, **options)  # type: ignore[arg-type]
-    job = Job(work.payload(), planned, steps, record_spans)
+    job = Job(work.payload(), planned, steps, record_spans, preview)
 
     def rank(comm: Comm) -> tuple[Outcome, Recorder]:
         arrays = {

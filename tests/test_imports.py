@@ -26,6 +26,7 @@ ROOMS = (
     "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
     "order",  # which samples make which batch
+    "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
     "speedup",  # from timed runs to a table
     "records",  # the folder of a run
@@ -45,6 +46,7 @@ ROOMS = (
     "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
+    "previewing",  # a rank's share of the picture that is shown
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "placement",  # each rank's data onto the rank's worker
@@ -75,12 +77,12 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
     *("comm", "losses", "models", "recipe", "workload", "catalogue", "inputs"),
-    *("tracking", "profile", "planning", "layers", "scoring", "engine", "verify"),
+    *("tracking", "profile", "planning", "layers", "scoring", "previewing", "engine", "verify"),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )
 DASK = (
     *("datasets", "workload", "cluster"),
-    *("placement", "run", "state"),  # the client's side: a rank imports none of these
+    *("placement", "execution", "run", "state"),  # the client's side: a rank imports none of these
 )
 HOMES = {
     "torch": TORCH,

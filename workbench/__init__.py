@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.evaluate import evaluate
     from workbench.planning import plan
     from workbench.run import run
+    from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
     from workbench.verify import verify
     from workbench.workload import Workload, workload
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "datasets",
     "evaluate",
+    "picture",
     "plan",
     "run",
     "start",
@@ -48,6 +50,7 @@ _ROOM_OF = {
     "app": "workbench.ui.panel",
     "compare": "workbench.compare",
     "evaluate": "workbench.evaluate",
+    "picture": "workbench.ui.layer_picture",
     "plan": "workbench.planning",
     "run": "workbench.run",
     "start": "workbench.cluster.starting",

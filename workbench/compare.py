@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from workbench.cluster.lab import Lab
     from workbench.plan import Plan
+    from workbench.preview import Preview
     from workbench.workload import Workload
 
 PROOF_STEPS = 5
@@ -38,6 +39,7 @@ def compare(
     threads: int | None = None,
     device: str = "auto",
     prove: bool = True,
+    preview: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
     wait: bool = True,
@@ -56,6 +58,9 @@ def compare(
         Torch threads per rank of the strategies; those of the lab if left out.
     prove:
         Whether to prove the results (a few seconds).
+    preview:
+        Whether ``comparison.preview`` shows a picture that a model makes, now and then; it is sent
+        between two steps and not timed.
     wait:
         Whether to return at the end, or at once with a comparison that fills in the background.
     on_change:
@@ -82,6 +87,7 @@ def compare(
         threads=check_threads(lab.threads if threads is None else threads),
         device=device,
         prove=prove,
+        preview=preview,
         folder=folder,
         lab=lab,
         on_change=on_change or (lambda _comparison: None),
@@ -132,6 +138,7 @@ class Comparison:
         threads: int,
         device: str,
         prove: bool,
+        preview: bool,
         folder: str | Path | None,
         lab: Lab,
         on_change: Callable[[Comparison], None],
@@ -140,6 +147,7 @@ class Comparison:
 
         self.work, self.steps, self.repeats = work, steps, repeats
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
+        self._previews = preview
         self.status: Status = "starting"
         self.error: RunError | PlanError | None = None
         self.unproved: str | None = None
@@ -180,6 +188,11 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """The table: one row per baseline and strategy; keys are those of ``docs/design.md``."""
         return rows(self.entries, self._all_threads)
+
+    @property
+    def preview(self) -> Preview | None:
+        """The newest picture of the newest run that has one."""
+        return next((run.preview for run in reversed(self.runs) if run.preview), None)
 
     @property
     def progress(self) -> Progress:
@@ -296,6 +309,7 @@ class Comparison:
             threads=threads,
             device=self.device,
             record_spans=False,
+            preview=self._previews,
             folder=self.folder,
             placement=placement,
             repeat=repeat,

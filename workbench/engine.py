@@ -21,6 +21,7 @@ from workbench.layers.swap import parallelize
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
 from workbench.plan import Cut, Plan
+from workbench.previewing import Previewer
 from workbench.profile import tensors_in
 from workbench.recipe import load_payload
 from workbench.scoring import Score, score
@@ -35,13 +36,15 @@ class Job:
     """What a rank is to do; ``payload`` is the workload without its data.
 
     ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x``
-    and ``test_y`` if there is test data.
+    and ``test_y`` if there is test data. With ``preview``, a model from images to images has one of
+    them shown now and then.
     """
 
     payload: bytes
     plan: Plan
     steps: int
     record_spans: bool = False
+    preview: bool = False
 
 
 @dataclass
@@ -98,6 +101,7 @@ class _Trainer:
             dict(self.model.named_parameters()), self.plan.buckets, self.groups
         )
         self.spans = SpanRecorder(job.record_spans)
+        self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
         self.outcome = Outcome()
         self.copies = self.plan.copies((Cut(0, "data"), *self.plan.output))
         self.stop_asked = False
@@ -116,6 +120,7 @@ class _Trainer:
             self.context.progress(step)
             row = self._step(step, began_s)
             self.outcome.rows.append(row)
+            self.previewer.send()
             now_s = perf_counter()
             if now_s - sent_s >= SEND_EVERY_S or step in (0, self.job.steps - 1):
                 self._report()
@@ -200,6 +205,7 @@ class _Trainer:
             output = self.model(x)
             if self.plan.made != self.plan.output:
                 output = self._whole_output(output)
+            self.previewer.take(step, rows, x, output, y)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
                 loss.backward()

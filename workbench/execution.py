@@ -6,14 +6,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from workbench.errors import PlanError, RunError
+from workbench.preview import Assembly, Preview
 
 if TYPE_CHECKING:
+    from distributed import Future
+
     from workbench.cluster.gang import Gang, GangEnd, RankInfo
     from workbench.cluster.host import Host
     from workbench.cluster.lab import Lab
@@ -26,6 +30,7 @@ Row = dict[str, float]
 SpanRow = dict[str, Any]
 STOP_GRACE_S = 1.0
 LOOK_EVERY_S = 1.0
+FORGET_LIMIT_S = 60.0
 
 
 class Stopped(Exception):
@@ -60,12 +65,14 @@ class Execution:
         threads: int,
         device: str,
         record_spans: bool,
+        preview: bool,
         placement: Placement,
         on_start: Callable[[tuple[RankInfo, ...]], None],
         on_rows: Callable[[list[Row], list[SpanRow]], None],
     ) -> None:
         self.work, self.plan, self.run_id, self.steps = work, plan, run_id, steps
         self.threads, self.device, self.record_spans = threads, device, record_spans
+        self._previews, self._images = preview, Assembly()
         self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
@@ -96,6 +103,11 @@ class Execution:
         finally:
             self._ended.set()
 
+    @property
+    def preview(self) -> Preview | None:
+        """The newest picture of the training, if it was asked for and the workload has any."""
+        return self._images.newest
+
     def stop(self) -> None:
         """End it: ranks at work end after the step in hand, or are killed after a second."""
         self._stop_asked.set()
@@ -114,7 +126,7 @@ class Execution:
         shares = self.placement.shares(self.work, self.plan, self._stop_asked)
         self._arrive(shares)
         ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
-        job = Job(self.work.payload(), self.plan, self.steps, self.record_spans)
+        job = Job(self.work.payload(), self.plan, self.steps, self.record_spans, self._previews)
         self._gang = Gang(
             self.placement.lab,
             run_id=self.run_id,
@@ -159,7 +171,10 @@ class Execution:
         if self._stop_asked.is_set():
             raise Stopped
 
-    def _receive(self, rank: int, _kind: str, data: Any) -> None:
+    def _receive(self, rank: int, kind: str, data: Any) -> None:
+        if kind == "preview":
+            self._images.add(data)
+            return
         self.on_rows(data["rows"], _span_rows(rank, data["spans"]))
 
     def _merge(self, end: GangEnd) -> Finished:
@@ -204,3 +219,22 @@ def _merged(per_rank: list[list[Row]]) -> list[Row]:
 def _span_rows(rank: int, spans: list[Any]) -> list[SpanRow]:
     keys = ("step", "kind", "name", "start_s", "stop_s", "sent_bytes")
     return [{"rank": rank, **{key: getattr(span, key) for key in keys}} for span in spans]
+
+
+def forget_state(lab: Lab, run_id: str, taken: dict[tuple[int, str], Future]) -> None:
+    """Free what a run that nobody holds any more has left on the workers and nobody has taken.
+
+    The garbage collector calls this on any thread, Dask's own too, so another one does it.
+    """
+    from distributed import wait
+
+    def forget() -> None:
+        with suppress(Exception):  # a cluster that is gone has nothing left to free
+            if taken:
+                wait(list(taken.values()), timeout=FORGET_LIMIT_S)
+            taken.clear()
+            if not lab.closed:
+                lab.forget(run_id)
+
+    with suppress(RuntimeError):  # no thread can be started while the interpreter shuts down
+        threading.Thread(target=forget, name=f"forget {run_id}", daemon=True).start()

@@ -14,7 +14,15 @@ from uuid import uuid4
 
 from workbench.arguments import check_steps, check_threads
 from workbench.errors import PlanError, RunError
-from workbench.execution import STOP_GRACE_S, Execution, Finished, Row, SpanRow, Stopped
+from workbench.execution import (
+    STOP_GRACE_S,
+    Execution,
+    Finished,
+    Row,
+    SpanRow,
+    Stopped,
+    forget_state,
+)
 from workbench.placement import Placement
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
@@ -27,12 +35,12 @@ if TYPE_CHECKING:
     from workbench.cluster.gang import RankInfo
     from workbench.cluster.lab import Lab
     from workbench.plan import Plan
+    from workbench.preview import Preview
     from workbench.workload import Workload
 
 Status = Literal["starting", "running", "stopping", "done", "stopped", "failed"]
 ENDED = ("done", "stopped", "failed")
 WARM_UP_STEPS = 3
-FORGET_LIMIT_S = 60.0
 
 
 def run(
@@ -43,6 +51,7 @@ def run(
     threads: int | None = None,
     device: str = "auto",
     spans: bool = True,
+    preview: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
     **options: Any,
@@ -61,6 +70,9 @@ def run(
         ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where there is a GPU for each rank, else CPU.
     spans:
         Whether ranks record what they do when (under 1 % of a step).
+    preview:
+        Whether ``run.preview`` shows what a model from images to images makes of one of them, about
+        every fifth step; what that costs falls between the steps.
     folder:
         Parent of the run's folder; ``workbench-runs`` if left out.
     lab:
@@ -85,6 +97,7 @@ def run(
         threads=check_threads(lab.threads if threads is None else threads),
         device=device,
         record_spans=spans,
+        preview=preview,
         folder=folder,
         placement=Placement(lab),
     )
@@ -122,6 +135,7 @@ class Run:
         folder: str | Path | None,
         placement: Placement,
         repeat: int = 0,
+        preview: bool = False,
     ) -> None:
         from workbench.cluster.devices import resolve_device
 
@@ -154,6 +168,7 @@ class Run:
             threads=threads,
             device=self.device,
             record_spans=record_spans,
+            preview=preview,
             placement=placement,
             on_start=self._started,
             on_rows=self._receive,
@@ -162,7 +177,7 @@ class Run:
 
     def start(self) -> None:
         """Start working in the background."""
-        weakref.finalize(self, _forget, self.lab, self.run_id, self._taken).atexit = False
+        weakref.finalize(self, forget_state, self.lab, self.run_id, self._taken).atexit = False
         self._record.write_summary(self.summary())
         self._driver.start()
 
@@ -182,6 +197,11 @@ class Run:
         """Timed pieces per rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
         with self._lock:
             return list(self._spans)
+
+    @property
+    def preview(self) -> Preview | None:
+        """The newest picture, where ``preview`` was asked for and the model makes pictures."""
+        return self._execution.preview
 
     @property
     def step(self) -> int:
@@ -377,22 +397,3 @@ def _safe(name: str) -> str:
     """Return a workload's name as part of a folder's name, of at most 60 bytes."""
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
     return kept.encode()[:60].decode(errors="ignore") or "run"
-
-
-def _forget(lab: Lab, run_id: str, taken: dict[tuple[int, str], Future]) -> None:
-    """Free what a run that nobody holds any more has left on the workers and nobody has taken.
-
-    The garbage collector calls this on any thread, Dask's own too, so another one does it.
-    """
-    from distributed import wait
-
-    def forget() -> None:
-        with suppress(Exception):  # a cluster that is gone has nothing left to free
-            if taken:
-                wait(list(taken.values()), timeout=FORGET_LIMIT_S)
-            taken.clear()
-            if not lab.closed:
-                lab.forget(run_id)
-
-    with suppress(RuntimeError):  # no thread can be started while the interpreter shuts down
-        threading.Thread(target=forget, name=f"forget {run_id}", daemon=True).start()

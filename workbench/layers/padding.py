@@ -71,15 +71,17 @@ def _build(module: nn.Module, seat: Seat) -> Forward | None:
 def _prepare(module: nn.Module, part: Part) -> Compute:
     sides, (_, mode) = _sides(module), _mode(module)
     value = getattr(module, "value", 0.0)
+    constant = mode == "constant"
     for cut in part.cuts:
-        sides[cut.dim - len(part.layer.input_shape)] = (0, 0)
+        left = (cut.rows.before, cut.rows.after) if constant else (0, 0)
+        sides[cut.dim - len(part.layer.input_shape)] = left
     rest = [side for both in reversed(sides) for side in both]
 
     def compute(x: Tensor) -> Tensor:
-        for cut in part.cuts:
-            x = extend(x, cut.dim, cut.rows, value)
+        for cut in () if constant else part.cuts:
+            x = extend(x, cut.dim, cut.rows)
         if any(rest):
-            x = F.pad(x, rest, mode, value if mode == "constant" else None)
+            x = F.pad(x, rest, mode, value if constant else None)
         return x
 
     return compute

@@ -18,6 +18,7 @@ from workbench.errors import RunError
 from workbench.layers.adaptive import adaptive_window, pooled_by_windows
 from workbench.layers.carrier import Carrier, Declared, Forward, Seat
 from workbench.layers.taps import (
+    Bands,
     Sizes,
     exact_type,
     same_in_all_layouts,
@@ -198,19 +199,9 @@ def _resampled(cut: Cut, sizes: Sizes, x: Tensor) -> Compute:
     both = taps(sizes, dtype)
     places = own(both.rows)
     _check(cut, places)
-    shape = [-1 if other == dim else 1 for other in range(x.dim())]
     weights = both.weights[:, cut.start : cut.stop].to(x.device, x.dtype)
-
-    def weighted(x: Tensor) -> Tensor:
-        first, *others = (
-            x.index_select(dim, row) * weight.view(shape)
-            for row, weight in zip(places, weights, strict=True)
-        )
-        for other in others:
-            first = first + other
-        return first
-
-    return weighted
+    bands = Bands(places, weights)
+    return lambda x: bands(x, dim)
 
 
 def _check(cut: Cut, *rows: Tensor) -> None:

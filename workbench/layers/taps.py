@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from workbench.windows import Run, Window
 
 _CUBIC = -0.75  # the parameter of Keys (1981) that torch uses
+_BAND = 32  # output rows at a time: few enough that most of the matrix is not zero
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,60 @@ def window_of(sizes: Sizes) -> Window:
     first, last_row = rows.amin(0).tolist(), rows.amax(0).tolist()
     table: tuple[Run, ...] = tuple((a, b + 1) for a, b in zip(first, last_row, strict=True))
     return Window(sizes.size, sizes.outputs, table=table)
+
+
+class Bands:
+    """Weighted sums of taps as products with small matrices, a few output rows at a time.
+
+    Parameters
+    ----------
+    rows, weights:
+        As in :class:`Taps`; row 0 is the first of the array that is given.
+    """
+
+    def __init__(self, rows: Tensor, weights: Tensor) -> None:
+        self.outputs = rows.shape[1]
+        self.pieces: list[tuple[Run, Run, Tensor]] = []
+        for start in range(0, self.outputs, _BAND):
+            stop = min(start + _BAND, self.outputs)
+            mine = rows[:, start:stop]
+            low, high = int(mine.min()), int(mine.max()) + 1
+            matrix = weights.new_zeros(stop - start, high - low)
+            matrix.scatter_add_(1, (mine - low).T, weights[:, start:stop].T)
+            self.pieces.append(((start, stop), (low, high), matrix))
+
+    def __call__(self, x: Tensor, dim: int) -> Tensor:
+        """Return the sums along ``dim``, which is not negative."""
+        result: Tensor = _Bands.apply(x, dim, self)
+        return result
+
+
+class _Bands(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, bands: Bands) -> Tensor:
+        ctx.dim, ctx.bands, ctx.shape = dim, bands, x.shape
+        result = x.new_empty((*x.shape[:dim], bands.outputs, *x.shape[dim + 1 :]))
+        for (start, stop), (low, high), matrix in bands.pieces:
+            part = _times(matrix, x.narrow(dim, low, high - low), dim)
+            result.narrow(dim, start, stop - start).copy_(part)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, dim = grads[0].new_zeros(ctx.shape), ctx.dim
+        for (start, stop), (low, high), matrix in ctx.bands.pieces:
+            part = _times(matrix.T, grads[0].narrow(dim, start, stop - start), dim)
+            gradient.narrow(dim, low, high - low).add_(part)
+        return gradient, None, None
+
+
+def _times(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):  # torch interpolates in the type of x
+        if dim == x.dim() - 1:
+            return x @ matrix.T
+        product = torch.matmul(matrix, x.flatten(dim + 1))
+    return product.unflatten(-1, x.shape[dim + 1 :])
 
 
 def take_nearest(x: Tensor, dim: int, rows: Tensor, gradient: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from workbench.workload import Workload, workload
 
 if TYPE_CHECKING:
     from workbench.compare import Comparison
+    from workbench.plan import Plan
 
 CLOSE_LIMIT_S = 20.0
 
@@ -99,6 +100,8 @@ class Driver:
         The newest request and what has come of it, or None.
     described:
         Workloads that have been looked at, by catalogue name.
+    planned:
+        What was drawn last: what was asked, and its plan or why there is none.
     lab:
         The cluster in use, once there is one.
     """
@@ -106,6 +109,7 @@ class Driver:
     def __init__(self, work: Workload | None, lab: Lab | None) -> None:
         self.job: Job | None = None
         self.described: dict[str, Described] = {}
+        self.planned: tuple[Request, Plan | str] | None = None
         self.lab = lab
         self._given = lab
         self._own: Lab | None = None
@@ -136,6 +140,10 @@ class Driver:
     def describe(self, name: str) -> None:
         """Ask for the description of a workload and return at once."""
         self._commands.put(lambda: self._describe(name))
+
+    def draw(self, request: Request) -> None:
+        """Ask for the plan of what the controls say and return at once."""
+        self._commands.put(lambda: self._draw(request))
 
     def take_lab(self) -> Lab | None:
         """Hand over the cluster that this driver has started: it will not close it any more."""
@@ -204,6 +212,7 @@ class Driver:
                 steps=asked.steps,
                 repeats=asked.repeats,
                 lab=lab,
+                preview=True,
                 wait=False,
             )
         job.comparison = comparison
@@ -242,6 +251,17 @@ class Driver:
             self.described[name] = Described(
                 f"{about} {work.samples:,} samples of {shape or '1'}.", work.batch_size, work.steps
             )
+
+    def _draw(self, request: Request) -> None:
+        try:
+            work = self._make(request.workload)
+            if request.batch != work.batch_size:
+                work = work.with_(batch_size=request.batch)
+            found = plan(work, request.strategy)
+        except (PlanError, RunError, OSError) as error:
+            self.planned = (request, str(error))
+        else:
+            self.planned = (request, found)
 
     def _make(self, name: str) -> Workload:
         if name not in self._made:

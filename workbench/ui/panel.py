@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ class Panel:
             on_workload=self.driver.describe,
         )
         self._shown: State | None = None
+        self._drawn: Request | None = None
         self._printed = (0.0, "")
         self._print = not _in_kernel()
         self._closed = threading.Event()
@@ -181,15 +183,21 @@ class Panel:
         while not self._closed.wait(TICK_S):
             try:
                 self._tick()
-            except Exception:
+            except Exception as error:
                 if not self._closed.is_set():
                     traceback.print_exc()
+                    self._view.break_down(error)
                 return
 
     def _tick(self) -> None:
         chosen = self._view.request().workload
         if chosen != self._kept_for:
             self._keep, self._kept_for = set(), chosen
+        self._view.show_plan(self.driver.planned)
+        asked = replace(self._view.request(), steps=0, repeats=0)
+        if asked != self._drawn:
+            self._drawn = asked
+            self.driver.draw(asked)
         described = self.driver.described.get(chosen)
         if described is not None:
             self._view.suggest(described, self._keep)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import machine
+from workbench.preview import Preview
 from workbench.run import ENDED
 from workbench.ui import figures, texts
 from workbench.ui.driver import Driver, Job
@@ -43,6 +44,8 @@ class State:
         What the speedup figure shows: this run, and earlier ones of the same workload and batch.
     bars:
         The rows of this run.
+    preview:
+        The newest picture that a model has made of one.
     """
 
     message: str
@@ -57,6 +60,7 @@ class State:
     points: tuple[Row, ...] = ()
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
+    preview: Preview | None = None
 
     @property
     def busy(self) -> bool:
@@ -137,6 +141,7 @@ class Watcher:
             points=tuple({texts.row_label(row): row for row in alike}.values()),
             bars=tuple(rows),
             curves=tuple(figures.curves_of(comparison)),
+            preview=comparison.preview,
         )
 
     def _place(self, rows: list[Row]) -> str:

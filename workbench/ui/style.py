@@ -50,6 +50,12 @@ STYLE = (
 .wb-chart > div { width: 100%; }
 /* Figures take their colours when they are painted; a change of size paints them again. */
 body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
+.wb-pictures { display: flex; gap: 12px; margin: 8px 0; }
+.wb-pictures figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: 420px; }
+.wb-pictures img { width: 100%; display: block; image-rendering: auto; }
+.wb-pictures figcaption { font-size: 15px; font-weight: 600; padding-top: 2px;
+  font-variant-numeric: tabular-nums; }
+.wb-plan { margin-top: 10px; } .wb-plan svg { color: var(--jp-ui-font-color1, #222); }
 .wb-python { margin-top: 10px; } .wb-python pre, .wb-panel details pre { font-size: 13px;
   user-select: all; padding: 8px; overflow-x: auto; margin: 4px 0;
   background: var(--jp-layout-color2, #8882); color: inherit; }

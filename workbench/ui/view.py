@@ -9,19 +9,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench import machine
 from workbench.catalogue import CATALOGUE
 from workbench.strategies import STRATEGIES
-from workbench.ui import figures, form, table, texts
+from workbench.ui import figures, form, pictures, table, texts
 from workbench.ui.driver import Described
 from workbench.ui.form import OWN, Request
 from workbench.ui.live_figure import LiveFigure
+from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
 from workbench.ui.style import STYLE
+
+if TYPE_CHECKING:
+    from workbench.plan import Plan
 
 CONTROLS = ("workload", "strategy", "workers", "batch", "steps")
 
@@ -82,6 +86,8 @@ class View:
         self._result = widgets.HTML()
         self._python = widgets.HTML()
         self._table = widgets.HTML()
+        self._pictures = widgets.HTML()
+        self._plan = PlanView()
         self._charts = (figures.speedup_chart(), figures.loss_chart(), figures.share_chart())
         self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
         self.root = self._layout()
@@ -129,8 +135,25 @@ class View:
             _set(self._stop, not state.busy or state.status == "stopping", "disabled")
             _set(self._result, _result(state))
             _set(self._table, _runs(state))
+            _set(self._pictures, pictures.strip(state.preview))
             self._draw(state)
             self._shown = state
+
+    def show_plan(self, planned: tuple[Request, Plan | str] | None) -> None:
+        """Show the plan of what the controls say, or why there is none."""
+        with self.lock:
+            self._plan.show(planned)
+
+    def break_down(self, error: Exception) -> None:
+        """Say that the panel cannot go on."""
+        with self.lock:
+            sentence = (
+                f"The panel cannot draw any more ({type(error).__name__}: {error}). What runs goes "
+                "on; open another panel with wb.app()."
+            )
+            _set(
+                self._notes["run"], f'<div class="wb-problem" role="alert">{escape(sentence)}</div>'
+            )
 
     def redraw(self) -> None:
         """Send every figure whole, for browsers that open the notebook from now on."""
@@ -197,7 +220,9 @@ class View:
                 _box([self._run, self._stop, self._progress, self._message], "wb-buttons"),
                 self._notes["run"],
                 self._result,
+                self._pictures,
                 _box(charts, "wb-charts"),
+                self._plan.root,
                 self._table,
                 self._python,
             ],

@@ -1,0 +1,78 @@
+"""The picture of one layer: who owns what, what is fetched of whom, in the plan's bytes."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from test_operator_networks import network
+
+from workbench.errors import PlanError
+from workbench.plan import Plan, in_binary_units
+from workbench.planning import plan
+from workbench.ui.layer_picture import RANKS, picture
+
+
+def drawn(strategy: str, layer: str | None = None, name: str = "unet") -> tuple[Plan, str, str]:
+    found = plan(network(name), strategy)
+    shown = picture(found, layer)
+    ElementTree.fromstring(shown.svg)  # well formed
+    assert shown._repr_html_() == shown.svg
+    return found, shown.svg, repr(shown)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_halo_is_hatched_in_the_colour_of_its_owner(ranks: int) -> None:
+    found, svg, text = drawn(f"spatial={ranks}", "down1.0")
+    for rank in range(ranks):
+        assert f"rank {rank} owns" in text
+        assert f'fill="{RANKS[rank]}"' in svg
+    # Every inner edge has a halo on both sides.
+    assert len(re.findall(r'fill="url\(#wb-hatch', svg)) == 2 * (ranks - 1)
+    assert "3 rows, stride 1, padding 1 (reflect)" in text
+    assert found.ranks == ranks
+
+
+def test_the_bytes_are_those_of_the_plan() -> None:
+    found, _, text = drawn("spatial=2", "down1.0")
+    (halo,) = [c for c in found.collectives if c.name == "down1.0: halo"]
+    assert f"fetches {in_binary_units(found.sent_by(halo, 1))} of rank 1" in text
+
+
+def test_a_grid_fetches_corners() -> None:
+    _, svg, text = drawn("spatial=2x2", "down1.3")
+    assert text.count("owns") == 4
+    assert "of rank 1" in text.splitlines()[1]
+    assert "of rank 3" in text.splitlines()[1]
+    assert svg.count("rank 3") >= 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layer", "says"),
+    [
+        ("spatial=2", "down1.1", "adds up what the ranks have found"),
+        ("spatial=2", "down1.2", "every rank computes its share alone"),
+        ("channel=2", "down1.0", "is split in filters"),
+        ("serial", None, "is whole on every rank"),
+        ("data=2", None, "computes its share alone"),
+    ],
+)
+def test_layers_without_a_halo_say_what_they_do(
+    strategy: str, layer: str | None, says: str
+) -> None:
+    _, _, text = drawn(strategy, layer)
+    assert says in text
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest() -> None:
+    with pytest.raises(PlanError, match=r"no layer 'down1'; the nearest is 'down"):
+        drawn("spatial=2", "down1")
+
+
+@pytest.mark.parametrize("name", ["volume", "resnet", "vgg"])
+def test_every_layer_of_every_network_can_be_drawn(name: str) -> None:
+    found = plan(network(name), "spatial=2")
+    for planned in found.layers:
+        if planned.layer.arguments:
+            ElementTree.fromstring(picture(found, planned.layer.name).svg)

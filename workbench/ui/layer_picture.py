@@ -1,0 +1,223 @@
+"""The plan's view of one layer: who owns which rows, which rows are fetched of whom, in bytes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from math import prod
+
+from workbench.errors import PlanError
+from workbench.plan import LayerPlan, Plan, in_binary_units
+from workbench.ui import look
+from workbench.windows import Halo, Run, Window, cells
+
+RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676", "#8C564B")
+"""Colours of ranks, Okabe and Ito's; each share is labelled too, so no meaning hangs on colour."""
+
+WIDTH, SIDE, THINNEST = 900, 190, 7
+"""Pixels: of the picture, of the longer side of one image, and of the thinnest halo drawn."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that notebooks show by itself; ``text`` says the same in words."""
+
+    svg: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        """Return the words."""
+        return self.text
+
+
+def picture(plan: Plan, layer: str | None = None) -> Picture:
+    """Draw one layer of a plan: shares in the colours of their ranks, fetched rows hatched.
+
+    Parameters
+    ----------
+    layer:
+        Its name, as in the printed plan; the first one with a halo if left out.
+
+    Raises
+    ------
+    PlanError
+        If the plan has no such layer; names the nearest.
+    """
+    planned = _chosen(plan, layer)
+    halo = planned.halo(plan.mesh) if planned.layer.windows and planned.choice != "gather" else None
+    title = _title(planned)
+    if halo is None or plan.ranks == 1:
+        lines = _without_halo(plan, planned)
+        return Picture(_svg(54 + 22 * len(lines), title, _texts(lines, 54)), _words(title, lines))
+    lines = [*_sentences(plan, planned, halo), "Hatched: fetched, drawn thicker than it is."]
+    frame = _Frame(planned, halo)
+    per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
+    body, y = [], 60.0
+    shown = range(halo.size)
+    for start in range(0, halo.size, per_row):
+        for place, index in enumerate(shown[start : start + per_row]):
+            body.append(frame.drawn(index, 14 + place * (frame.width + 28), y))
+        y += frame.height + 48
+    body.append(_texts(lines, y + 8))
+    return Picture(_svg(y + 22 * len(lines) + 8, title, "".join(body)), _words(title, lines))
+
+
+def _chosen(plan: Plan, name: str | None) -> LayerPlan:
+    layers = [planned for planned in plan.layers if planned.layer.arguments]
+    if not layers:
+        raise PlanError("The plan has no layer to draw.")
+    if name is None:
+        return next((p for p in layers if p.layer.windows and p.halo(plan.mesh)), layers[0])
+    for planned in layers:
+        if planned.layer.name == name:
+            return planned
+    names = [planned.layer.name for planned in layers]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
+    raise PlanError(f"The plan has no layer {name!r}; the nearest is {near[0]!r}.")
+
+
+def _title(planned: LayerPlan) -> str:
+    layer = planned.layer
+    shape = "×".join(map(str, layer.input_shape))
+    out = "×".join(map(str, layer.output_shape))
+    return f"{layer.name} ({layer.kind}): {shape} to {out}"
+
+
+def _without_halo(plan: Plan, planned: LayerPlan) -> list[str]:
+    """Say what a layer does that fetches nothing."""
+    own = [c for c in plan.collectives if c.name.startswith(f"{planned.layer.name}: ")]
+    sent = sum(plan.sent_by(c, 0) for c in own)
+    words = {
+        "gather": "is gathered on every rank and computed whole",
+        "filters": "is split in filters: each rank makes some of the channels",
+        "channels": "is split in input channels: each rank has a part, and results are added up",
+        "groups": "is split in groups: each rank has some, and nothing is added up",
+    }
+    cut = bool(planned.input)
+    alone = "is cut, and every rank computes its share alone" if cut else "is whole on every rank"
+    what = words.get(planned.choice, alone if not own else "adds up what the ranks have found")
+    lines = [f"This layer {what}."]
+    return [*lines, f"Rank 0 sends {in_binary_units(sent)} a step (predicted)."] if own else lines
+
+
+def _sentences(plan: Plan, planned: LayerPlan, halo: Halo) -> Iterator[str]:
+    array = planned.layer.arguments[0]
+    rest = array.numel // prod(window.size for window in halo.windows) * array.itemsize
+    for index in range(halo.size):
+        own = " × ".join(f"{a}-{b - 1}" if b > a else "none" for a, b in halo.owned(index))
+        fetched = [
+            f"{in_binary_units(halo.rows_sent(owner, index) * rest)} of rank {owner}"
+            for owner in halo.owners(index)
+        ]
+        got = f"fetches {', '.join(fetched)}" if fetched else "fetches nothing"
+        yield f"rank {index} owns {own}; {got}"
+    window = next((w for w in halo.windows if w.span > 1 or w.stride > 1), halo.windows[0])
+    back = ", and as much backward" if array.gradient else ", and nothing backward"
+    yield f"predicted bytes of a step, forward{back}; window along the cut: {_in_words(window)}"
+
+
+def _in_words(window: Window) -> str:
+    if window.table:
+        return "of several sizes"
+    kind = "transposed, " if window.transposed else ""
+    padding = "" if window.mode == "zeros" else f" ({window.mode})"
+    return f"{kind}{window.span} rows, stride {window.stride}, padding {window.padding}{padding}"
+
+
+class _Frame:
+    """The image of a layer's input, to scale, with two of its dims drawn."""
+
+    def __init__(self, planned: LayerPlan, halo: Halo) -> None:
+        shape = planned.layer.input_shape
+        cut = sorted((c for c in planned.input if c.axis == "spatial"), key=lambda c: c.part)
+        dims = [c.dim for c in cut]
+        others = [d for d in range(len(shape) - 1, 1, -1) if d not in dims]
+        down, across = (dims[0], others[0] if others else None)
+        if len(dims) > 1:
+            down, across = dims[0], dims[1]
+        elif across is not None and across < down:
+            down, across = across, down
+        self.halo, self.dims, self.down, self.across = halo, dims, down, across
+        self.rows = shape[down]
+        self.columns = shape[across] if across is not None else max(1, shape[down] // 3)
+        scale = SIDE / max(self.rows, self.columns)
+        self.width, self.height = max(60.0, self.columns * scale), max(60.0, self.rows * scale)
+
+    def drawn(self, index: int, x: float, y: float) -> str:
+        """Return what rank ``index`` owns, solid, and fetches, hatched, over the whole image."""
+        parts = [_rect(x, y, self.width, self.height, "none", stroke="#8C8C8C", dash="4 3")]
+        for box in cells(self.halo.message(index, index)):
+            parts.append(self._box(box, x, y, RANKS[index % len(RANKS)]))
+        for owner in self.halo.owners(index):
+            for box in cells(self.halo.message(owner, index)):
+                fill = f"url(#wb-hatch-{owner % len(RANKS)})"
+                parts.append(self._box(box, x, y, fill, RANKS[owner % len(RANKS)]))
+        parts.append(_text(f"rank {index}", x, y - 8, bold=True))
+        return "".join(parts)
+
+    def _box(
+        self, box: tuple[Run, ...], x: float, y: float, fill: str, stroke: str | None = None
+    ) -> str:
+        place = dict(zip(self.dims, box, strict=True))
+        top, bottom = place.get(self.down, (0, self.rows))
+        left, right = place.get(self.across or -1, (0, self.columns))
+        tall, wide = self.height / self.rows, self.width / self.columns
+        height, width = (bottom - top) * tall, (right - left) * wide
+        least = THINNEST if stroke else 1.0
+        py, px = y + top * tall, x + left * wide
+        if height < least:
+            py, height = py - (least - height) * (top > 0), least
+        if width < least:
+            px, width = px - (least - width) * (left > 0), least
+        return _rect(px, py, width, height, fill, stroke=stroke)
+
+
+def _svg(height: float, title: str, body: str) -> str:
+    hatches = "".join(
+        f'<pattern id="wb-hatch-{n}" width="6" height="6" patternUnits="userSpaceOnUse" '
+        f'patternTransform="rotate(45)"><rect width="6" height="6" fill="#fff"/>'
+        f'<line x1="0" y1="0" x2="0" y2="6" stroke="{color}" stroke-width="5"/></pattern>'
+        for n, color in enumerate(RANKS)
+    )
+    return (
+        f'<svg class="wb-layer" role="img" aria-label="{escape(title)}" width="100%" '
+        f'style="max-width:{WIDTH}px" viewBox="0 0 {WIDTH} {height:.0f}" '
+        f'font-family="{escape(look.FONT)}" fill="currentColor"><defs>{hatches}</defs>'
+        f"{_text(title, 12, 24, bold=True, size=18)}{body}</svg>"
+    )
+
+
+def _rect(
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    fill: str,
+    *,
+    stroke: str | None,
+    dash: str = "",
+) -> str:
+    line = f' stroke="{stroke}" stroke-width="1.5"' if stroke else ""
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{fill}"{line}{dashes}/>'
+    )
+
+
+def _text(text: str, x: float, y: float, *, bold: bool = False, size: int = 15) -> str:
+    weight = ' font-weight="600"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}"{weight}>{escape(text)}</text>'
+
+
+def _texts(lines: list[str], y: float) -> str:
+    return "".join(_text(line, 12, y + 22 * n) for n, line in enumerate(lines))
+
+
+def _words(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)])

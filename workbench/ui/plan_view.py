@@ -1,0 +1,54 @@
+"""The panel's view of the plan, before anything runs: one layer at a time."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets  # type: ignore[import-untyped]
+
+from workbench.plan import Plan
+from workbench.ui.form import Request
+from workbench.ui.layer_picture import picture
+
+SERIAL = "One rank has everything, and nothing is sent."
+
+
+class PlanView:
+    """A menu of the plan's layers and the picture of the chosen one."""
+
+    def __init__(self) -> None:
+        self._layer = widgets.Dropdown(description="Layer", options=[], layout={"display": "none"})
+        self._picture = widgets.HTML(SERIAL)
+        self._plan: Plan | None = None
+        self._shown: object = None
+        self.root = widgets.Accordion(
+            children=[widgets.VBox([self._layer, self._picture])],
+            titles=("The plan of one layer: who owns what, and what travels (predicted)",),
+            selected_index=None,
+        )
+        self.root.add_class("wb-plan")
+        self._layer.observe(lambda _change: self._draw(), "value")
+
+    def show(self, planned: tuple[Request, Plan | str] | None) -> None:
+        """Show a plan, or the sentence that says why there is none."""
+        if planned is None or planned is self._shown:
+            return
+        self._shown = planned
+        found = planned[1]
+        self._plan = found if isinstance(found, Plan) else None
+        if self._plan is None or self._plan.ranks == 1:
+            self._layer.layout.display = "none"
+            self._picture.value = escape(SERIAL if self._plan is not None else str(found))
+            return
+        names = [planned.layer.name for planned in self._plan.layers if planned.layer.arguments]
+        first = picture(self._plan).text.partition(" (")[0]
+        before: Any = self._layer.value
+        self._layer.options = list(dict.fromkeys(names))
+        self._layer.value = before if before in names else first
+        self._layer.layout.display = ""
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._plan is not None and self._layer.value:
+            self._picture.value = picture(self._plan, self._layer.value).svg
