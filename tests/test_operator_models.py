@@ -168,6 +168,14 @@ def test_whole_numbers_go_in_and_positions_may_be_dim_1() -> None:
     assert prove(Text(), text, strategy="spatial=2", spatial_dims=1).refusal is None
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_rank_without_rows_bears_changes_in_place(kind: type[nn.Module]) -> None:
+    first = kind(3, 4, 3, padding=1, bias=False)
+    net = nn.Sequential(first, nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 3, 2, 6, dtype=torch.float64)
+    assert prove(net, x, strategy="spatial=4", spatial_dims=2).refusal is None
+
+
 def test_channels_last_arrays_work() -> None:
     net = chain(nn.ReLU()).to(memory_format=torch.channels_last)
     x = torch.randn(IMAGES, dtype=torch.float64).to(memory_format=torch.channels_last)

@@ -57,7 +57,8 @@ def _outputs(
         filters = weight.shape[1] * groups if share.transposed else weight.shape[0]
         sizes = [stop - start for start, stop in share.outputs]
         nothing = (x.sum() + weight.sum()) * 0
-        out = nothing.expand((x.shape[0], filters, *sizes))
+        # An array of its own, since code that follows may change it in place.
+        out = nothing.expand((x.shape[0], filters, *sizes)).clone()
         return out if bias is None else out + bias.view(-1, *(1,) * len(sizes))
     none = [0] * len(share.windows)
     if not share.transposed:
