@@ -8,22 +8,13 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 
 import numpy as np
 import pytest
+from shared_memory_left import open_memory
 
 from workbench.cluster.channel import Channel
 from workbench.cluster.shared_array import allocate, attach, descriptor_of, shared
-
-
-def open_memory() -> int:
-    """Count our descriptors of shared memory; other tests' cluster opens and closes sockets."""
-    count = 0
-    for number in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            count += "workbench-array" in os.readlink(f"/proc/self/fd/{number}")
-    return count
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (4, 3)])
@@ -44,14 +35,14 @@ def test_an_array_is_the_same_memory_wherever_it_is_attached(shape, dtype):
 
 def test_memory_and_descriptors_go_with_the_last_array():
     gc.collect()
-    before = open_memory()
+    before = open_memory("workbench-array")
     array = allocate((1000,), "f8")
     view = array.reshape(10, 100)[2:]
     del array
     view[...] = 1  # still mapped
     del view
     gc.collect()
-    assert open_memory() == before
+    assert open_memory("workbench-array") == before
 
 
 def test_only_a_whole_array_in_order_is_shared_as_it_is():
