@@ -12,7 +12,7 @@ from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.engine import Job, Outcome, train
 from workbench.placement import pieces
-from workbench.plan import Plan
+from workbench.plan import Plan, assemble
 from workbench.planning import plan
 from workbench.workload import Workload
 
@@ -30,9 +30,13 @@ class ThreadRun:
         """Parameters and buffers after the run, shares put together."""
         whole = {}
         for name in {name: None for outlet in self.outlets for name in outlet.kept}:
-            parts = [outlet.kept[name] for outlet in self.outlets if name in outlet.kept]
+            parts = {
+                rank: outlet.kept[name]
+                for rank, outlet in enumerate(self.outlets)
+                if name in outlet.kept
+            }
             cuts = self.plan.parameter_cuts(name.partition(":")[2])
-            whole[name] = np.concatenate(parts, cuts[0].dim) if cuts else parts[0]
+            whole[name] = assemble(parts, cuts, self.plan.mesh, np.concatenate)
         return whole
 
     @property

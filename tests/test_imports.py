@@ -24,6 +24,7 @@ ROOMS = (
     "windows",  # which input rows an output row needs, and whose they are
     "traced",  # what a pass of a model has shown
     "plan",  # shares, collectives, bytes
+    "schedules",  # who does what when, of a pipeline
     "strategies",  # one file per axis
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
@@ -34,6 +35,7 @@ ROOMS = (
     "pickling",  # a user's own code as bytes
     "losses",  # how a loss sums over samples
     "models",  # plain models
+    "optimizers",  # what an optimizer does to a share of a parameter
     "recipe",  # model, loss and optimizer, without the data
     "datasets",  # real data as dask arrays
     "catalogue",  # the workloads that come along
@@ -76,7 +78,7 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
-    *("comm", "losses", "models", "recipe", "workload", "catalogue", "inputs"),
+    *("comm", "losses", "models", "optimizers", "recipe", "workload", "catalogue", "inputs"),
     *("tracking", "profile", "planning", "layers", "scoring", "previewing", "engine", "verify"),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )

@@ -34,8 +34,9 @@ def test_a_halo_is_hatched_in_the_colour_of_its_owner(ranks: int) -> None:
     assert found.ranks == ranks
 
 
-def test_the_bytes_are_those_of_the_plan() -> None:
-    found, _, text = drawn("spatial=2", "down1.0")
+@pytest.mark.parametrize("strategy", ["spatial=2", "data=2,spatial=2"])
+def test_the_bytes_are_those_of_the_plan(strategy: str) -> None:
+    found, _, text = drawn(strategy, "down1.0")
     (halo,) = [c for c in found.collectives if c.name == "down1.0: halo"]
     assert f"fetches {in_binary_units(found.sent_by(halo, 1))} of rank 1" in text
 
@@ -54,6 +55,7 @@ def test_a_grid_fetches_corners() -> None:
         ("spatial=2", "down1.1", "adds up what the ranks have found"),
         ("spatial=2", "down1.2", "every rank computes its share alone"),
         ("channel=2", "down1.0", "is split in filters"),
+        ("tensor=2", "down1.0", "is split in filters"),
         ("serial", None, "is whole on every rank"),
         ("data=2", None, "computes its share alone"),
     ],

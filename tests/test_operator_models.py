@@ -111,7 +111,7 @@ MIXED = {
     "a number of the size": (Model(lambda m, y, x: y / x.shape[2]), "size of dim 2"),
     "attention": (
         Model(attention, nn.MultiheadAttention(3, 1, batch_first=True)),
-        "every position meets every other",
+        "mixes its positions: flatten",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -16,11 +17,12 @@ from workbench.errors import RunError
 from workbench.layers.gather import gather
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
+from workbench.layers.sharding import ShareUpdate
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
-from workbench.plan import Cut, Plan
+from workbench.plan import Cut, Plan, assemble
 from workbench.previewing import Previewer
 from workbench.profile import tensors_in
 from workbench.recipe import load_payload
@@ -79,6 +81,10 @@ def train(context: RankContext, job: Job) -> Outcome:
     return _Trainer(context, job).run()
 
 
+def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(tuple(parts), dim)
+
+
 class _Trainer:
     def __init__(self, context: RankContext, job: Job) -> None:
         self.context, self.job, self.comm = context, job, context.comm
@@ -94,11 +100,15 @@ class _Trainer:
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
         self.model = parallelize(model, self.plan, self.groups, self.share)
+        self.update = ShareUpdate(self.model, self.plan, self.groups)
         self.optimizer = self.work.make_optimizer(
-            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            [(name, p) for name, p in self.update.parameters.items() if p.requires_grad]
         )
         self.gradients = GradientBuckets(
-            dict(self.model.named_parameters()), self.plan.buckets, self.groups
+            dict(self.model.named_parameters()),
+            self.plan.buckets,
+            self.groups,
+            self.plan.summed_in_layers,
         )
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
@@ -108,8 +118,9 @@ class _Trainer:
         self.reported = 0
 
     def run(self) -> Outcome:
-        # Code that draws random numbers itself (F.dropout) must draw others on every rank.
-        own_seed = (self.work.seed + self.context.rank) % 2**64
+        # Code that draws random numbers itself (F.dropout) must draw others for other samples, and
+        # the same on ranks that compute on the same ones.
+        own_seed = (self.work.seed + self.plan.mesh.replica(self.context.rank)) % 2**64
         torch.manual_seed(own_seed)
         random.seed(own_seed)
         np.random.seed(own_seed % 2**32)
@@ -152,8 +163,8 @@ class _Trainer:
                 (rows, *self._load(rows))
                 for rows in self.order.rows(
                     step,
-                    self.plan.mesh.degree("data"),
-                    self.where.get("data", 0),
+                    self.plan.mesh.replicas,
+                    self.plan.mesh.replica(self.context.rank),
                     self.plan.batch.accumulate,
                 )
             ]
@@ -161,9 +172,13 @@ class _Trainer:
         loss = self._gradients(step, micro_batches)
         loss = self._agree(step, loss)
         optimizing_s = perf_counter()
+        if self.work.clip_norm is not None:
+            self._clip(self.work.clip_norm)
         with self.spans.timed("optimizer", "update"):
+            self.update.before()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self.update.after()
         stop_s = perf_counter()
         self.spans.end_step()
         optimizer_s = stop_s - optimizing_s
@@ -285,6 +300,22 @@ class _Trainer:
         self.gradients.release([bool(n) for n in whole[3:]])
         return float(whole[0])
 
+    def _clip(self, most: float) -> None:
+        """Scale all gradients down if their norm is more than ``most``, alike on all ranks."""
+        squares = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                copies = self.plan.copies(self.plan.parameter_cuts(name))
+                squares += parameter.grad.double().square().sum() / copies
+        whole = self.comm.all_reduce(self._numbers([float(squares)]), name="norm of the gradients")
+        # As torch.nn.utils.clip_grad_norm_ does.
+        scale = min(1.0, most / (float(whole) ** 0.5 + 1e-6))
+        if scale < 1.0:
+            for parameter in parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+
     def _numbers(self, values: list[float]) -> Tensor:
         """Return ``values`` where the communicator can reach them."""
         return torch.tensor(values, dtype=torch.float64, device=self.comm.device_type)
@@ -324,8 +355,10 @@ class _Trainer:
         state = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
         with torch.no_grad():
             for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-                for cut in self.plan.parameter_cuts(name):
-                    parts = self.groups.over(cut.axis).all_gather(value.detach())
-                    value = torch.cat(parts, cut.dim)
-                state[name].copy_(value)
+                cuts = self.plan.parameter_cuts(name)
+                axes = {cut.axis for cut in cuts}
+                parts = self.groups.over(*axes).all_gather(value.detach())
+                ranks = self.plan.mesh.group(self.context.rank, *axes)
+                by_rank = dict(zip(ranks, parts, strict=True))
+                state[name].copy_(assemble(by_rank, cuts, self.plan.mesh, _cat))
         return whole

@@ -34,6 +34,10 @@ def check_workload(work: Workload) -> None:
     _check_count("seed", work.seed, least=0)
     if work.seed >= 2**64:
         raise PlanError(f"seed={work.seed} is too large for the generators; use one below 2**64.")
+    if work.clip_norm is not None and not 0 < work.clip_norm < float("inf"):
+        raise PlanError(
+            f"clip_norm={work.clip_norm!r} is no limit for a norm; give a number above 0, or None."
+        )
     _check_labels_dtype(work)
     _check_loss_parameters(work)
     trainable = [n for n in work.make_model().named_parameters() if n[1].requires_grad]

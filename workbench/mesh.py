@@ -12,6 +12,12 @@ from dataclasses import dataclass
 AXES = ("data", "sharded", "pipeline", "tensor", "channel", "spatial")
 """Every axis name, slowest varying first: the axis that talks most has neighbouring ranks."""
 
+BATCH_AXES = ("data", "sharded")
+"""Axes along which ranks take different samples."""
+
+FEATURE_AXES = ("tensor", "channel")
+"""Axes along which ranks have different features or channels of the same arrays."""
+
 
 def balanced(size: int, parts: int, index: int) -> tuple[int, int]:
     """Return the half-open range ``[start, stop)`` of ``size`` items that part ``index`` owns.
@@ -81,17 +87,42 @@ class Mesh:
         )
 
     def parts(self, axis: str, part: int = 0) -> int:
-        """Return into how many shares ``axis`` cuts a dim: dim ``part`` of its grid, if any."""
+        """Return into how many shares ``axis`` cuts a dim: dim ``part`` of its grid, if any.
+
+        What is cut over ``data`` is the batch, which all of :data:`BATCH_AXES` cut together.
+        """
+        if axis == "data":
+            return self.replicas
         if axis == "spatial" and self.grid:
             return self.grid[part]
         return self.degree(axis) if part == 0 else 1
 
     def place(self, rank: int, axis: str, part: int = 0) -> int:
         """Return which of those shares ``rank`` has."""
+        if axis == "data":
+            return self.replica(rank)
         index = self.coordinates(rank).get(axis, 0)
         if axis == "spatial" and self.grid:
             return index // math.prod(self.grid[part + 1 :]) % self.grid[part]
         return index if part == 0 else 0
+
+    @property
+    def replicas(self) -> int:
+        """Number of shares that a batch is cut into."""
+        return math.prod(self.degree(axis) for axis in BATCH_AXES)
+
+    def replica(self, rank: int) -> int:
+        """Return which share of every batch ``rank`` takes."""
+        where, index = self.coordinates(rank), 0
+        for axis, degree in self.axes:
+            if axis in BATCH_AXES:
+                index = index * degree + where[axis]
+        return index
+
+    @property
+    def feature_axis(self) -> str:
+        """The axis that cuts features; strategies refuse to use both at once."""
+        return next((axis for axis in FEATURE_AXES if self.degree(axis) > 1), FEATURE_AXES[0])
 
     def with_axis(self, axis: str, degree: int, grid: tuple[int, ...] = ()) -> Mesh:
         """Return this mesh with one more axis, in the order of :data:`AXES`."""

@@ -54,6 +54,42 @@ class DigitsMLP(nn.Sequential):
         )
 
 
+class ResidualBlock(nn.Module):
+    """A perceptron of two layers, after a LayerNorm and added to its input."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.act, self.down = nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (N, width) with what the perceptron adds."""
+        added: Tensor = self.down(self.act(self.up(self.norm(x))))
+        return x + added
+
+
+class ResidualMLP(nn.Sequential):
+    """A chain of equal residual blocks: 8.5 million parameters, all in linear layers.
+
+    Takes (N, inputs), gives (N, classes).
+    """
+
+    def __init__(
+        self,
+        inputs: int = 256,
+        width: int = 512,
+        hidden: int = 1024,
+        blocks: int = 8,
+        classes: int = 10,
+    ) -> None:
+        super().__init__(
+            nn.Linear(inputs, width),
+            *(ResidualBlock(width, hidden) for _ in range(blocks)),
+            nn.LayerNorm(width),
+            nn.Linear(width, classes),
+        )
+
+
 class DenoiseCNN(nn.Module):
     """Fully convolutional: predicts the noise of an image and subtracts it.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.inputs import check_values
 from workbench.mesh import balanced
 from workbench.order import Order
+from workbench.plan import assemble
 from workbench.windows import Run
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def pieces(work: Workload, plan: Plan, rank: int) -> dict[str, tuple[da.Array, t
     Samples to learn from are cut as the plan says. Those to be scored are dealt to all ranks whole.
     """
     order = Order(work.samples, plan.batch.size, work.seed)
-    rows = order.piece(plan.mesh.degree("data"), plan.mesh.coordinates(rank).get("data", 0))
+    rows = order.piece(plan.mesh.replicas, plan.mesh.replica(rank))
     found = {
         name: (array, (rows, *plan.share(array.shape, cuts, rank)[1:]))
         for name, array, cuts in (("x", work.x, plan.input), ("y", work.y, plan.target))
@@ -101,3 +103,28 @@ class Placement:
         if key not in self._checked:
             check_values(work, classes, self.lab.client, stop)
             self._checked.add(key)
+
+
+def kept_arrays(
+    plan: Plan,
+    kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]],
+    kind: str,
+    take: Callable[[int, str], Any],
+) -> dict[str, da.Array]:
+    """Return what ranks have kept of ``kind`` as dask arrays, whose chunks are the ranks' shares.
+
+    ``kept`` has shapes and dtypes by ``"kind:name"`` and rank; ``take(rank, name)`` gives the
+    delayed share.
+    """
+    import dask.array as da
+
+    found = {}
+    for name, by_rank in kept.items():
+        if name.startswith(f"{kind}:"):
+            plain = name.partition(":")[2]
+            parts = {
+                rank: da.from_delayed(take(rank, name), shape=shape, dtype=dtype)
+                for rank, (shape, dtype) in by_rank.items()
+            }
+            found[plain] = assemble(parts, plan.parameter_cuts(plain), plan.mesh, da.concatenate)
+    return found

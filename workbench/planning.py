@@ -9,13 +9,14 @@ from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import STRATEGIES, spatial
+from workbench.strategies import STRATEGIES, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.traced import Flat, Traced
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from workbench.profile import Profile
     from workbench.workload import Workload
@@ -68,15 +69,17 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
         start = start.adding(
             notes=["the loss is taken to be a mean over samples: the output is not one tensor"]
         )
-    if mesh.size > 1 and isinstance(
-        work.make_optimizer(list(model.named_parameters())), torch.optim.SparseAdam
-    ):
+    optimizer = work.make_optimizer(list(model.named_parameters()))
+    if mesh.size > 1 and isinstance(optimizer, torch.optim.SparseAdam):
         raise PlanError(
             f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
             "or torch.optim.Adam."
         )
     start = replace(start, options=(*start.options, ("loss", kind)))
+    if work.clip_norm is not None:
+        start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
     made = compose(start, found)
+    _check_shares(made, optimizer)
     if not found.plain and any(made.cuts_of(array) for array in made.outputs):
         raise PlanError(
             f"{mesh} cuts the outputs of the model, which gives {len(found.outputs)} of them, and "
@@ -85,16 +88,32 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     return made
 
 
+def _check_shares(made: Plan, optimizer: Optimizer) -> None:
+    """Check that ranks can update their shares of parameters by themselves."""
+    from workbench.optimizers import updates_by_entry
+
+    cut = [array.name for array in made.arrays if made.parameter_cuts(array.name)]
+    cut += [name for name, _ in made.updates]
+    if cut and not updates_by_entry(optimizer):
+        raise PlanError(
+            f"{made.mesh} gives ranks shares of parameters such as {cut[0]!r}, and "
+            f"{type(optimizer).__name__} updates a parameter as a whole; use data={made.ranks}, or "
+            "an optimizer that treats every entry alike, such as SGD or AdamW."
+        )
+
+
 def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     """Profile ``model``; with ``fallback="gather"`` layers that cannot be cut are kept whole."""
     from workbench.profile import profile
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
-    follows = cuts_inputs or start.mesh.degree("channel") > 1
-    dims = spatial.dims_asked(start.option("spatial_dims", "largest")) if cuts_inputs else ()
+    features = start.mesh.degree(start.mesh.feature_axis) > 1
+    dims: tuple[int, ...] | None = (0,) if features else ()
+    if cuts_inputs:
+        dims = spatial.dims_asked(start.option("spatial_dims", "largest")) or None
     opaque: frozenset[str] = frozenset()
     while True:
-        found = profile(model, *inputs, dims=dims or None if follows else (), opaque=opaque)
+        found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":
             return found
         try:
@@ -124,7 +143,8 @@ def compose(start: Plan, found: Profile) -> Plan:
         mixes=found.mixes,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
-    for axis, degree in start.mesh.axes:
+    # What is left of a parameter when all others have cut it is cut over the replicas.
+    for axis, degree in sorted(start.mesh.axes, key=lambda each: each[0] == sharded.AXIS):
         if degree > 1:
             result = STRATEGIES[axis].cut(result)
     return agree(result)
@@ -137,7 +157,7 @@ def checked_options(options: dict[str, Any]) -> dict[str, str]:
     for name, value in options.items():
         if name not in known:
             raise PlanError(f"There is no option {name!r}; there are: {', '.join(known)}.")
-        if known[name] and value not in known[name]:
+        if known[name] and str(value) not in known[name]:
             allowed = " or ".join(repr(v) for v in known[name])
             raise PlanError(f"Option {name}={value!r} is not one of its choices: {allowed}.")
         checked[name] = str(value)
@@ -178,7 +198,7 @@ def _targets(work: Workload, output: Traced, kind: str) -> Traced:
 def check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: Mesh) -> None:
     """Check that outputs go with samples, one by one, where the batch is to be cut."""
     wrong = [shape for shape in shapes if shape[:1] != (batch_size,)]
-    if wrong and mesh.degree("data") > 1:
+    if wrong and mesh.replicas > 1:
         raise PlanError(
             f"data={mesh.degree('data')} cuts the batch, but for {batch_size} samples the "
             f"model gives "

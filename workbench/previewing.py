@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.cluster.context import RankContext
+from workbench.mesh import BATCH_AXES
 from workbench.order import Order, Rows
 from workbench.plan import Cut, Plan
 from workbench.preview import Part, Parts, shown_shape, stride_for, thinned
@@ -29,7 +30,8 @@ class Previewer:
         self.context, self.plan = context, plan
         self.shape = plan.output_shape[1:]
         self.where = {axis: n for axis, n in plan.mesh.coordinates(context.rank).items() if n}
-        pictures = len(self.shape) == 3 and self.shape[0] in (1, 3) and "data" not in self.where
+        first = not any(axis in self.where for axis in BATCH_AXES)
+        pictures = len(self.shape) == 3 and self.shape[0] in (1, 3) and first
         self.steps = preview_steps(plan, order, steps) if pictures and steps else frozenset()
         self._taken: tuple[int, dict[str, Tensor]] | None = None
 
@@ -92,7 +94,7 @@ def preview_steps(plan: Plan, order: Order, steps: int) -> frozenset[int]:
 
 def _first_sample(plan: Plan, order: Order, step: int) -> int | None:
     """Return the sample at the first place of the batch of ``step``; None if that is empty."""
-    rows = order.rows(step, plan.mesh.degree("data"), 0, plan.batch.accumulate)[0]
+    rows = order.rows(step, plan.mesh.replicas, 0, plan.batch.accumulate)[0]
     return int(rows.index[0]) if len(rows.index) else None
 
 

@@ -58,6 +58,7 @@ def profile(
     *inputs: Tensor,
     dims: tuple[int, ...] | None = None,
     opaque: frozenset[str] = frozenset(),
+    features: bool = False,
 ) -> Profile:
     """Profile ``model`` on inputs that may lie on the meta device (only shape and dtype are used).
 
@@ -71,6 +72,8 @@ def profile(
         of further inputs with as many dims get the same labels where they have the same size.
     opaque:
         Names of modules to take as one layer each, which is carried out on whole arrays.
+    features:
+        Whether to watch what code does where features or channels, which layers make, are cut.
 
     Raises
     ------
@@ -79,11 +82,11 @@ def profile(
     """
     tensors = tuple(torch.empty_like(x, device="meta") for x in inputs)
     try:
-        return _run(_on_meta(model), inputs, tensors, dims, opaque)
+        return _run(_on_meta(model), inputs, tensors, dims, opaque, features)
     except Exception:
         # The model looks at values, or is at fault: zeros on the CPU tell which.
         tensors = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
-        return _run(copy.deepcopy(model).cpu(), inputs, tensors, dims, opaque)
+        return _run(copy.deepcopy(model).cpu(), inputs, tensors, dims, opaque, features)
 
 
 def _run(
@@ -92,6 +95,7 @@ def _run(
     inputs: tuple[Tensor, ...],
     dims: tuple[int, ...] | None,
     opaque: frozenset[str],
+    features: bool,
 ) -> Profile:
     for x, asked in zip(inputs, given, strict=True):
         x.requires_grad_(asked.requires_grad)
@@ -117,9 +121,13 @@ def _run(
     watch.events.append(output_event(output, tags_of))
     layers = calls.layers([x.grad_fn for x in outputs])
     mixes = list(watch.mixes)
+    if features:
+        labels = (*labels, *watch.names.introduced)
     if labels:
         with torch.enable_grad(), forget:
-            first = Pass(model, specs, calls.names, calls.returned, watch.events, mixes, labels)
+            first = Pass(
+                model, specs, calls.names, calls.returned, watch.events, mixes, labels, watch.names
+            )
             mixes += other_sizes(first)
     names = watch.names
     return Profile(

@@ -39,6 +39,7 @@ class Recipe:
     target_dtype: str
     sample_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    clip_norm: float | None = None
 
     def make_model(self) -> nn.Module:
         """Return a new model on the CPU in training mode; the same numbers every time.

@@ -23,7 +23,7 @@ from workbench.execution import (
     Stopped,
     forget_state,
 )
-from workbench.placement import Placement
+from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
 from workbench.spans import MOST_KEPT
@@ -238,8 +238,6 @@ class Run:
         RunError
             If the run has not ended with its state kept, or its lab is closed.
         """
-        import dask.array as da
-
         if not self.kept:
             raise RunError(
                 f"The run {self.label} has no parameters to give: it is {self.status}."
@@ -250,17 +248,7 @@ class Run:
                 f"The parameters of the run {self.label} are gone with its lab, which is closed; "
                 "take what is needed before that, with array.compute()."
             )
-        found = {}
-        for name, by_rank in self.kept.items():
-            if name.startswith(f"{kind}:"):
-                plain = name.partition(":")[2]
-                parts = [
-                    da.from_delayed(self._take(rank, name), shape=shape, dtype=dtype)
-                    for rank, (shape, dtype) in by_rank.items()
-                ]
-                cuts = self.plan.parameter_cuts(plain)
-                found[plain] = da.concatenate(parts, cuts[0].dim) if cuts else parts[0]
-        return found
+        return kept_arrays(self.plan, self.kept, kind, self._take)
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait for the end; returns this run.

@@ -17,6 +17,7 @@ from typing import Literal
 from workbench.windows import Window
 
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "exchange"]
+Role = Literal["plain", "conv", "channelwise", "flatten", "linear", "embedding", "heads", "opaque"]
 Phase = Literal["start", "forward", "backward", "update", "record"]
 
 
@@ -55,6 +56,10 @@ Label = str | Flat
 """What a dim counts; ``""`` where nobody has to know."""
 
 
+SAMPLES = "dim0"
+"""Label of the dim that counts the samples of the batch, where a strategy asks for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traced:
     """One array that goes into a layer or comes out of it, whole.
@@ -71,6 +76,16 @@ class Traced:
     def numel(self) -> int:
         """Number of items."""
         return prod(self.shape)
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether a dim counts the samples of the batch, perhaps with other things."""
+        return any(
+            SAMPLES in [name for name, _ in label.parts]
+            if isinstance(label, Flat)
+            else label == SAMPLES
+            for label in self.labels
+        )
 
     def dim_of(self, label: Label) -> int | None:
         """Return the dim that carries ``label``, or None."""
@@ -125,7 +140,13 @@ class Layer:
     role:
         How strategies see it: "plain" works on any share as it is or with its windows and sums;
         "flatten", "linear", "conv", "channelwise" (each channel by itself, with parameters per
-        channel) are plain with a choice on top; "opaque" can be carried out on whole arrays only.
+        channel), "embedding" and "heads" (attention) are plain with a choice on top; "opaque"
+        can be carried out on whole arrays only.
+    tied:
+        Parameters that another layer owns, which this one uses too.
+    by_heads:
+        Of attention: its parameters with the dim that heads make, and what that was flattened from,
+        in which the label :attr:`heads` counts them.
     batch_statistics:
         The output for one sample depends on the other samples of the batch, as in BatchNorm.
     """
@@ -144,8 +165,24 @@ class Layer:
     windows: tuple[tuple[int, Window], ...] = ()
     sums: tuple[Sums, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    role: Literal["plain", "conv", "channelwise", "flatten", "linear", "opaque"] = "plain"
+    role: Role = "plain"
     groups: int = 1
+    tied: tuple[Array, ...] = ()
+    by_heads: tuple[tuple[str, int, Flat], ...] = ()
+
+    @property
+    def heads(self) -> str:
+        """Label of the heads of attention."""
+        return f"heads:{self.name}"
+
+    @property
+    def head_count(self) -> int:
+        """Number of heads of attention; 0 for another layer, or if they cannot be split."""
+        return max((dict(flat.parts)[self.heads] for _, _, flat in self.by_heads), default=0)
+
+    def feature_dim(self, array: Traced) -> int:
+        """Return the dim of an argument or result that counts channels or features."""
+        return 1 if self.role in ("conv", "channelwise") else len(array.shape) - 1
 
     @property
     def parameter_bytes(self) -> int:

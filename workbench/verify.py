@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
+from workbench.layers.channels import own_part
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
 from workbench.layers.share import Share
@@ -120,12 +121,19 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
         plan = compose(start, found)
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
-    if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.degree("data") > 1:
+    if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.replicas > 1:
         return Proof(
             strategy,
             mesh.size,
             refusal=f"An output of shape {found.output_shapes} has not the {batch} samples of the "
             "input in dim 0, so the outputs of several ranks cannot be put together.",
+        )
+    if drawn := next((mix for mix in plan.mixes if mix.random), None):
+        where = f"Layer {drawn.layer!r}" if drawn.layer else f"{type(module).__name__}.forward"
+        return Proof(
+            strategy,
+            mesh.size,
+            refusal=f"{where} draws {drawn.operation}: nothing can be compared; {drawn.advice}.",
         )
     alone = compose(replace(start, mesh=Mesh()), found)
     return _compare(module, values, plan, alone, strategy)
@@ -197,13 +205,13 @@ def _run(
         _leaf(x[_slices(plan, array, rank)].clone())
         for x, array in zip(inputs, plan.inputs, strict=True)
     ]
-    first, last = balanced(
-        plan.batch.size, plan.mesh.degree("data"), plan.mesh.coordinates(rank).get("data", 0)
-    )
+    first, last = balanced(plan.batch.size, plan.mesh.replicas, plan.mesh.replica(rank))
     share = Share(start=first, rows=last - first)
     groups = Groups(comm, plan.mesh)
     model = parallelize(copy.deepcopy(module), plan, groups, share)
-    gradients = GradientBuckets(dict(model.named_parameters()), plan.buckets, groups)
+    gradients = GradientBuckets(
+        dict(model.named_parameters()), plan.buckets, groups, plan.summed_in_layers
+    )
     outputs = tensors_in(model(*mine))
     weighted = [
         (output * g[_slices(plan, array, rank)]).sum() / plan.copies(_cuts(plan, array))
@@ -228,7 +236,7 @@ def _run(
 
 def _cuts(plan: Plan, array: Traced) -> tuple[Cut, ...]:
     """Return how an array is cut: its labels, and dim 0 if that counts the samples of the batch."""
-    rows = array.shape[:1] == (plan.batch.size,) and plan.mesh.degree("data") > 1
+    rows = array.shape[:1] == (plan.batch.size,) and plan.mesh.replicas > 1
     return (*plan.cuts_of(array), *((Cut(0, "data"),) if rows else ()))
 
 
@@ -240,8 +248,9 @@ def _owned(plan: Plan, name: str, value: Tensor | None, rank: int) -> Tensor | N
     """Return what ``rank`` has of a whole parameter or buffer."""
     if value is None:
         return None
-    ranges = plan.share(value.shape, plan.parameter_cuts(name), rank)
-    return value[tuple(slice(*run) for run in ranges)]
+    for cut in plan.parameter_cuts(name):
+        value = own_part(value, cut, plan, rank)
+    return value
 
 
 def _predicted(plan: Plan, rank: int) -> int:

@@ -50,6 +50,9 @@ class Workload:
         embedding, otherwise they become ``dtype``, without scaling; in ``y`` they stay whole.
     steps:
         How many steps make a good demonstration.
+    clip_norm:
+        The largest norm that the gradients of all parameters together may have; larger ones are
+        scaled down to it, as ``torch.nn.utils.clip_grad_norm_`` does.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class Workload:
     name: str = "custom"
     dtype: str = "float32"
     steps: int = 30
+    clip_norm: float | None = None
     x: da.Array = field(init=False)
     y: da.Array = field(init=False)
     test_x: da.Array | None = field(init=False)

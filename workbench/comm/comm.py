@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -20,6 +19,7 @@ from workbench.comm.arguments import (
     flatten,
     put_back,
 )
+from workbench.comm.backend import Backend
 from workbench.comm.exchange import Exchange
 from workbench.comm.partition import disagreement
 from workbench.mesh import shares
@@ -33,7 +33,7 @@ class CommError(RuntimeError):
     """
 
 
-class Comm(Booked, ABC):
+class Comm(Booked, Backend):
     """Collectives between ``size`` ranks, of which this object is number ``rank``.
 
     Every rank calls the same method in the same order with tensors of the same dtype and size
@@ -165,6 +165,37 @@ class Comm(Booked, ABC):
         self._end(start, 0)
         return tensor
 
+    def post(self, tensor: Tensor, to: int, *, name: str | None = None) -> None:
+        """Send ``tensor`` to rank ``to``, which calls :meth:`take`; waits for nobody.
+
+        Until :meth:`settle` the caller must not write to ``tensor``. What does not fit between the
+        two ranks travels while this rank waits in :meth:`take` or :meth:`settle`. Messages of one
+        pair arrive in the order in which they were posted.
+        """
+        check_device(tensor, self.device_type, self.backend)
+        check_peer("post to", to, self.rank, self.size)
+        start = self._begin("post", name)
+        flat = flatten(tensor)
+        self._post_to(to, flat)
+        self._end(start, flat.numel() * flat.element_size())
+
+    def take(self, tensor: Tensor, source: int, *, name: str | None = None) -> Tensor:
+        """Fill ``tensor`` with what rank ``source`` has posted under the same name; returns it."""
+        check_device(tensor, self.device_type, self.backend)
+        check_peer("take from", source, self.rank, self.size)
+        start = self._begin("take", name)
+        flat = flatten(tensor)
+        self._take_from(source, flat)
+        put_back(tensor, flat)
+        self._end(start, 0)
+        return tensor
+
+    def settle(self) -> None:
+        """Return when all that this rank has posted is on its way."""
+        start = self._begin("settle", None)
+        self._settle_posts()
+        self._end(start, 0)
+
     def exchange(
         self,
         outgoing: Mapping[int, Tensor],
@@ -239,7 +270,7 @@ class Comm(Booked, ABC):
             raise ValueError(f"cannot allocate {numel} elements: ask for 0 or more")
         start = self._begin("allocate", None)
         if self.size == 1:
-            return Comm._allocate(self, numel, dtype)
+            return Backend._allocate(self, numel, dtype)
         memory = self._allocate(numel, dtype)
         self._end(start, 0)
         return memory
@@ -285,49 +316,6 @@ class Comm(Booked, ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # What a backend implements.
-
-    @abstractmethod
-    def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
-        """Replace ``flat`` by the reduction, with the same bits on every rank."""
-
-    @abstractmethod
-    def _reduce_scatter(self, flat: Tensor, op: ReduceOp) -> Tensor:
-        """Return the own balanced share of the reduction; leave ``flat`` as it is."""
-
-    @abstractmethod
-    def _all_gather(self, flat: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
-        """Return all ranks' tensors in their own shapes; ``shape`` is that of this rank."""
-
-    @abstractmethod
-    def _broadcast(self, flat: Tensor, root: int) -> None:
-        """Replace ``flat`` by that of ``root``."""
-
-    @abstractmethod
-    def _exchange(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]
-    ) -> Callable[[], None]:
-        """Begin to move every pair's message without waiting; return what ends it.
-
-        Peers are valid and never this rank. Messages with other names are not taken.
-        """
-
-    @abstractmethod
-    def _barrier(self) -> None:
-        """Wait for everybody."""
-
-    def _allocate(self, numel: int, dtype: torch.dtype) -> Tensor:
-        """Return zeros that are reduced fastest; plain ones where nothing is gained."""
-        return torch.zeros(numel, dtype=dtype, device=self.device_type)
-
-    @abstractmethod
-    def _split(self, members: tuple[int, ...]) -> Comm:
-        """Return the group; all ranks name groups that fit together, perhaps of one rank."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Release everything, once."""
 
     # What backends use.
 

@@ -16,12 +16,15 @@ from workbench.comm.segment import Late, Segment, fence
 RING = 4
 """Envelopes per ring: a message of up to that many is sent without waiting."""
 
+POST_RING = 32
+"""Envelopes per ring of posted messages, which have to wait while their receiver computes."""
+
 ENVELOPE_BYTES = 1 << 17
 
 LABEL_WORDS = 3
 """Words that say which message begins in an envelope: see :func:`workbench.comm.calls.message`."""
 
-PUT_WORD, TAKEN_WORD, LABELS_WORD, RING_WORDS = 0, 8, 16, 32
+PUT_WORD, TAKEN_WORD, LABELS_WORD = 0, 8, 16
 """Words of a ring: envelopes put in so far (a cache line that the sender writes), envelopes taken
 out so far (one that the receiver writes), and the labels of all envelopes."""
 
@@ -31,6 +34,7 @@ class _Ring:
 
     def __init__(self, words: memoryview, memory: Tensor) -> None:
         self.words = words
+        self.length = len(memory)
         self._memory = memory
         self._starts: dict[int, list[Tensor]] = {}
 
@@ -41,7 +45,7 @@ class _Ring:
             if len(self._starts) > 100:
                 self._starts.clear()
             self._starts[nbytes] = starts = [each[:nbytes] for each in self._memory]
-        return starts[number % RING]
+        return starts[number % self.length]
 
 
 class _Message:
@@ -69,7 +73,7 @@ class _Message:
 
 class _Outgoing(_Message):
     def can_move(self) -> bool:
-        return self._words[PUT_WORD] - self._words[TAKEN_WORD] < RING
+        return self._words[PUT_WORD] - self._words[TAKEN_WORD] < self._ring.length
 
     def move(self) -> None:
         """Put one envelope into the ring."""
@@ -77,7 +81,7 @@ class _Outgoing(_Message):
         words = self._words
         number = words[PUT_WORD]
         if not self.begun:
-            label = LABELS_WORD + LABEL_WORDS * (number % RING)
+            label = LABELS_WORD + LABEL_WORDS * (number % self._ring.length)
             words[label], words[label + 1], words[label + 2] = self._label
         piece = self._next()
         self._ring.envelope(number, piece.numel()).copy_(piece)
@@ -95,7 +99,7 @@ class _Incoming(_Message):
         words = self._words
         number = words[TAKEN_WORD]
         if not self.begun:
-            label = LABELS_WORD + LABEL_WORDS * (number % RING)
+            label = LABELS_WORD + LABEL_WORDS * (number % self._ring.length)
             found = (words[label], words[label + 1], words[label + 2])
             if found != self._label:
                 raise ValueError(
@@ -126,25 +130,28 @@ class Mailbox:
         bytes_start: int,
         timeout_s: float,
         fail: Callable[[str], NoReturn],
+        length: int = RING,
     ) -> None:
+        self._length = length
+        self._posted: list[_Outgoing] = []
         self._segment = segment
         self._words_start = words_start
         self._timeout_s = timeout_s
         self._fail = fail
         size = segment.size
-        memory = segment.bytes[bytes_start:][: self.nbytes(size)]
-        self._memory = memory.view(size * size, RING, ENVELOPE_BYTES)
+        memory = segment.bytes[bytes_start:][: self.nbytes(size, length)]
+        self._memory = memory.view(size * size, length, ENVELOPE_BYTES)
         self._rings: dict[int, _Ring] = {}
 
     @staticmethod
-    def words(size: int) -> int:
+    def words(size: int, length: int = RING) -> int:
         """Return how many words of the segment this needs for ``size`` ranks."""
-        return size * size * RING_WORDS
+        return size * size * _ring_words(length)
 
     @staticmethod
-    def nbytes(size: int) -> int:
+    def nbytes(size: int, length: int = RING) -> int:
         """Return how many bytes of the segment this needs for ``size`` ranks."""
-        return size * size * RING * ENVELOPE_BYTES
+        return size * size * length * ENVELOPE_BYTES
 
     def start(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], name: str | None
@@ -162,6 +169,29 @@ class Mailbox:
         self._move(moving)
         return partial(self._finish, moving)
 
+    def post(self, to: int, flat: Tensor, name: str | None) -> None:
+        """Send as far as that goes without waiting; the rest goes while others are waited for."""
+        self._posted.append(_Outgoing(to, flat, name, self._ring(self._segment.rank, to)))
+        self._push()
+
+    def settle(self) -> None:
+        """Wait until all that was posted is in its ring."""
+        while self._posted:
+            self._push()
+            if self._posted:
+                self._wait([])
+
+    def _push(self) -> None:
+        """Move posted messages as far as they go, those to one rank in their order."""
+        blocked: set[int] = set()
+        for each in self._posted:
+            while each.peer not in blocked and not each.done:
+                if each.can_move():
+                    each.move()
+                else:
+                    blocked.add(each.peer)
+        self._posted = [each for each in self._posted if not each.done]
+
     def _move(self, moving: list[_Outgoing | _Incoming]) -> None:
         """Move every message as far as it goes."""
         for each in moving:
@@ -174,6 +204,7 @@ class Mailbox:
     def _finish(self, moving: list[_Outgoing | _Incoming]) -> tuple[float, float]:
         waited_from = waited_to = 0.0
         while True:
+            self._push()
             self._move(moving)
             moving = [each for each in moving if not each.done]
             all_begun = all(each.begun for each in moving)
@@ -189,10 +220,9 @@ class Mailbox:
         """Wait until any of the messages can move."""
 
         def missing() -> list[int]:
-            for each in moving:
-                if each.can_move():
-                    return []
-            return [each.peer for each in moving]
+            if any(each.can_move() for each in (*moving, *self._posted)):
+                return []
+            return [each.peer for each in (moving or self._posted)]
 
         try:
             self._segment.wait(missing, self._timeout_s)
@@ -203,7 +233,13 @@ class Mailbox:
         pair = source * self._segment.size + to
         ring = self._rings.get(pair)
         if ring is None:
-            start = self._words_start + pair * RING_WORDS
-            words = self._segment.words[start : start + RING_WORDS]
+            count = _ring_words(self._length)
+            start = self._words_start + pair * count
+            words = self._segment.words[start : start + count]
             self._rings[pair] = ring = _Ring(words, self._memory[pair])
         return ring
+
+
+def _ring_words(length: int) -> int:
+    """Return how many words a ring of ``length`` envelopes has, in whole cache lines."""
+    return -(-(LABELS_WORD + LABEL_WORDS * length) // 8) * 8

@@ -14,7 +14,7 @@ from workbench.comm.calls import Call, code
 from workbench.comm.comm import Comm, CommError
 from workbench.comm.connect import SoloComm
 from workbench.comm.kernel import memfd_create
-from workbench.comm.mailbox import Mailbox
+from workbench.comm.mailbox import POST_RING, Mailbox
 from workbench.comm.segment import BLOCK_WORDS, PAGE, Late, Segment
 from workbench.comm.staging import SLOT_BYTES, Staging
 from workbench.comm.symmetric import Place, SymmetricMemory
@@ -60,13 +60,16 @@ class SharedMemoryComm(Comm):
         self._others = [other for other in range(size) if other != rank]
         shapes = size * BLOCK_WORDS
         rings = shapes + Staging.words(size)
-        words = rings + Mailbox.words(size)
+        posts = rings + Mailbox.words(size)
+        words = posts + Mailbox.words(size, POST_RING)
         slots = -(-8 * words // PAGE) * PAGE
         envelopes = slots + Staging.nbytes(size)
-        nbytes = envelopes + Mailbox.nbytes(size)
+        post_envelopes = envelopes + Mailbox.nbytes(size)
+        nbytes = post_envelopes + Mailbox.nbytes(size, POST_RING)
         self._segment = segment = Segment(rank, fd, words, nbytes, self.ranks, parent)
         self._staging = Staging(segment, shapes, slots, timeout_s, self._fail)
         self._mailbox = Mailbox(segment, rings, envelopes, timeout_s, self._fail)
+        self._posts = Mailbox(segment, posts, post_envelopes, timeout_s, self._fail, POST_RING)
         self._symmetric = SymmetricMemory(segment)
         try:
             segment.sign_in()
@@ -221,6 +224,15 @@ class SharedMemoryComm(Comm):
             self._wait_start, self._wait_stop = finish()
 
         return end
+
+    def _post_to(self, to: int, flat: Tensor) -> None:
+        self._posts.post(to, flat, self._name)
+
+    def _take_from(self, source: int, flat: Tensor) -> None:
+        self._wait_start, self._wait_stop = self._posts.start({}, {source: flat}, self._name)()
+
+    def _settle_posts(self) -> None:
+        self._posts.settle()
 
     def _split(self, members: tuple[int, ...]) -> Comm:
         """Let the first member make a memfd; the others open it by way of its process."""

@@ -39,6 +39,7 @@ class Table:
         self.letters: dict[tuple[int, int], deque[Letter]] = {
             (source, to): deque() for source in range(size) for to in range(size)
         }
+        self.posts: dict[tuple[int, int], deque[Letter]] = {pair: deque() for pair in self.letters}
         self.groups: WeakValueDictionary[tuple[int, tuple[int, ...]], Table] = WeakValueDictionary()
         self.gone: dict[int, str] = {}
         self.over = False
@@ -129,14 +130,29 @@ class ThreadComm(Comm):
             self._wait(lambda: [peer for peer in incoming if not table.letters[peer, self.rank]])
             letters = {peer: table.letters[peer, self.rank].popleft() for peer in incoming}
         for peer, flat in incoming.items():
-            name, letter = letters[peer]
-            if (name, letter.dtype, letter.numel()) != (self._name, flat.dtype, flat.numel()):
-                self._fail(
-                    f"rank {self.ranks[peer]} sent {letter.numel()} of {letter.dtype} named "
-                    f"{name!r} where {flat.numel()} of {flat.dtype} named {self._name!r} were "
-                    f"expected"
-                )
-            flat.copy_(letter)
+            self._put(peer, *letters[peer], flat)
+
+    def _put(self, peer: int, name: str | None, letter: Tensor, flat: Tensor) -> None:
+        if (name, letter.dtype, letter.numel()) != (self._name, flat.dtype, flat.numel()):
+            self._fail(
+                f"rank {self.ranks[peer]} sent {letter.numel()} of {letter.dtype} named "
+                f"{name!r} where {flat.numel()} of {flat.dtype} named {self._name!r} were "
+                f"expected"
+            )
+        flat.copy_(letter)
+
+    def _post_to(self, to: int, flat: Tensor) -> None:
+        table = self._table
+        with table.changed:
+            table.posts[self.rank, to].append((self._name, flat.clone()))
+            table.changed.notify_all()
+
+    def _take_from(self, source: int, flat: Tensor) -> None:
+        table, pair = self._table, (source, self.rank)
+        with table.changed:
+            self._wait(lambda: [] if table.posts[pair] else [source])
+            name, letter = table.posts[pair].popleft()
+        self._put(source, name, letter, flat)
 
     def _split(self, members: tuple[int, ...]) -> Comm:
         table = self._table.group(self._table.sittings[self.rank], members)

@@ -82,6 +82,7 @@ class TorchComm(Comm):
         super().__init__(rank, size, timeout_s, ranks)
         self.backend: Literal["gloo", "nccl"] = backend
         self._store, self._address, self._splits = store, address, 0
+        self._posted: list[tuple[int, dist.Work]] = []
         self.device = torch.device(device)
         self.device_type = self.device.type
         if (backend == "nccl") != (self.device_type == "cuda"):
@@ -188,6 +189,24 @@ class TorchComm(Comm):
             self._wait_for(of_data)
 
         return wait_for_all
+
+    def _post_to(self, to: int, flat: Tensor) -> None:
+        if self.backend == "nccl":
+            # Messages of both directions in one stream would wait for each other.
+            raise ValueError("nccl does not post messages; pipelines run on the CPU")
+        tag = _tag(message(self._name, flat.dtype, flat.numel()))
+        self._posted = [each for each in self._posted if not each[1].is_completed()]
+        self._posted += self._post(_bytes({to: flat}), {}, lambda _: tag)
+
+    def _take_from(self, source: int, flat: Tensor) -> None:
+        tag = _tag(message(self._name, flat.dtype, flat.numel()))
+        start = perf_counter()
+        self._wait_for(self._post({}, _bytes({source: flat}), lambda _: tag))
+        self._wait_start, self._wait_stop = start, perf_counter()
+
+    def _settle_posts(self) -> None:
+        posted, self._posted = self._posted, []
+        self._wait_for(posted)
 
     def _split(self, members: tuple[int, ...]) -> Comm:
         self._splits += 1

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Carrier, Declared, Seat, passed
+from workbench.mesh import BATCH_AXES
 from workbench.plan import LayerPlan, Plan
 from workbench.traced import Refusal, Sums, Traced
 
@@ -38,7 +39,7 @@ class SynchronizedBatchNorm:
 
     def _axes(self, planned: LayerPlan) -> tuple[str, ...]:
         """Return the axes whose ranks have other numbers of the same channels."""
-        cutting = {cut.axis for cut in planned.input if cut.dim != 1 and cut.axis != "data"}
+        cutting = {cut.axis for cut in planned.input if cut.dim != 1 and cut.axis not in BATCH_AXES}
         return (*batch_axes(self.seat.plan), *sorted(cutting))
 
     def __call__(self, input: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class SynchronizedBatchNorm:
             return self._by_own_samples(input)
         comm = self.seat.comm(*axes)
         # A stand-in counts for nothing, unless all ranks of the statistics have one.
-        counts = self.share.rows > 0 or "data" not in axes
+        counts = self.share.rows > 0 or not {*BATCH_AXES} & {*axes}
         mean, variance, count = self._whole_batch(input, comm, counts)
         if count == 1:
             raise ValueError(
@@ -214,9 +215,9 @@ def _sums(
 
 
 def batch_axes(plan: Plan) -> tuple[str, ...]:
-    """Return the axes over which statistics of the whole batch are taken: data, or none."""
+    """Return the axes over which statistics of the whole batch are taken, if any."""
     together = plan.option("batch_norm", "synchronized") != "local"
-    return ("data",) if together and plan.mesh.degree("data") > 1 else ()
+    return tuple(axis for axis in BATCH_AXES if together and plan.mesh.degree(axis) > 1)
 
 
 def _declare(

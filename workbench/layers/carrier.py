@@ -18,19 +18,24 @@ from workbench.comm.comm import Comm
 from workbench.errors import RunError
 from workbench.layers.groups import Groups
 from workbench.layers.share import Share
+from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, LayerPlan, Plan
-from workbench.traced import Label, Refusal, Sums, Traced
+from workbench.traced import Flat, Label, Refusal, Sums, Traced
 from workbench.windows import Run, Window
 
 OUT = "out"
 """In the declared labels of an output: the dim counts the channels or features of this layer."""
+
+HEADS = "heads"
+"""In the declared parts of a flattened dim: counts the heads of this layer."""
 
 
 @dataclass(frozen=True)
 class Declared:
     """What a carrier says of one call; fields are those of :class:`workbench.traced.Layer`.
 
-    ``labels`` are those of the first output's dims.
+    ``labels`` are those of the first output's dims. In ``by_heads`` parameters have their names in
+    the module, and the label of the heads is :data:`HEADS`.
     """
 
     labels: tuple[Label, ...]
@@ -39,6 +44,7 @@ class Declared:
     refusals: tuple[Refusal, ...] = ()
     role: str = "plain"
     groups: int = 1
+    by_heads: tuple[tuple[str, int, Flat], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,11 @@ class Seat:
 
     @property
     def cut_axes(self) -> tuple[str, ...]:
-        """Axes other than data that cut an input, output or parameter of the layer."""
+        """Axes that cut an input, output or parameter of the layer, those of the batch aside."""
         return tuple(
             axis
             for axis, degree in self.plan.mesh.axes
-            if axis != "data"
+            if axis not in BATCH_AXES
             and degree > 1
             and any(
                 cut.axis == axis
@@ -82,7 +88,7 @@ class Seat:
 
     def ranges(self, shape: tuple[int, ...], cuts: tuple[Cut, ...]) -> tuple[Run, ...]:
         """Return what this rank owns along every dim; dim 0 is left whole (it counts samples)."""
-        return self.plan.share(shape, [c for c in cuts if c.axis != "data"], self.rank)
+        return self.plan.share(shape, [c for c in cuts if c.axis not in BATCH_AXES], self.rank)
 
     def call(self, x: Tensor) -> LayerPlan:
         """Return the planned call that a local input belongs to, by its shape.

@@ -6,9 +6,11 @@ from torch import nn
 
 from workbench.layers import (
     adaptive,
+    attention,
     batch_norm,
     convolution,
     dropout,
+    embedding,
     linear,
     moments,
     padding,
@@ -31,6 +33,8 @@ CARRIERS: tuple[Carrier, ...] = (
     *dropout.CARRIERS,
     *softmax.CARRIERS,
     *linear.CARRIERS,
+    *embedding.CARRIERS,
+    *attention.CARRIERS,
 )
 
 

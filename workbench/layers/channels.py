@@ -1,4 +1,4 @@
-"""Convolutions of which a rank has some filters, input channels or groups."""
+"""Layers of which a rank has some filters or columns, input channels or rows, or groups."""
 
 from __future__ import annotations
 
@@ -10,48 +10,72 @@ from torch.autograd.function import once_differentiable
 
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Forward, Seat
-from workbench.layers.gather import Whole, all_reduce_sum
-from workbench.mesh import balanced
-from workbench.plan import Cut, LayerPlan
+from workbench.layers.gather import Whole, all_reduce_sum, split_flat
+from workbench.mesh import FEATURE_AXES, balanced
+from workbench.plan import Cut, LayerPlan, Plan
 from workbench.windows import Run
-
-AXIS = "channel"
 
 
 def is_split(planned: LayerPlan) -> bool:
-    """Return whether the plan gives ranks parts of this layer's own parameters or buffers."""
-    return any(cut.axis == AXIS for _, cut in planned.parameters)
+    """Return whether the plan gives ranks parts of what this layer itself multiplies by."""
+    return planned.layer.role in ("conv", "linear", "embedding") and any(
+        cut.axis in FEATURE_AXES for _, cut in planned.parameters
+    )
 
 
-def narrow(module: nn.Module, seat: Seat) -> None:
-    """Leave on ``module`` this rank's part of its parameters and buffers, under their names."""
-    planned, mesh = seat.calls[0], seat.plan.mesh
-    degree, place = mesh.degree(AXIS), mesh.place(seat.rank, AXIS)
-    for name, cut in planned.parameters:
-        attribute = name.rpartition(".")[2]
-        whole = getattr(module, attribute)
-        start, stop = balanced(whole.shape[cut.dim], degree, place)
-        own = whole.detach().narrow(cut.dim, start, stop - start).clone()
-        if isinstance(whole, nn.Parameter):
-            own = nn.Parameter(own, requires_grad=whole.requires_grad)
-        setattr(module, attribute, own)
-    if planned.choice == "groups":
-        start, stop = balanced(planned.layer.groups, degree, place)
-        module.groups = stop - start  # type: ignore[assignment]
+def narrow(model: nn.Module, plan: Plan, rank: int) -> None:
+    """Leave on the modules of ``model`` the rank's parts of their parameters and buffers.
+
+    Names stay, and what several modules hold stays one.
+    """
+    cuts = {
+        name: cut
+        for planned in plan.layers
+        for name, cut in planned.parameters
+        if cut.axis in FEATURE_AXES
+    }
+    if not cuts:
+        return
+    own: dict[int, Tensor] = {}
+    for name, whole in (*model.named_parameters(), *model.named_buffers()):
+        if name in cuts:
+            part = own_part(whole.detach(), cuts[name], plan, rank).clone()
+            if isinstance(whole, nn.Parameter):
+                part = nn.Parameter(part, requires_grad=whole.requires_grad)
+            own[id(whole)] = part
+    for module in model.modules():
+        for attribute, held in [*module._parameters.items(), *module._buffers.items()]:
+            if id(held) in own:
+                setattr(module, attribute, own[id(held)])
+
+
+def own_part(whole: Tensor, cut: Cut, plan: Plan, rank: int) -> Tensor:
+    """Return the rank's part of a whole parameter that is cut so."""
+    if cut.flat is not None:
+        return split_flat(whole, cut.dim, cut.flat, plan, rank)
+    start, stop = balanced(
+        whole.shape[cut.dim], plan.mesh.parts(cut.axis), plan.mesh.place(rank, cut.axis)
+    )
+    return whole.narrow(cut.dim, start, stop - start)
 
 
 def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
-    """Return ``forward`` with what has to be done before and after it on the channels."""
-    planned = seat.calls[0]
-    comm, choice = seat.comm(AXIS), planned.choice
-    place, degree = seat.plan.mesh.place(seat.rank, AXIS), seat.plan.mesh.degree(AXIS)
-    source_cut = any(c.axis == AXIS for c in planned.input)
-    stays = any(c.axis == AXIS for c in planned.output)
-    channels = balanced(planned.layer.input_shape[1], degree, place)
-    pieces = [balanced(planned.layer.output_shape[1], degree, index) for index in range(degree)]
+    """Return ``forward`` with what has to be done before and after it on the features."""
+    planned, mesh = seat.calls[0], seat.plan.mesh
+    layer, axis = planned.layer, mesh.feature_axis
+    comm, choice = seat.comm(axis), planned.choice
+    place, degree = mesh.place(seat.rank, axis), mesh.degree(axis)
+    source_cut = any(c.axis == axis for c in planned.input)
+    stays = any(c.axis == axis for c in planned.output)
+    dim = layer.feature_dim(layer.results[0])
+    channels = balanced(layer.input_shape[dim], degree, place) if choice == "groups" else (0, 0)
+    pieces = [balanced(layer.output_shape[dim], degree, index) for index in range(degree)]
+    if choice == "groups":
+        start, stop = balanced(layer.groups, degree, place)
+        module.groups = stop - start  # type: ignore[assignment]
     whole = Whole(
-        planned.layer.output_shape,
-        (Cut(1, AXIS),),
+        layer.output_shape,
+        (Cut(dim, axis),),
         seat.plan,
         seat.groups,
         f"{seat.name}: whole output",
@@ -68,7 +92,7 @@ def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
         there, back = f"{seat.name}: sum of outputs", f"{seat.name}: gradients of outputs"
         if not stays:
             return all_reduce_sum(partial, comm, there, back)
-        result: Tensor = _ReduceScatter.apply(partial, pieces, comm, there, back)
+        result: Tensor = _ReduceScatter.apply(partial, dim, pieces, comm, there, back)
         return result
 
     return run
@@ -78,28 +102,32 @@ def _with_bias_once(
     forward: Forward, module: nn.Module, first: bool, *given: Any, **named: Any
 ) -> Tensor:
     """Call ``forward`` with a bias on the first rank only, since results are added up."""
-    bias = module._parameters.get("bias")
+    bias = getattr(module, "bias", None)
     if first or bias is None:
         result: Tensor = forward(*given, **named)
         return result
     # What stands in the instance is found before what is registered as a parameter.
+    before = module.__dict__.get("bias")
     module.__dict__["bias"] = bias * 0
     try:
         result = forward(*given, **named)
     finally:
-        del module.__dict__["bias"]
+        if before is None:
+            del module.__dict__["bias"]
+        else:
+            module.__dict__["bias"] = before
     return result
 
 
 class _ReduceScatter(torch.autograd.Function):
-    """The sum over ranks, of which each keeps its channels; backward gathers their gradients."""
+    """The sum over ranks, of which each keeps its features; backward gathers their gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, pieces: list[Run], comm: Comm, name: str, backward_name: str
+        ctx: Any, x: Tensor, dim: int, pieces: list[Run], comm: Comm, name: str, backward_name: str
     ) -> Tensor:
-        ctx.comm, ctx.name = comm, backward_name
-        parts = [x.narrow(1, start, stop - start).contiguous() for start, stop in pieces]
+        ctx.comm, ctx.name, ctx.dim = comm, backward_name, dim
+        parts = [x.narrow(dim, start, stop - start).contiguous() for start, stop in pieces]
         own = parts[comm.rank].clone()
         others = [index for index in range(comm.size) if index != comm.rank]
         coming = {index: torch.empty_like(own) for index in others}
@@ -112,4 +140,4 @@ class _ReduceScatter(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         every = ctx.comm.all_gather(grads[0].contiguous(), name=ctx.name)
-        return torch.cat(every, 1), None, None, None, None
+        return torch.cat(every, ctx.dim), None, None, None, None, None

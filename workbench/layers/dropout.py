@@ -63,10 +63,10 @@ class ShareDropout:
     def _mask(self, x: Tensor, p: float) -> Tensor:
         """Return False with probability ``p``, else True, for each entry or channel of ``x``."""
         if not self.cut:
-            return self._kept(self._masked(x.shape), p)
+            return self.kept(self._masked(x.shape), p)
         planned = self.seat.call(x)
         whole = planned.layer.input_shape
-        kept = self._kept(self._masked((x.shape[0], *whole[1:])), p)
+        kept = self.kept(self._masked((x.shape[0], *whole[1:])), p)
         cuts = [cut for cut in planned.input if cut.dim > 0 and kept.shape[cut.dim] > 1]
         flats = {cut.dim: cut.flat for cut in cuts if cut.flat is not None}
         for dim, flat in flats.items():
@@ -80,7 +80,7 @@ class ShareDropout:
         ones = (1,) * (len(shape) - 2) if self.channelwise else tuple(shape[2:])
         return torch.Size((*shape[:2], *ones))
 
-    def _kept(self, shape: torch.Size, p: float) -> Tensor:
+    def kept(self, shape: torch.Size, p: float) -> Tensor:
         """Return the mask of this rank's samples, whole."""
         share = self.share
         rows, width = (shape[0] if shape else 1), math.prod(shape[1:])

@@ -18,6 +18,7 @@ from workbench.comm.comm import Comm
 from workbench.errors import RunError
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.groups import Groups
+from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, LayerPlan, Plan
 from workbench.traced import Flat, Traced
 from workbench.windows import Run
@@ -68,7 +69,7 @@ class Whole:
         name: str,
         backward_name: str,
     ) -> None:
-        cuts = [cut for cut in cuts if cut.axis != "data"]
+        cuts = [cut for cut in cuts if cut.axis not in BATCH_AXES]
         if any(cut.flat is not None for cut in cuts):
             raise ValueError(f"{name}: the shares of a flattened dim are no ranges of it")
         axes = {cut.axis for cut in cuts}
@@ -187,7 +188,7 @@ class Together:
 
     def __init__(self, seat: Seat, planned: LayerPlan, dims: Sequence[int]) -> None:
         shape = planned.layer.input_shape
-        cuts = [cut for cut in planned.input if cut.axis != "data"]
+        cuts = [cut for cut in planned.input if cut.axis not in BATCH_AXES]
         axes = {cut.axis for cut in cuts if cut.dim in dims}
         self.comm = seat.comm(*axes)
         self.count = prod(shape[dim] for dim in dims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class GradientBuckets:
         By name, as in the plan.
     buckets:
         Names of the parameters that travel together, and along which axes, as in the plan.
+    summed:
+        Names of those whose gradients come added up over samples of several ranks: they count on a
+        rank without samples too.
 
     Attributes
     ----------
@@ -36,6 +39,7 @@ class GradientBuckets:
         parameters: dict[str, nn.Parameter],
         buckets: Iterable[Bucket],
         groups: Groups,
+        summed: Collection[str] = (),
     ) -> None:
         self.parameters: list[nn.Parameter] = []
         self.buckets: list[Tensor] = []
@@ -45,23 +49,24 @@ class GradientBuckets:
             comm = groups.over(*planned.axes)
             self.comms.append(comm)
             members = [parameters[name] for name in planned.names]
+            always = [name in summed for name in planned.names]
             bucket = comm.allocate(sum(p.numel() for p in members), members[0].dtype)
             self.buckets.append(bucket)
             offset = 0
-            for parameter in members:
+            for parameter, counts in zip(members, always, strict=True):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                self._watch(len(self.parameters), parameter)
+                self._watch(len(self.parameters), parameter, counts)
                 self.parameters.append(parameter)
                 self.slices.append(piece)
         self.arrived = [False] * len(self.parameters)
         self.counting = True
 
-    def _watch(self, number: int, parameter: nn.Parameter) -> None:
+    def _watch(self, number: int, parameter: nn.Parameter, always: bool) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad
             assert grad is not None
-            if not self.counting:
+            if not (self.counting or always):
                 ready.grad = None
                 return
             if grad.layout != torch.strided:

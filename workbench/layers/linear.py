@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from workbench.layers.carrier import OUT, Carrier, Declared, Forward, Seat, passed
+from workbench.layers.channels import is_split
 from workbench.layers.gather import Together, Whole, split, split_flat
 from workbench.plan import LayerPlan
 from workbench.traced import Flat, Label, Refusal, Traced
@@ -23,14 +24,14 @@ def _declare_linear(
 def _build_linear(module: nn.Module, seat: Seat) -> Forward | None:
     """Return a forward that knows of the calls whose inputs are cut, or None if there are none.
 
-    A rank that has some of the features multiplies the columns of the weight that go with them, and
-    the products are added up over the ranks.
+    A rank that has some of the features but the whole weight multiplies the columns that go with
+    them, and the products are added up over the ranks.
     """
     assert isinstance(module, nn.Linear)
     own: Forward = module.forward
     ways: dict[int, Forward] = {}
     for planned in seat.calls:
-        if planned.choice == "channels":
+        if planned.choice == "channels" and not is_split(planned):
             ways[id(planned)] = _by_columns(module, planned, seat)
         elif planned.choice == "gather":
             ways[id(planned)] = _gathered(own, planned, seat)
@@ -57,10 +58,7 @@ def _by_columns(module: nn.Linear, planned: LayerPlan, seat: Seat) -> Callable[[
         return split(weight, ranges, (1,))
 
     def forward(input: Tensor) -> Tensor:
-        weight = module.weight
-        if weight.shape[1] != input.shape[-1]:  # the rank has the whole weight
-            weight = columns(weight)
-        products = nn.functional.linear(input, weight)
+        products = nn.functional.linear(input, columns(module.weight))
         name = seat.name
         result = together.sum(products, f"{name}: outputs", f"{name}: gradients of outputs")
         return result if module.bias is None else result + module.bias

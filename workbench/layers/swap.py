@@ -9,6 +9,7 @@ from workbench.layers.carrier import Seat
 from workbench.layers.carriers import carrier_of
 from workbench.layers.gather import build_opaque
 from workbench.layers.groups import Groups
+from workbench.layers.sharding import shard
 from workbench.layers.share import Share
 from workbench.plan import LayerPlan, Plan
 
@@ -19,6 +20,7 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
     Modules stay where they are, with their parameters, buffers and hooks; those that have to know
     of the other ranks get another ``forward``.
     """
+    channels.narrow(model, plan, groups.rank)
     calls: dict[str, list[LayerPlan]] = {}
     for planned in plan.layers:
         calls.setdefault(planned.layer.name, []).append(planned)
@@ -29,13 +31,11 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
         if any(planned.choice == "gather" and planned.layer.role == "opaque" for planned in mine):
             module.forward = build_opaque(module, seat)
             continue
-        split = bool(mine) and channels.is_split(mine[0])
-        if split:
-            channels.narrow(module, seat)
         carrier = carrier_of(module)
         forward = carrier.build(module, seat) if carrier else None
-        if split and mine[0].layer.role == "conv":
+        if mine and channels.is_split(mine[0]):
             forward = channels.around(forward or module.forward, module, seat)
         if forward is not None:
             module.forward = forward
+    shard(model, plan, groups, share)
     return model

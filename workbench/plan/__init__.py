@@ -3,6 +3,7 @@
 Pure: imports nothing of torch, dask or the UI.
 """
 
+from workbench.plan.assembly import assemble
 from workbench.plan.explanation import in_binary_units
 from workbench.plan.plan import (
     Batch,
@@ -23,6 +24,7 @@ __all__ = [
     "CutLabel",
     "LayerPlan",
     "Plan",
+    "assemble",
     "in_binary_units",
     "shares_of",
 ]

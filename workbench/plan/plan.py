@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from workbench.mesh import Mesh, balanced, shares
+from workbench.mesh import BATCH_AXES, Mesh, balanced, shares
 from workbench.plan.explanation import explain
 from workbench.traced import Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
 from workbench.windows import Halo, Run, Window
@@ -28,7 +28,7 @@ class Collective:
     With ``per_sample``, numbers are those of one sample, and the collective happens once in each
     micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
     about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
-    channel axis, where that decides.
+    axis that cuts features, where that decides.
     """
 
     name: str
@@ -160,7 +160,8 @@ class Plan:
     ``input``, ``output`` and ``target`` say how the model's input, its output and the targets are
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims. ``cut_labels`` says which labels
-    are cut, and ``whole`` which flattened dims are gathered all the same. ``made`` says how the
+    are cut, and ``whole`` which flattened dims are gathered all the same. ``updates`` says which
+    share of a whole parameter a rank updates, by name. ``made`` says how the
     model leaves its output, which is gathered before the loss where ``output`` is not cut.
     """
 
@@ -183,6 +184,7 @@ class Plan:
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None
+    updates: tuple[tuple[str, Cut], ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -209,15 +211,14 @@ class Plan:
     def sent_by(self, collective: Collective, rank: int) -> int:
         """Return the payload bytes that ``rank`` sends in one step for one of the collectives."""
         mesh = self.mesh
-        replicas = mesh.degree("data")
-        samples = self.batch.rows(replicas, mesh.coordinates(rank).get("data", 0))
+        samples = self.batch.rows(mesh.replicas, mesh.replica(rank))
         group = mesh.group(rank, *collective.axes)
         if collective.arrays:
             arrays = {array.name: array for array in self.arrays}
             own = sum(self.owned(arrays[name], rank).numel for name in collective.arrays)
             collective = replace(collective, numel=own)
         if collective.by_place:
-            own = collective.by_place[mesh.place(rank, "channel")]
+            own = collective.by_place[mesh.place(rank, mesh.feature_axis)]
             collective = replace(collective, numel=own)
         return collective.sent_bytes(len(group), group.index(rank), samples)
 
@@ -257,6 +258,16 @@ class Plan:
             if cut_name == name
         }
         return tuple(found)
+
+    @property
+    def summed_in_layers(self) -> frozenset[str]:
+        """Parameters whose gradients layers add up over ranks that have other samples."""
+        return frozenset(
+            name
+            for planned in self.layers
+            for name, cut in planned.parameters
+            if cut.axis in BATCH_AXES
+        )
 
     def owned(self, array: Array, rank: int) -> Array:
         """Return what ``rank`` holds of a parameter."""

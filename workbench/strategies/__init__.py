@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workbench.strategies import channel, data, spatial
+from workbench.strategies import channel, data, sharded, spatial, tensor
 from workbench.strategies.strategy import Strategy
 
 STRATEGIES: Mapping[str, Strategy] = {
-    s.axis: s for s in (data.STRATEGY, spatial.STRATEGY, channel.STRATEGY)
+    s.axis: s
+    for s in (
+        data.STRATEGY,
+        sharded.STRATEGY,
+        tensor.STRATEGY,
+        spatial.STRATEGY,
+        channel.STRATEGY,
+    )
 }
 
 __all__ = ["STRATEGIES", "Strategy"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workbench.mesh import shares
+from workbench.mesh import BATCH_AXES, shares
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
 from workbench.traced import Array, Sums
 
@@ -42,7 +42,9 @@ def agree(plan: Plan) -> Plan:
                     arrays=bucket.names,
                 )
                 for number, (bucket, arrays) in enumerate(buckets)
+                if bucket.axes  # else no other rank has a gradient of these
             ),
+            *_gradient_norm(plan, axes),
             Collective(
                 "record of the step", "all_reduce", axes, RECORD_NUMBERS + trainable, 8, "record"
             ),
@@ -89,8 +91,8 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
     for sums in layer.sums:
         axes = {c.axis for c in plan.cut_labels if c.label in sums.labels and c.axis in carried}
         together = plan.option("batch_norm", "synchronized") != "local"
-        if sums.over_batch and together and plan.mesh.degree("data") > 1:
-            axes.add("data")
+        if sums.over_batch and together:
+            axes |= {axis for axis in BATCH_AXES if plan.mesh.degree(axis) > 1}
         if axes:
             found.append(
                 Collective(
@@ -115,12 +117,20 @@ def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:
 
 
 def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
-    """Return the numbers of each place on the channel axis where a layer has some channels."""
-    if planned.layer.role != "channelwise" or not any(c.axis == "channel" for c in planned.input):
+    """Return the numbers of each place on the feature axis where a layer has some channels."""
+    axis = plan.mesh.feature_axis
+    if planned.layer.role != "channelwise" or not any(c.axis == axis for c in planned.input):
         return ()
     channels = planned.layer.input_shape[1]
     each, rest = divmod(numel, channels)
-    return tuple(each * size + rest for size in shares(channels, plan.mesh.degree("channel")))
+    return tuple(each * size + rest for size in shares(channels, plan.mesh.degree(axis)))
+
+
+def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:
+    """Return what it takes to know the norm of all gradients, where that is limited."""
+    if not plan.option("clip_norm", ""):
+        return []
+    return [Collective("norm of the gradients", "all_reduce", axes, 1, 8, "update")]
 
 
 def _loss_weight(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:

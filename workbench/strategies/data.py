@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from workbench.errors import PlanError
+from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, Plan, shares_of
 from workbench.strategies.strategy import Strategy
 
@@ -18,14 +19,22 @@ AXIS = "data"
 
 def cut(plan: Plan) -> Plan:
     """Cut the batch, and nothing else, over the replicas."""
-    size, degree = plan.batch.size, plan.mesh.degree(AXIS)
+    return cut_batch(plan, AXIS)
+
+
+def cut_batch(plan: Plan, axis: str) -> Plan:
+    """Cut the batch over the replicas along ``axis``, and those along other axes of the batch."""
+    size, degree = plan.batch.size, plan.mesh.replicas
     if degree > size:
+        asked = ",".join(f"{name}={n}" for name, n in plan.mesh.axes if name in BATCH_AXES)
         raise PlanError(
-            f"data={degree} asks for {degree} replicas, but a batch of {size} "
+            f"{asked} asks for {degree} replicas, but a batch of {size} "
             f"{'sample' if size == 1 else 'samples'} cannot give each of them one. "
-            f"Use data={size}, or a batch of {degree} or more."
+            f"Use {axis}={size}, or a batch of {degree} or more."
         )
     rows = (Cut(0, AXIS),)
+    if any(cut in planned.input for planned in plan.layers for cut in rows):
+        return plan  # another axis has cut it, for all of them
     notes = [f"each replica takes {_each(shares_of(plan.batch, degree))} of the {size} samples"]
     if any(planned.layer.batch_statistics for planned in plan.layers):
         notes.append(_batch_norm_note(plan.option("batch_norm", "synchronized")))

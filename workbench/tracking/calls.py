@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
-from workbench.traced import Array, Label, Layer, Refusal, Sums, Traced
+from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
 from workbench.tracking.operation import tags_of
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, labels_in
@@ -59,6 +59,7 @@ class Calls:
         self.names = {module: name for name, module in model.named_modules()}
         self.returned: dict[nn.Module, list[Any]] = {}
         self._arrays = _arrays_by_owner(model)
+        self._tied = _tied(model)
         self._found: list[_Found] = []
         self._open: list[_Open] = []
         _carrier_of(model)  # what it imports is none of the model's faults
@@ -213,6 +214,7 @@ class Calls:
             results=tuple(_traced(x) for x in outs),
             sums=tuple(call.sums),
             role="opaque" if call.opaque else "plain",
+            tied=() if call.opaque else self._tied.get(module, ()),
         )
         if said is not None:
             layer = replace(
@@ -222,6 +224,7 @@ class Calls:
                 refusals=said.refusals,
                 role=said.role,  # type: ignore[arg-type]
                 groups=said.groups,
+                by_heads=_by_heads(layer, said, self.names[module]),
             )
         nodes = tuple(x.grad_fn for x in outs if x.grad_fn is not None)
         self._found.append(_Found(layer, nodes))
@@ -330,6 +333,35 @@ def _arrays_by_owner(model: nn.Module) -> dict[str, tuple[Array, ...]]:
         )
         found[owner] = (*found.get(owner, ()), array)
     return found
+
+
+def _tied(model: nn.Module) -> dict[nn.Module, tuple[Array, ...]]:
+    """Return the parameters that modules hold of which another one is the first owner."""
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[nn.Module, tuple[Array, ...]] = {}
+    for owner, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and first[parameter] != f"{owner}.{attribute}".lstrip("."):
+                array = Array(
+                    first[parameter],
+                    tuple(parameter.shape),
+                    parameter.element_size(),
+                    parameter.requires_grad,
+                )
+                found[module] = (*found.get(module, ()), array)
+    return found
+
+
+def _by_heads(layer: Layer, said: Declared, name: str) -> tuple[tuple[str, int, Flat], ...]:
+    """Return the parameters that heads cut, by their names in the model, with the heads' label."""
+    return tuple(
+        (
+            f"{name}.{attribute}".lstrip("."),
+            dim,
+            Flat(tuple((layer.heads if part == "heads" else part, n) for part, n in flat.parts)),
+        )
+        for attribute, dim, flat in said.by_heads
+    )
 
 
 def _one_line(module: nn.Module) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from workbench.traced import Flat, Label, Mix
 from workbench.tracking.naming import user_name
-from workbench.tracking.tags import Even, Lost, Merged, Tag, Tags, labels_in
+from workbench.tracking.tags import Even, Lost, Merged, Names, Tag, Tags, labels_in
 from workbench.tracking.watch import Event, Literals, Watch, tensors_in
 
 Scale = Callable[[str, int], int]
@@ -110,6 +110,7 @@ class Pass:
     events: Sequence[Event]
     mixes: Sequence[Mix]
     labels: tuple[str, ...]
+    agreed: Names
 
 
 def other_sizes(first: Pass) -> list[Mix]:
@@ -118,7 +119,7 @@ def other_sizes(first: Pass) -> list[Mix]:
     Labels that the first pass found mixed are compared in their numbers only: their arrays have
     gone whole on the way.
     """
-    mixed = {label for mix in first.mixes for label in mix.labels}
+    mixed = {name for mix in first.mixes for name in first.agreed.all(mix.labels)}
     clean = tuple(label for label in first.labels if label not in mixed)
     found: list[Mix] = []
     rest = tuple(label for label in first.labels if label in mixed)
@@ -130,26 +131,33 @@ def other_sizes(first: Pass) -> list[Mix]:
     return found
 
 
-def _twice(places: dict[str, int]) -> Scale:
-    """Two, three, five, ... times as many rows, so that no two dims grow alike."""
+def _twice(places: dict[str, int], agreed: Names) -> Scale:
+    """Two, three, five, ... times as many rows, so that no two dims of an array grow alike."""
     factors = (2, 3, 5, 7, 11, 13)
-    return lambda label, size: size * factors[places[label]] if label in places else size
+
+    def scale(label: str, size: int) -> int:
+        place = places.get(agreed.find(label))
+        return size if place is None else size * factors[place % len(factors)]
+
+    return scale
 
 
-def _half(places: dict[str, int]) -> Scale:
-    return lambda label, size: -(-size // 2) if label in places else size
+def _half(places: dict[str, int], agreed: Names) -> Scale:
+    return lambda label, size: -(-size // 2) if agreed.find(label) in places else size
 
 
 def _compared(
-    first: Pass, labels: Sequence[str], make: Callable[[dict[str, int]], Scale], strict: bool
+    first: Pass, labels: Sequence[str], make: Callable[[dict[str, int], Names], Scale], strict: bool
 ) -> list[Mix]:
     """Run with all ``labels`` of another size; where that shows, find out which it was."""
-    together = _findings(first, labels, make({name: i for i, name in enumerate(labels)}), strict)
+    together = _findings(
+        first, labels, make({name: i for i, name in enumerate(labels)}, first.agreed), strict
+    )
     if not together or len(labels) == 1:
         return together
     by_place: dict[Mix, tuple[Label, ...]] = {}
     for label in labels:
-        for mix in _findings(first, (label,), make({label: 0}), strict):
+        for mix in _findings(first, (label,), make({label: 0}, first.agreed), strict):
             key = replace(mix, labels=())
             by_place[key] = (*by_place.get(key, ()), label)
     return [replace(mix, labels=found) for mix, found in by_place.items()] or together

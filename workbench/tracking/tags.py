@@ -95,6 +95,11 @@ class Names:
         """Note that ``label`` exists: the earlier of two that are the same gives both its name."""
         self._order.setdefault(label, len(self._order))
 
+    @property
+    def introduced(self) -> tuple[str, ...]:
+        """The names of all labels of features, each once."""
+        return tuple(dict.fromkeys(self.find(label) for label in self._order))
+
     def find(self, label: str) -> str:
         """Return the one name of all labels that count what ``label`` counts."""
         while (parent := self._parent.get(label, label)) != label:

@@ -10,6 +10,7 @@ from math import prod
 
 from workbench.errors import PlanError
 from workbench.plan import LayerPlan, Plan, in_binary_units
+from workbench.strategies.splitting import WORDS
 from workbench.ui import look
 from workbench.windows import Halo, Run, Window, cells
 
@@ -92,11 +93,9 @@ def _without_halo(plan: Plan, planned: LayerPlan) -> list[str]:
     """Say what a layer does that fetches nothing."""
     own = [c for c in plan.collectives if c.name.startswith(f"{planned.layer.name}: ")]
     sent = sum(plan.sent_by(c, 0) for c in own)
-    words = {
-        "gather": "is gathered on every rank and computed whole",
-        "filters": "is split in filters: each rank makes some of the channels",
-        "channels": "is split in input channels: each rank has a part, and results are added up",
-        "groups": "is split in groups: each rank has some, and nothing is added up",
+    words = {"gather": "is gathered on every rank and computed whole"}
+    words |= {
+        way: f"is {said}" for (role, way), said in WORDS.items() if role == planned.layer.role
     }
     cut = bool(planned.input)
     alone = "is cut, and every rank computes its share alone" if cut else "is whole on every rank"
@@ -107,7 +106,9 @@ def _without_halo(plan: Plan, planned: LayerPlan) -> list[str]:
 
 def _sentences(plan: Plan, planned: LayerPlan, halo: Halo) -> Iterator[str]:
     array = planned.layer.arguments[0]
-    rest = array.numel // prod(window.size for window in halo.windows) * array.itemsize
+    samples = sum(plan.batch.rows(plan.mesh.replicas, 0))
+    per_sample = array.numel // plan.batch.size // prod(window.size for window in halo.windows)
+    rest = samples * per_sample * array.itemsize
     for index in range(halo.size):
         own = " × ".join(f"{a}-{b - 1}" if b > a else "none" for a, b in halo.owned(index))
         fetched = [

@@ -1,0 +1,55 @@
+"""Shares of an array put together again.
+
+Pure: imports nothing of torch, dask or the UI; arrays come with the function that joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from workbench.mesh import Mesh
+from workbench.plan.plan import Cut
+
+
+def assemble(
+    parts: Mapping[int, Any],
+    cuts: Iterable[Cut],
+    mesh: Mesh,
+    concatenate: Callable[[Sequence[Any], int], Any],
+) -> Any:
+    """Return the whole of an array that is cut so, given its shares by rank.
+
+    Of several ranks with the same share one is enough. ``concatenate`` joins arrays along a dim;
+    arrays have ``shape`` and ``reshape``, as those of torch, numpy and dask do.
+    """
+    cuts = tuple(cuts)
+    cutting = [cut.axis for cut in cuts]
+    held: dict[tuple[int, ...], Any] = {}
+    for rank, part in sorted(parts.items(), reverse=True):
+        held[tuple(mesh.place(rank, axis) for axis in cutting)] = part
+    for number in reversed(range(len(cuts))):
+        lines: dict[tuple[int, ...], list[Any]] = {}
+        for place in sorted(held):
+            lines.setdefault(place[:number], []).append(held[place])
+        held = {place: _joined(line, cuts[number], concatenate) for place, line in lines.items()}
+    return held[()]
+
+
+def _joined(
+    parts: Sequence[Any], cut: Cut, concatenate: Callable[[Sequence[Any], int], Any]
+) -> Any:
+    """Return shares joined along the dim that they are cut in, or along what it was made of."""
+    if cut.flat is None:
+        return concatenate(parts, cut.dim)
+    sizes = [size for _, size in cut.flat.parts]
+    inner = next(n for n, (label, _) in enumerate(cut.flat.parts) if label)
+    rest = prod(sizes) // sizes[inner]
+    apart = []
+    for part in parts:
+        own = (*sizes[:inner], part.shape[cut.dim] // rest, *sizes[inner + 1 :])
+        apart.append(part.reshape((*part.shape[: cut.dim], *own, *part.shape[cut.dim + 1 :])))
+    whole = concatenate(apart, cut.dim + inner)
+    first = parts[0].shape
+    return whole.reshape((*first[: cut.dim], prod(sizes), *first[cut.dim + 1 :]))

@@ -1,0 +1,209 @@
+"""Sharded data parallelism: replicas that do not each keep what they can ask of each other.
+
+Every rank takes a share of each batch, as under ``data``, but has only a share of the optimizer's
+state (stage 1), of the gradients too (stage 2), or of the parameters too (stage 3): ZeRO
+(Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", SC
+2020), with the parameters of one layer at a time as in FSDP (Zhao et al., VLDB 2023).
+
+Stage 3 gathers a layer's parameters before its forward pass and again before its backward pass, and
+adds up its gradients so that each rank gets those of its share: three times the parameters travel,
+where ``data`` moves them twice. Stage 2 keeps them from forward to backward; stage 1 adds up whole
+gradients and gathers what was updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from workbench.mesh import shares
+from workbench.plan import Collective, Cut, LayerPlan, Plan
+from workbench.strategies.data import cut_batch
+from workbench.strategies.strategy import Strategy
+from workbench.traced import Array
+
+AXIS = "sharded"
+_KEEP_A_LIST = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+
+
+def cut(plan: Plan) -> Plan:
+    """Cut the batch, and what of each parameter a rank keeps or updates."""
+    stage = plan.option("stage", "3")
+    plan = cut_batch(plan, AXIS)
+    cuts = dict(_cuts(plan))
+    if stage == "1":
+        updates = tuple(cuts.items())
+        own = [
+            _largest(plan, [array for array in plan.arrays if array.name in cuts], cuts, place)
+            for place in _places(plan)
+        ]
+        gathered = _collective(plan, "updated parameters", "all_gather", own, "update", times=1)
+        return plan.adding(
+            updates=updates,
+            collectives=[gathered] if cuts else [],
+            notes=[_note(plan, cuts, stage)],
+        )
+    readers = _readers(plan)
+    plan = replace(
+        plan,
+        layers=tuple(
+            replace(
+                planned,
+                parameters=(
+                    *planned.parameters,
+                    *((a.name, cuts[a.name]) for a in planned.layer.parameters if a.name in cuts),
+                ),
+            )
+            for planned in plan.layers
+        ),
+    )
+    collectives: list[Collective] = []
+    seen: set[str] = set()
+    for planned in plan.layers:
+        arrays = [array for array in readers.get(planned.layer.name, ()) if array.name in cuts]
+        if arrays and planned.layer.arguments:
+            first = planned.layer.name not in seen
+            seen.add(planned.layer.name)
+            collectives += _of_layer(plan, planned, arrays, cuts, stage, first)
+    return plan.adding(collectives=collectives, notes=[_note(plan, cuts, stage)])
+
+
+def units(plan: Plan) -> dict[str, tuple[Array, ...]]:
+    """Return the parameters that are gathered for each layer, by its name."""
+    sharded = {
+        name for planned in plan.layers for name, cut in planned.parameters if cut.axis == AXIS
+    }
+    found = {
+        name: tuple(array for array in arrays if array.name in sharded)
+        for name, arrays in _readers(plan).items()
+    }
+    return {name: arrays for name, arrays in found.items() if arrays}
+
+
+def _readers(plan: Plan) -> dict[str, tuple[Array, ...]]:
+    """Return for each layer that is called all parameters that its call reads.
+
+    Those are its own, those tied to another layer's, and those of modules inside it that are never
+    called themselves.
+    """
+    called = {planned.layer.name for planned in plan.layers if planned.layer.arguments}
+    found: dict[str, dict[str, Array]] = {}
+    for planned in plan.layers:
+        layer = planned.layer
+        reader = layer.name
+        while reader and reader not in called:
+            reader = reader.rpartition(".")[0]
+        if reader:
+            arrays = found.setdefault(reader, {})
+            arrays.update({array.name: array for array in (*layer.parameters, *layer.tied)})
+    return {name: tuple(arrays.values()) for name, arrays in found.items()}
+
+
+def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
+    """Choose the dim in which each parameter is cut: the first that nobody cuts and is long enough.
+
+    What no call of a layer reads, and what a layer keeps a list of, stays whole.
+    """
+    degree = plan.mesh.degree(AXIS)
+    listed = {
+        array.name
+        for planned in plan.layers
+        if planned.layer.kind in _KEEP_A_LIST
+        for array in planned.layer.parameters
+    }
+    for array in {a.name: a for arrays in _readers(plan).values() for a in arrays}.values():
+        taken = {cut.dim for cut in plan.parameter_cuts(array.name)}
+        free = [d for d, n in enumerate(array.shape) if n >= degree and d not in taken]
+        if free and array.name not in listed:
+            yield array.name, Cut(free[0], AXIS)
+
+
+def _places(plan: Plan) -> range:
+    return range(plan.mesh.degree(plan.mesh.feature_axis))
+
+
+def _rank_at(plan: Plan, place: int) -> int:
+    """Return a rank at ``place`` on the axis that cuts features."""
+    axis = plan.mesh.feature_axis
+    return next(r for r in range(plan.mesh.size) if plan.mesh.place(r, axis) == place)
+
+
+def _largest(plan: Plan, arrays: Iterable[Array], cuts: dict[str, Cut], place: int) -> int:
+    """Return the numbers in the largest share of ``arrays``: that of the first rank."""
+    degree, rank = plan.mesh.degree(AXIS), _rank_at(plan, place)
+    total = 0
+    for array in arrays:
+        others = [c for c in plan.parameter_cuts(array.name) if c.axis != AXIS]
+        ranges = plan.share(array.shape, others, rank)
+        dim, numel = cuts[array.name].dim, 1
+        for d, (start, stop) in enumerate(ranges):
+            numel *= shares(stop - start, degree)[0] if d == dim else stop - start
+        total += numel
+    return total
+
+
+def _of_layer(
+    plan: Plan,
+    planned: LayerPlan,
+    arrays: list[Array],
+    cuts: dict[str, Cut],
+    stage: str,
+    first: bool,
+) -> list[Collective]:
+    """Return what one call of a layer gathers and adds up."""
+    degree, name, micro = plan.mesh.degree(AXIS), planned.layer.name, plan.batch.accumulate
+    own = [_largest(plan, arrays, cuts, place) for place in _places(plan)]
+    found = []
+    if stage == "3" or first:
+        times = micro if stage == "3" else 1
+        found.append(_collective(plan, f"{name}: parameters", "all_gather", own, "forward", times))
+    gradient = any(result.gradient for result in planned.layer.results)
+    if stage == "3" and gradient and planned.layer.role != "embedding":
+        found.append(
+            _collective(plan, f"{name}: parameters again", "all_gather", own, "backward", micro)
+        )
+    if gradient and any(array.trainable for array in arrays):
+        whole = [degree * each for each in own]
+        found.append(
+            _collective(plan, f"{name}: gradients", "reduce_scatter", whole, "backward", micro)
+        )
+    return found
+
+
+def _collective(
+    plan: Plan, name: str, operation: str, numels: list[int], phase: str, times: int
+) -> Collective:
+    return Collective(
+        name,
+        operation,  # type: ignore[arg-type]
+        (AXIS,),
+        max(numels),
+        plan.arrays[0].itemsize,
+        phase,  # type: ignore[arg-type]
+        times=times,
+        by_place=tuple(numels) if len(numels) > 1 else (),
+    )
+
+
+def _note(plan: Plan, cuts: dict[str, Cut], stage: str) -> str:
+    whole = [array.name for array in plan.arrays if array.name not in cuts]
+    kept = {
+        "1": "updates a share of every parameter and has its optimizer state",
+        "2": "updates a share of every parameter and has its gradients and optimizer state",
+        "3": "keeps a share of every parameter, with its gradients and optimizer state",
+    }[stage]
+    left = f"; whole on every rank: {', '.join(whole)}" if whole else ""
+    return f"stage {stage}: each rank {kept}{left}"
+
+
+STRATEGY = Strategy(
+    axis=AXIS,
+    family="data parallel",
+    title="Sharded (replicas that share parameters and state)",
+    summary=(
+        "Every rank takes a share of each batch and keeps a share of the optimizer state (stage "
+        "1), the gradients (2) and the parameters (3), gathered layer by layer."
+    ),
+    cut=cut,
+    options={"stage": ("3", "2", "1")},
+)

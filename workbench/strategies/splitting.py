@@ -1,0 +1,301 @@
+"""Layers split in what they make or in what they read: shared by ``tensor`` and ``channel``.
+
+A rank that has some outputs of a layer (filters of a convolution, columns of a linear layer) makes
+some of the features. The next layer may take those as they are, multiply its part of the weights
+and add up the results over ranks. Which features stay cut between two layers is chosen by bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from workbench.mesh import shares
+from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
+from workbench.traced import Flat, Label, Layer, Traced
+
+MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
+
+WORDS = {
+    ("conv", "filters"): "split in filters",
+    ("conv", "channels"): "split in input channels, results added up",
+    ("conv", "groups"): "split in groups",
+    ("linear", "filters"): "split in columns (outputs)",
+    ("linear", "channels"): "split in rows (inputs), results added up",
+    ("embedding", "filters"): "split in features",
+    ("embedding", "channels"): "split in rows (vocabulary), results added up",
+    ("heads", "heads"): "split in heads, results added up",
+}
+"""What is said of a layer, from its role and the plan's choice."""
+
+
+@dataclass(frozen=True)
+class Splittable:
+    """One call of a layer as these strategies see it.
+
+    ``source`` and ``made`` are the labels of the features that it reads and makes, ``inputs`` and
+    ``outputs`` their numbers. ``ways`` are the choices that there are.
+    """
+
+    layer: Layer
+    source: Label
+    made: Label
+    inputs: int
+    outputs: int
+    ways: tuple[str, ...]
+
+    def choice(self, kept: frozenset[Label], degree: int) -> str:
+        """Return how the layer is split, given which labels stay cut; "" if it stays whole."""
+        reads = "channels" in self.ways and (self.source in kept or "filters" not in self.ways)
+        choice = "channels" if reads else self.ways[0]
+        return "" if choice == "filters" and self.outputs < degree else choice
+
+    def parameter_cuts(self, choice: str, axis: str) -> list[tuple[str, Cut]]:
+        """Return how the layer's parameters are cut, by name."""
+        layer = self.layer
+        if choice == "heads":
+            return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
+        # A transposed convolution and an embedding count what they read in the weight's first dim.
+        turned = layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
+        found = []
+        for parameter in (*layer.parameters, *layer.tied):
+            is_weight = len(parameter.shape) > 1
+            if choice in ("filters", "channels") and is_weight:
+                found.append((parameter.name, Cut(int((choice == "channels") != turned), axis)))
+            elif choice == "groups" or (choice == "filters" and not is_weight):
+                found.append((parameter.name, Cut(0, axis)))
+        return found
+
+
+def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
+    """Split the layers in ``found`` over ``axis``; keep features cut where that sends less."""
+    degree = plan.mesh.degree(axis)
+    free = _labels_that_can_be_cut(plan, found, degree)
+    kept = _cheapest(plan, axis, found, free)
+    plan = replace(
+        plan,
+        cut_labels=(
+            *plan.cut_labels,
+            *(CutLabel(str(label), axis) for label in sorted(map(str, kept))),
+            *(
+                CutLabel(one.layer.heads, axis)
+                for one in {one.layer.name: one for one in found}.values()
+                if one.choice(kept, degree) == "heads"
+            ),
+        ),
+    )
+    by_name = {one.layer.name: one for one in found}
+    layers = tuple(_planned(plan, axis, planned, by_name, kept) for planned in plan.layers)
+    plan = replace(plan, layers=layers)
+    collectives = [c for one in found for c in _collectives(plan, axis, one, kept)]
+    return plan.adding(collectives=collectives, notes=_notes(plan, by_name))
+
+
+def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int) -> list[str]:
+    """Return the labels of features all of whose readers can do with a part."""
+    candidates = {one.made: one.outputs for one in found if isinstance(one.made, str) and one.made}
+    whole = {name for mix in plan.mixes for label in mix.labels for name in _names(label)}
+    whole |= {name for array in plan.outputs for label in array.labels for name in _names(label)}
+    split_in = {one.layer.name: one for one in found}
+    for planned in plan.layers:
+        layer = planned.layer
+        one = split_in.get(layer.name)
+        whole |= {name for refusal in layer.refusals for name in refusal.labels}
+        whole |= {
+            name
+            for arrays in (layer.arguments, layer.results)
+            for array in arrays
+            for dim, label in enumerate(array.labels)
+            for name in _names(label)
+            if not _takes(layer, array, dim, one, made=arrays is layer.results)
+        }
+    return [
+        label
+        for label, size in candidates.items()
+        if size >= degree and isinstance(label, str) and label not in whole
+    ]
+
+
+def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: bool) -> bool:
+    """Return whether ``layer`` can do with a part of the features in ``dim`` of ``array``."""
+    label = array.labels[dim]
+    if isinstance(label, Flat) or not label.startswith("out:"):
+        return False
+    if layer.role in ("conv", "linear", "embedding", "heads"):
+        if one is None or dim != layer.feature_dim(array):
+            return False
+        return one.ways != ("heads",) and (made or one.ways != ("filters",))
+    passes = len(layer.arguments) == 1 and all(
+        len(result.labels) > dim and result.labels[dim] == layer.arguments[0].labels[dim]
+        for result in layer.results
+    )
+    if layer.role == "channelwise":
+        return dim == 1 and passes
+    weightless = not layer.parameters and not layer.buffers
+    return layer.role == "plain" and passes and weightless and layer.window(dim) is None
+
+
+def _names(label: Label) -> list[str]:
+    return [name for name, _ in label.parts if name] if isinstance(label, Flat) else [label]
+
+
+def _cheapest(
+    plan: Plan, axis: str, found: Sequence[Splittable], free: list[str]
+) -> frozenset[Label]:
+    """Return the labels to keep cut, so that the busiest rank sends least.
+
+    All combinations of a few are tried; of many, one label after the other is turned round for as
+    long as that helps.
+    """
+    degree = plan.mesh.degree(axis)
+
+    def cost(kept: frozenset[Label]) -> tuple[int, int]:
+        moved = [c for one in found for c in _collectives(plan, axis, one, kept)]
+        busiest = max(
+            sum(c.sent_bytes(degree, index, (plan.batch.size,)) for c in moved)
+            for index in range(degree)
+        )
+        return busiest, -len(kept)
+
+    if len(free) <= MOST_AT_ONCE:
+        picks = product((False, True), repeat=len(free))
+        every = (
+            frozenset[Label](label for label, keep in zip(free, pick, strict=True) if keep)
+            for pick in picks
+        )
+        return min(every, key=cost)
+    best: frozenset[Label] = frozenset(free)
+    while True:
+        nearest = min((best ^ {label} for label in free), key=cost)
+        if cost(nearest) >= cost(best):
+            return best
+        best = nearest
+
+
+def _collectives(
+    plan: Plan, axis: str, one: Splittable, kept: frozenset[Label]
+) -> list[Collective]:
+    """Return what a layer costs: nothing where what is made cut stays cut."""
+    degree = plan.mesh.degree(axis)
+    choice = one.choice(kept, degree)
+    name, made = one.layer.name, one.layer.results[0]
+    stays = one.made in kept
+    adds_up = choice in ("channels", "heads")
+    if not choice or (not adds_up and stays):
+        return []
+    by_sample = made.counts_samples
+    rest = made.numel // one.outputs // (plan.batch.size if by_sample else 1)
+    own = [size * rest for size in shares(one.outputs, degree)]
+    others = tuple(sum(own) - mine for mine in own)
+
+    def collective(what: str, operation: str, sizes: tuple[int, ...], phase: str) -> Collective:
+        return Collective(
+            f"{name}: {what}",
+            operation,  # type: ignore[arg-type]
+            (axis,),
+            max(sizes),
+            one.layer.itemsize,
+            phase,  # type: ignore[arg-type]
+            times=plan.batch.accumulate,
+            shares=sizes,
+            per_sample=by_sample,
+        )
+
+    total = (sum(own),) * degree
+    if choice == "heads" and len(one.layer.results) > 1:
+        weights = _attention_weights(plan, axis, one.layer)
+        moved = _collectives(
+            plan, axis, replace(one, layer=replace(one.layer, results=(made,))), kept
+        )
+        return [*moved[:1], weights, *moved[1:]]
+    if not adds_up:
+        there = collective("whole output", "all_gather", tuple(own), "forward")
+        back = collective("gradient of the whole output", "exchange", others, "backward")
+    elif stays:
+        there = collective("sum of outputs", "exchange", others, "forward")
+        back = collective("gradients of outputs", "all_gather", tuple(own), "backward")
+    else:
+        there = collective("sum of outputs", "all_reduce", total, "forward")
+        back = collective("gradients of outputs", "all_reduce", total, "backward")
+    return [there, back] if made.gradient else [there]
+
+
+def _attention_weights(plan: Plan, axis: str, layer: Layer) -> Collective:
+    """Return what it costs to give the attention weights of all heads to the caller."""
+    weights = layer.results[1]
+    averaged = len(weights.shape) < len(layer.results[0].shape) + 1
+    numel = weights.numel // plan.batch.size
+    heads = layer.head_count
+    own = [size * numel // heads for size in shares(heads, plan.mesh.degree(axis))]
+    sizes = tuple(numel for _ in own) if averaged else tuple(own)
+    return Collective(
+        f"{layer.name}: attention weights",
+        "all_reduce" if averaged else "all_gather",
+        (axis,),
+        max(sizes),
+        layer.itemsize,
+        "forward",
+        shares=sizes,
+        per_sample=True,
+    )
+
+
+def _planned(
+    plan: Plan,
+    axis: str,
+    planned: LayerPlan,
+    by_name: dict[str, Splittable],
+    kept: frozenset[Label],
+) -> LayerPlan:
+    layer = planned.layer
+    into = plan.cuts_of(layer.arguments[0]) if layer.arguments else ()
+    out = plan.cuts_of(layer.results[0]) if layer.results else ()
+    parameters: list[tuple[str, Cut]] = []
+    choice = planned.choice
+    if layer.name in by_name:
+        one = by_name[layer.name]
+        choice = one.choice(kept, plan.mesh.degree(axis))
+        parameters += one.parameter_cuts(choice, axis) if choice else []
+    elif layer.role == "channelwise" and any(c.dim == 1 and c.axis == axis for c in into):
+        prefix = layer.parameters[0].name.rpartition(".")[0] if layer.parameters else layer.name
+        state = [p.name for p in layer.parameters]
+        state += [f"{prefix}.{b.name}".lstrip(".") for b in layer.buffers if b.shape]
+        parameters += [(name, Cut(0, axis)) for name in state]
+    return replace(
+        planned,
+        input=(*planned.input, *(c for c in into if c not in planned.input)),
+        output=(*planned.output, *(c for c in out if c not in planned.output)),
+        parameters=(*planned.parameters, *parameters),
+        choice=choice,
+    )
+
+
+def _notes(plan: Plan, by_name: dict[str, Splittable]) -> list[str]:
+    ways: dict[str, list[str]] = {}
+    for planned in plan.layers:
+        layer = planned.layer
+        if layer.role not in ("conv", "linear", "embedding", "heads") or not layer.arguments:
+            continue
+        way = WORDS.get((layer.role, planned.choice if layer.name in by_name else ""))
+        ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)
+    return [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
+
+
+def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[Splittable]:
+    """Return what ``find`` can split of each call of each layer.
+
+    A layer that is called more than once is split in what it makes only, since what it reads may be
+    cut in one call and whole in the other.
+    """
+    calls: dict[str, int] = {}
+    for planned in plan.layers:
+        calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
+    found = []
+    for planned in plan.layers:
+        one = find(planned.layer)
+        if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
+            one = replace(one, ways=("filters",))
+        if one is not None:
+            found.append(one)
+    return found

@@ -1,0 +1,115 @@
+"""Tensor parallelism: the weights of every layer split over ranks, which share all samples.
+
+Linear layers are split in columns (what they make) or rows (what they read). Where only code that
+treats every feature alike lies between two of them, the first is split in columns and the second in
+rows, and one all_reduce serves both (Shoeybi et al., "Megatron-LM", 2019, section 3). Attention is
+split by heads, embeddings by features or by vocabulary, convolutions by filters and channels. A
+layer whose output other code needs whole has it gathered, and the plan says what that costs.
+"""
+
+from __future__ import annotations
+
+from workbench.errors import PlanError
+from workbench.plan import Plan
+from workbench.strategies.channel import convolution
+from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.strategy import Strategy
+from workbench.traced import Layer
+
+AXIS = "tensor"
+
+
+def cut(plan: Plan) -> Plan:
+    """Split every layer with weights that can be split."""
+    degree = plan.mesh.degree(AXIS)
+    if plan.mesh.degree("spatial") > 1:
+        raise PlanError(
+            f"{plan.mesh} cuts features and positions of the same arrays, which is not offered; "
+            f"use tensor={degree * plan.mesh.degree('spatial')}, or data with one of the two."
+        )
+    for planned in plan.layers:
+        heads = planned.layer.head_count
+        if 0 < heads < degree:
+            raise PlanError(
+                f"{plan.mesh} splits attention by heads, and layer {planned.layer.name!r} has "
+                f"{heads}; " + (f"use tensor={heads}." if heads > 1 else f"use data={degree}.")
+            )
+    users: dict[str, list[Layer]] = {}
+    for planned in plan.layers:
+        for array in (*planned.layer.parameters, *planned.layer.tied):
+            users.setdefault(array.name, []).append(planned.layer)
+    found = splittable(plan, lambda layer: _layer(layer, users, degree))
+    if not found:
+        raise PlanError(_nothing_to_split(plan, degree))
+    return split(plan, AXIS, found)
+
+
+def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittable | None:
+    """Return what can be split of a layer; None if nothing can."""
+    if layer.role == "conv":
+        return convolution(layer, degree) if _alone(layer, users) else None
+    if not layer.arguments or not layer.results:
+        return None
+    made = layer.results[0]
+    if layer.role == "heads":
+        enough = layer.head_count >= degree and _alone(layer, users)
+        return Splittable(layer, "", "", 0, made.shape[-1], ("heads",)) if enough else None
+    if layer.role not in ("linear", "embedding"):
+        return None
+    weights = [p for p in (*layer.parameters, *layer.tied) if len(p.shape) == 2]
+    if len(weights) != 1 or not made.labels:
+        return None
+    tied = len({user.name for user in users[weights[0].name]}) > 1
+    if tied and not all(
+        user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
+        for user in users[weights[0].name]
+    ):
+        return None
+    outputs = made.shape[-1]
+    if layer.role == "embedding":
+        if not tied and outputs < degree:
+            return None
+        return Splittable(
+            layer, "", made.labels[-1], 0, outputs, ("channels",) if tied else ("filters",)
+        )
+    source = layer.arguments[0]
+    if len(source.shape) < 2 or (outputs < degree and source.shape[-1] < degree):
+        return None
+    ways = ("filters",) if tied else ("filters", "channels")
+    return Splittable(layer, source.labels[-1], made.labels[-1], source.shape[-1], outputs, ways)
+
+
+def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
+    """Return whether no other layer uses the parameters of this one."""
+    return not layer.tied and all(
+        user.name == layer.name for array in layer.parameters for user in users[array.name]
+    )
+
+
+def _nothing_to_split(plan: Plan, degree: int) -> str:
+    sizes = [
+        max(size for array in planned.layer.parameters for size in array.shape[:2])
+        for planned in plan.layers
+        if planned.layer.role in ("linear", "conv", "embedding") and planned.layer.parameters
+    ]
+    if not sizes:
+        return (
+            f"{plan.mesh} splits linear layers, convolutions, embeddings and attention heads, and "
+            f"this model has none that can be split; use data={degree}."
+        )
+    return (
+        f"{plan.mesh}: no layer can be split in {degree}. The widest has {max(sizes)} features; "
+        f"the nearest is tensor={max(2, min(max(sizes), degree - 1))}."
+    )
+
+
+STRATEGY = Strategy(
+    axis=AXIS,
+    family="model parallel",
+    title="Tensor (each rank a part of every weight)",
+    summary=(
+        "Linear layers are split in columns or rows, attention by heads, convolutions by filters; "
+        "two layers share one sum where nothing between them needs whole arrays."
+    ),
+    cut=cut,
+)
