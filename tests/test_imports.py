@@ -45,10 +45,12 @@ ROOMS = (
     "layers",  # parallel layers
     "tracking",  # labels of dims, followed through a model's code
     "profile",  # model -> layers
+    "dividing",  # a model -> the stages of a pipeline
     "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
+    "keeping",  # a rank's shares of parameters and buffers
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "placement",  # each rank's data onto the rank's worker
@@ -79,7 +81,17 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
     *("comm", "losses", "models", "optimizers", "recipe", "workload", "catalogue", "inputs"),
-    *("tracking", "profile", "planning", "layers", "scoring", "previewing", "engine", "verify"),
+    *(
+        "tracking",
+        "profile",
+        "dividing",
+        "planning",
+        "layers",
+        "scoring",
+        "previewing",
+        "engine",
+        "verify",
+    ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )
 DASK = (

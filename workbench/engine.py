@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +14,23 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.errors import RunError
+from workbench.keeping import RankState
 from workbench.layers.gather import gather
+from workbench.layers.ghosts import Trace
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
+from workbench.layers.late import LateWeights
+from workbench.layers.pipeline import Pipeline
 from workbench.layers.sharding import ShareUpdate
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
-from workbench.plan import Cut, Plan, assemble
+from workbench.plan import Cut, Plan
 from workbench.previewing import Previewer
 from workbench.profile import tensors_in
 from workbench.recipe import load_payload
+from workbench.schedules import SCHEDULES
 from workbench.scoring import Score, score
 from workbench.spans import MOST_KEPT, Span, SpanRecorder
 
@@ -81,10 +86,6 @@ def train(context: RankContext, job: Job) -> Outcome:
     return _Trainer(context, job).run()
 
 
-def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return torch.cat(tuple(parts), dim)
-
-
 class _Trainer:
     def __init__(self, context: RankContext, job: Job) -> None:
         self.context, self.job, self.comm = context, job, context.comm
@@ -99,13 +100,20 @@ class _Trainer:
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
-        self.model = parallelize(model, self.plan, self.groups, self.share)
+        self.pipeline: Pipeline | None = None
+        if self.plan.stages:
+            model, self.pipeline = self._staged(model)
+        else:
+            parallelize(model, self.plan, self.groups, self.share)
+        self.model = model
+        self.state = RankState(model, self.plan, self.groups, context)
         self.update = ShareUpdate(self.model, self.plan, self.groups)
+        own = self.state.own(self.update.parameters)
         self.optimizer = self.work.make_optimizer(
-            [(name, p) for name, p in self.update.parameters.items() if p.requires_grad]
+            [(name, p) for name, p in own.items() if p.requires_grad]
         )
         self.gradients = GradientBuckets(
-            dict(self.model.named_parameters()),
+            self.state.own(dict(self.model.named_parameters())),
             self.plan.buckets,
             self.groups,
             self.plan.summed_in_layers,
@@ -116,6 +124,17 @@ class _Trainer:
         self.copies = self.plan.copies((Cut(0, "data"), *self.plan.output))
         self.stop_asked = False
         self.reported = 0
+
+    def _staged(self, model: nn.Module) -> tuple[nn.Module, Pipeline]:
+        """Return the model as a pipeline runs it, stage by stage."""
+        x = self.plan.inputs[0]
+        dtype = getattr(torch, self.work.input_dtype)
+        calls = Trace(model, [torch.empty(x.shape, dtype=dtype, device="meta")]).calls
+        late = LateWeights()
+        if SCHEDULES[self.plan.option("schedule", "1f1b")].splits_backward:
+            late.watch(model)
+        parallelize(model, self.plan, self.groups, self.share)
+        return model, Pipeline(model, self.plan, self.groups, calls, late, self.context.device)
 
     def run(self) -> Outcome:
         # Code that draws random numbers itself (F.dropout) must draw others for other samples, and
@@ -142,10 +161,10 @@ class _Trainer:
         self._report()
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
-        self._keep()
+        self.outcome.kept = self.state.keep()
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
-                self._whole_model(),
+                self.state.whole(self.work.make_model().to(self.context.device)),
                 self.loss,
                 self.loss_kind,
                 self.context.arrays,
@@ -210,6 +229,8 @@ class _Trainer:
     def _gradients(self, step: int, micro_batches: list[tuple[Rows, Tensor, Tensor]]) -> float:
         """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
         scale = self._scale(step, micro_batches)
+        if self.pipeline is not None:
+            return self._pipelined(self.pipeline, step, micro_batches, scale)
         total = 0.0
         for micro, (rows, x, y) in enumerate(micro_batches):
             if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
@@ -228,6 +249,37 @@ class _Trainer:
             else:
                 self._take_part(output, counting=len(rows.index) > 0)
         return total
+
+    def _pipelined(
+        self,
+        pipeline: Pipeline,
+        step: int,
+        micro_batches: list[tuple[Rows, Tensor, Tensor]],
+        scale: list[float],
+    ) -> float:
+        """Run all micro-batches through the pipeline; the last stage has the loss."""
+        losses = []
+
+        def begin(micro: int) -> None:
+            rows, share = micro_batches[micro][0], self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            self.gradients.counting = len(rows.index) > 0
+
+        def finish(micro: int, output: Any) -> list[Tensor]:
+            rows, x, y = micro_batches[micro]
+            self.previewer.take(step, rows, x, output, y)
+            if not scale[micro]:
+                return [t * 0 for t in tensors_in(output) if t.requires_grad]
+            # Ranks of other stages have no loss to share this one with.
+            loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
+            losses.append(loss.item())
+            return [loss]
+
+        inputs = {micro: x for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
+        pipeline.run(inputs, begin, finish)
+        self.gradients.counting = True
+        return sum(losses)
 
     def _take_part(self, output: object, counting: bool) -> None:
         """Go backward without a loss: other ranks need this one in the collectives on the way.
@@ -306,7 +358,7 @@ class _Trainer:
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                copies = self.plan.copies(self.plan.parameter_cuts(name))
+                copies = self.plan.copies_of(name)
                 squares += parameter.grad.double().square().sum() / copies
         whole = self.comm.all_reduce(self._numbers([float(squares)]), name="norm of the gradients")
         # As torch.nn.utils.clip_grad_norm_ does.
@@ -334,31 +386,3 @@ class _Trainer:
         self.reported = len(self.outcome.rows)
         if rows or spans:
             self.context.send("steps", {"rows": rows, "spans": spans[-LIVE_SPANS:]})
-
-    def _keep(self) -> None:
-        """Leave this rank's shares of the state on its worker, if no rank before has the same."""
-        for kind, state in (
-            ("parameter", self.model.named_parameters()),
-            ("buffer", self.model.named_buffers()),
-        ):
-            for name, value in state:
-                cutting = {cut.axis for cut in self.plan.parameter_cuts(name)}
-                if any(place for axis, place in self.where.items() if axis not in cutting):
-                    continue
-                array = value.detach().cpu().numpy()
-                self.context.keep(f"{kind}:{name}", array)
-                self.outcome.kept[f"{kind}:{name}"] = (array.shape, str(array.dtype))
-
-    def _whole_model(self) -> nn.Module:
-        """Return the model as the serial run would have it, with the weights of this run."""
-        whole = self.work.make_model().to(self.context.device)
-        state = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
-        with torch.no_grad():
-            for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-                cuts = self.plan.parameter_cuts(name)
-                axes = {cut.axis for cut in cuts}
-                parts = self.groups.over(*axes).all_gather(value.detach())
-                ranks = self.plan.mesh.group(self.context.rank, *axes)
-                by_rank = dict(zip(ranks, parts, strict=True))
-                state[name].copy_(assemble(by_rank, cuts, self.plan.mesh, _cat))
-        return whole

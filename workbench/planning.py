@@ -9,7 +9,7 @@ from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import STRATEGIES, sharded, spatial
+from workbench.strategies import STRATEGIES, pipeline, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.traced import Flat, Traced
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from workbench.workload import Workload
 
 
-def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **options: Any) -> Plan:
+def plan(
+    work: Workload,
+    strategy: str = "serial",
+    *,
+    accumulate: int | None = None,
+    **options: Any,
+) -> Plan:
     """Apply ``strategy`` to ``work``; nothing is started and nothing is computed.
 
     Parameters
@@ -30,7 +36,8 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     strategy:
         ``"serial"``, or degrees on axes: ``"data=2"``, ``"spatial=2x2"``.
     accumulate:
-        Micro-batches per step, whose gradients are added up before the update.
+        Micro-batches per step, whose gradients are added up before the update. If left out: one,
+        or for a pipeline four for each of its ranks, unless BatchNorm would see the difference.
     options:
         Stated choices of the strategies, such as ``batch_norm="local"``, ``spatial_dims=3`` or
         ``fallback="gather"``.
@@ -47,19 +54,23 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
     mesh = parse(strategy)
     chosen = checked_options(options)
     check_workload(work)
-    check_accumulate(accumulate, work.batch_size)
     batch = torch.empty(
         (work.batch_size, *work.sample_shape), dtype=getattr(torch, work.input_dtype), device="meta"
     )
     start = Plan(
         workload=work.name,
-        batch=Batch(work.batch_size, work.samples, accumulate),
+        batch=Batch(work.batch_size, work.samples),
         layers=(),
         mesh=mesh,
         options=tuple(chosen.items()),
     )
     model = work.make_model()
     found = trace(model, (batch,), start)
+    if accumulate is None:
+        accumulate = _micro_batches(start, found)
+    check_accumulate(accumulate, work.batch_size)
+    start = replace(start, batch=replace(start.batch, accumulate=accumulate))
+    start = staged(start, model, (batch,), found)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
@@ -86,6 +97,27 @@ def plan(work: Workload, strategy: str = "serial", *, accumulate: int = 1, **opt
             "a loss can be shared only of one. Let the model return one tensor, or use data."
         )
     return made
+
+
+def _micro_batches(start: Plan, found: Profile) -> int:
+    """Return how many micro-batches a step has if the user does not say."""
+    ranks = start.mesh.degree(pipeline.AXIS)
+    if ranks == 1 or any(layer.batch_statistics for layer in found.layers):
+        return 1
+    most = max(1, start.batch.size // start.mesh.replicas)
+    return min(most, pipeline.MICRO_BATCHES_PER_RANK * ranks)
+
+
+def staged(start: Plan, model: nn.Module, inputs: tuple[Tensor, ...], found: Profile) -> Plan:
+    """Divide the model into the stages of a pipeline, if that is asked for."""
+    if start.mesh.degree(pipeline.AXIS) == 1:
+        return start
+    from workbench.dividing import divide
+
+    chunks = pipeline.chunks(start.option("schedule", "1f1b"), start.option("chunks", ""))
+    asked = start.option("split_at", "")
+    made = divide(model, inputs, found.layers, start.mesh, chunks, asked)
+    return replace(start, stages=made.stages, crossings=made.crossings, held=made.held)
 
 
 def _check_shares(made: Plan, optimizer: Optimizer) -> None:
@@ -144,7 +176,8 @@ def compose(start: Plan, found: Profile) -> Plan:
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.
-    for axis, degree in sorted(start.mesh.axes, key=lambda each: each[0] == sharded.AXIS):
+    last = (sharded.AXIS, pipeline.AXIS)
+    for axis, degree in sorted(start.mesh.axes, key=lambda each: each[0] in last):
         if degree > 1:
             result = STRATEGIES[axis].cut(result)
     return agree(result)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from workbench.layers.ghosts import on_meta
 from workbench.traced import Layer, Mix, Traced
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
@@ -82,7 +82,7 @@ def profile(
     """
     tensors = tuple(torch.empty_like(x, device="meta") for x in inputs)
     try:
-        return _run(_on_meta(model), inputs, tensors, dims, opaque, features)
+        return _run(on_meta(model), inputs, tensors, dims, opaque, features)
     except Exception:
         # The model looks at values, or is at fault: zeros on the CPU tell which.
         tensors = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
@@ -164,15 +164,3 @@ def _label(inputs: Sequence[Tensor], dims: tuple[int, ...] | None) -> tuple[str,
 
 def _traced(x: Tensor) -> Traced:
     return Traced(tuple(x.shape), as_labels(tags_of(x), x.shape), x.element_size(), x.requires_grad)
-
-
-def _on_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` on the meta device; parameters are not copied on the way."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)

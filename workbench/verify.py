@@ -116,6 +116,11 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
         mesh=mesh,
         options=tuple(chosen.items()),
     )
+    if mesh.degree("pipeline") > 1:
+        raise PlanError(
+            f"{mesh}: wb.verify looks at one pass of a module, and a pipeline is made of many; "
+            "wb.compare proves it by training."
+        )
     found = trace(module, tuple(_leaf(x) for x in values), start)
     try:
         plan = compose(start, found)

@@ -42,30 +42,35 @@ class GradientBuckets:
         summed: Collection[str] = (),
     ) -> None:
         self.parameters: list[nn.Parameter] = []
-        self.buckets: list[Tensor] = []
+        self.buckets: list[tuple[int, Tensor, Comm]] = []
         self.slices: list[Tensor] = []
-        self.comms: list[Comm] = []
-        for planned in buckets:
+        # Where in the record of all parameters those are that this rank has.
+        self.places: list[int] = []
+        self.total = 0
+        for number, planned in enumerate(buckets):
+            first, self.total = self.total, self.total + len(planned.names)
+            if planned.names[0] not in parameters:
+                continue  # other ranks of a pipeline have them
             comm = groups.over(*planned.axes)
-            self.comms.append(comm)
             members = [parameters[name] for name in planned.names]
-            always = [name in summed for name in planned.names]
             bucket = comm.allocate(sum(p.numel() for p in members), members[0].dtype)
-            self.buckets.append(bucket)
+            self.buckets.append((number, bucket, comm))
             offset = 0
-            for parameter, counts in zip(members, always, strict=True):
+            for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                self._watch(len(self.parameters), parameter, counts)
+                self._watch(len(self.parameters), parameter, name in summed)
                 self.parameters.append(parameter)
                 self.slices.append(piece)
+                self.places.append(first + place)
         self.arrived = [False] * len(self.parameters)
         self.counting = True
 
     def _watch(self, number: int, parameter: nn.Parameter, always: bool) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad
-            assert grad is not None
+            if grad is None:  # it comes later, see workbench.layers.late
+                return
             if not (self.counting or always):
                 ready.grad = None
                 return
@@ -88,12 +93,16 @@ class GradientBuckets:
         for number, arrived in enumerate(self.arrived):
             if not arrived:
                 self.slices[number].zero_()
-        for number, (bucket, comm) in enumerate(zip(self.buckets, self.comms, strict=True)):
+        for number, bucket, comm in self.buckets:
             comm.all_reduce(bucket, name=f"gradients, bucket {number}")
-        return [float(arrived) for arrived in self.arrived]
+        record = [0.0] * self.total
+        for place, arrived in zip(self.places, self.arrived, strict=True):
+            record[place] = float(arrived)
+        return record
 
     def release(self, anywhere: list[bool]) -> None:
         """Hand the sums to the optimizer as ``parameter.grad``, where any rank had a gradient."""
-        for parameter, piece, used in zip(self.parameters, self.slices, anywhere, strict=True):
-            parameter.grad = piece if used else None
+        own = zip(self.parameters, self.slices, self.places, strict=True)
+        for parameter, piece, place in own:
+            parameter.grad = piece if anywhere[place] else None
         self.arrived = [False] * len(self.parameters)

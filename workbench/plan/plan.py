@@ -12,6 +12,7 @@ from math import prod
 
 from workbench.mesh import BATCH_AXES, Mesh, balanced, shares
 from workbench.plan.explanation import explain
+from workbench.plan.stages import Crossing, Stage
 from workbench.traced import Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
 from workbench.windows import Halo, Run, Window
 
@@ -28,7 +29,8 @@ class Collective:
     With ``per_sample``, numbers are those of one sample, and the collective happens once in each
     micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
     about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
-    axis that cuts features, where that decides.
+    axis that cuts features, where that decides. ``places`` are those on the pipeline whose ranks
+    take part, if not all do.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Collective:
     per_sample: bool = False
     arrays: tuple[str, ...] = ()
     by_place: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
     def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.
@@ -97,10 +100,14 @@ class CutLabel:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Parameters, by name, whose gradients are added up together over the ranks along ``axes``."""
+    """Parameters, by name, whose gradients are added up together over the ranks along ``axes``.
+
+    ``places`` are those on the pipeline whose ranks have them, if not all do.
+    """
 
     names: tuple[str, ...]
     axes: tuple[str, ...]
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +168,9 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims. ``cut_labels`` says which labels
     are cut, and ``whole`` which flattened dims are gathered all the same. ``updates`` says which
-    share of a whole parameter a rank updates, by name. ``made`` says how the
+    share of a whole parameter a rank updates, by name. ``stages`` are those of a pipeline,
+    ``crossings`` what one computes for another, and ``held`` the places on the pipeline whose ranks
+    have a parameter or buffer, by name. ``made`` says how the
     model leaves its output, which is gathered before the loss where ``output`` is not cut.
     """
 
@@ -185,6 +194,9 @@ class Plan:
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None
     updates: tuple[tuple[str, Cut], ...] = ()
+    stages: tuple[Stage, ...] = ()
+    crossings: tuple[Crossing, ...] = ()
+    held: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -211,6 +223,8 @@ class Plan:
     def sent_by(self, collective: Collective, rank: int) -> int:
         """Return the payload bytes that ``rank`` sends in one step for one of the collectives."""
         mesh = self.mesh
+        if collective.places and mesh.place(rank, "pipeline") not in collective.places:
+            return 0
         samples = self.batch.rows(mesh.replicas, mesh.replica(rank))
         group = mesh.group(rank, *collective.axes)
         if collective.arrays:
@@ -241,6 +255,11 @@ class Plan:
             self.mesh.parts(cut.axis, cut.part) for cut in dict.fromkeys(cuts)
         )
 
+    def copies_of(self, name: str) -> int:
+        """Return how many ranks hold each share of a parameter."""
+        copies = self.copies(self.parameter_cuts(name))
+        return copies * len(self.holders(name)) // self.mesh.degree("pipeline")
+
     def share_of_label(self, label: Label, size: int, rank: int) -> Run:
         """Return the range that ``rank`` owns of a dim with ``label`` and ``size``."""
         for cut in self.cut_labels:
@@ -268,6 +287,14 @@ class Plan:
             for name, cut in planned.parameters
             if cut.axis in BATCH_AXES
         )
+
+    def holders(self, name: str) -> tuple[int, ...]:
+        """Return the places on the pipeline whose ranks have a parameter or buffer."""
+        return dict(self.held).get(name, tuple(range(self.mesh.degree("pipeline"))))
+
+    def holds(self, name: str, rank: int) -> bool:
+        """Return whether ``rank`` has a parameter or buffer, or a share of it."""
+        return self.mesh.place(rank, "pipeline") in self.holders(name)
 
     def owned(self, array: Array, rank: int) -> Array:
         """Return what ``rank`` holds of a parameter."""

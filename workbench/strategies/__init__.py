@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workbench.strategies import channel, data, sharded, spatial, tensor
+from workbench.strategies import channel, data, pipeline, sharded, spatial, tensor
 from workbench.strategies.strategy import Strategy
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -16,6 +16,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     for s in (
         data.STRATEGY,
         sharded.STRATEGY,
+        pipeline.STRATEGY,
         tensor.STRATEGY,
         spatial.STRATEGY,
         channel.STRATEGY,

@@ -6,6 +6,8 @@ all axes have cut.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from workbench.mesh import BATCH_AXES, shares
@@ -23,13 +25,16 @@ def agree(plan: Plan) -> Plan:
     axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
     buckets = gradient_buckets(plan, axes)
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
+    at_stage = _at_stages(plan)
     return replace(
         plan,
         buckets=tuple(bucket for bucket, _ in buckets),
         collectives=(
             *(_initial_value(array, axes) for array in plan.arrays),
-            *plan.collectives,
-            *(sums for planned in plan.layers for sums in _layer_sums(plan, planned)),
+            *_recomputed(plan, map(at_stage, plan.collectives)),
+            *_recomputed(
+                plan, (at_stage(s) for each in plan.layers for s in _layer_sums(plan, each))
+            ),
             *_loss_weight(plan, axes),
             *(
                 Collective(
@@ -40,6 +45,7 @@ def agree(plan: Plan) -> Plan:
                     arrays[0].itemsize,
                     "backward",
                     arrays=bucket.names,
+                    places=bucket.places,
                 )
                 for number, (bucket, arrays) in enumerate(buckets)
                 if bucket.axes  # else no other rank has a gradient of these
@@ -52,6 +58,47 @@ def agree(plan: Plan) -> Plan:
     )
 
 
+def _at_stages(plan: Plan) -> Callable[[Collective], Collective]:
+    """Return what lets only ranks that have a layer take part in its collectives."""
+    ranks = plan.mesh.degree("pipeline")
+    places: dict[str, list[int]] = {}  # of the calls of a layer, in order
+    for index, planned in enumerate(plan.layers):
+        for stage in plan.stages:
+            if index in stage.layers:
+                places.setdefault(planned.layer.name, []).append(stage.number % ranks)
+                break
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def at_stage(moved: Collective) -> Collective:
+        mine = places.get(moved.name.partition(": ")[0])
+        if mine is None:
+            return moved
+        call = seen[moved.name, moved.phase]
+        seen[moved.name, moved.phase] += 1
+        return replace(moved, places=(mine[min(call, len(mine) - 1)],))
+
+    return at_stage
+
+
+def _recomputed(plan: Plan, found: Iterable[Collective]) -> Iterator[Collective]:
+    """Yield collectives, those of a forward pass once more where that is done again."""
+    last = (len(plan.stages) - 1) % plan.mesh.degree("pipeline")
+    again = plan.stages and plan.option("recompute", "no") == "yes"
+    for moved in found:
+        yield moved
+        # The last stage goes backward at once, so that it recomputes nothing. Under stage 2 whole
+        # parameters are still there.
+        kept = moved.name.endswith(": parameters") and plan.option("stage", "3") == "2"
+        if (
+            again
+            and not kept
+            and moved.phase == "forward"
+            and moved.places
+            and moved.places != (last,)
+        ):
+            yield replace(moved, phase="backward")
+
+
 def gradient_buckets(
     plan: Plan, axes: tuple[str, ...]
 ) -> tuple[tuple[Bucket, tuple[Array, ...]], ...]:
@@ -61,20 +108,27 @@ def gradient_buckets(
     that do not cut the parameter. Last layers come first, since their gradients are ready first. A
     parameter larger than a bucket has one to itself. The arrays of a bucket are a rank's shares.
     """
-    buckets: list[tuple[tuple[str, ...], list[Array]]] = []
-    latest: dict[tuple[tuple[str, ...], int], list[Array]] = {}
+    Key = tuple[tuple[str, ...], tuple[int, ...]]
+    buckets: list[tuple[Key, list[Array]]] = []
+    latest: dict[tuple[Key, int], list[Array]] = {}
+    pipeline = plan.mesh.degree("pipeline")
     for array in reversed([a for a in plan.arrays if a.trainable]):
         cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
-        over = tuple(axis for axis in axes if axis not in cutting)
-        share = plan.owned(array, 0)
-        last = latest.get((over, array.itemsize))
+        holders = plan.holders(array.name)
+        places = holders if len(holders) < pipeline else ()
+        over = tuple(
+            axis for axis in axes if axis not in cutting and not (axis == "pipeline" and places)
+        )
+        key, share = (over, places), plan.owned(array, 0)
+        last = latest.get((key, array.itemsize))
         if last is not None and sum(a.nbytes for a in last) + share.nbytes <= BUCKET_BYTES:
             last.append(share)
         else:
-            latest[over, array.itemsize] = [share]
-            buckets.append((over, latest[over, array.itemsize]))
+            latest[key, array.itemsize] = [share]
+            buckets.append((key, latest[key, array.itemsize]))
     return tuple(
-        (Bucket(tuple(a.name for a in found), over), tuple(found)) for over, found in buckets
+        (Bucket(tuple(a.name for a in found), over, places), tuple(found))
+        for (over, places), found in buckets
     )
 
 

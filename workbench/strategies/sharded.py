@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from workbench.errors import PlanError
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, LayerPlan, Plan
 from workbench.strategies.data import cut_batch
@@ -31,6 +32,11 @@ def cut(plan: Plan) -> Plan:
     stage = plan.option("stage", "3")
     plan = cut_batch(plan, AXIS)
     cuts = dict(_cuts(plan))
+    if stage == "1" and plan.stages:
+        raise PlanError(
+            f"{plan.mesh} with stage=1: ranks of a pipeline have different parameters to put "
+            "together; use stage=2, or stage=3."
+        )
     if stage == "1":
         updates = tuple(cuts.items())
         own = [

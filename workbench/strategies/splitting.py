@@ -110,11 +110,24 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
             for name in _names(label)
             if not _takes(layer, array, dim, one, made=arrays is layer.results)
         }
+    whole |= _crossing(plan)
     return [
         label
         for label, size in candidates.items()
         if size >= degree and isinstance(label, str) and label not in whole
     ]
+
+
+def _crossing(plan: Plan) -> set[str]:
+    """Return the labels of what one stage of a pipeline gives another: that goes whole."""
+    seen: dict[str, set[int]] = {}
+    for stage in plan.stages:
+        for index in stage.layers:
+            layer = plan.layers[index].layer
+            for array in (*layer.arguments, *layer.results):
+                for name in (name for label in array.labels for name in _names(label)):
+                    seen.setdefault(name, set()).add(stage.number)
+    return {name for name, stages in seen.items() if len(stages) > 1}
 
 
 def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: bool) -> bool:

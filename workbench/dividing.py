@@ -1,0 +1,265 @@
+"""Divide a model into the stages of a pipeline: where it is cut, and what crosses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.errors import PlanError
+from workbench.layers.ghosts import Spec, Stages, Trace, Uncarried, on_meta
+from workbench.plan.stages import Call, Crossing, Source, Stage
+from workbench.strategies.pipeline import balance
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workbench.mesh import Mesh
+    from workbench.traced import Layer
+
+FLOPS_PER_NUMBER = 8
+"""What a number of a layer's output costs beside its FLOPs: memory, not arithmetic, limits most."""
+
+AS_GOOD = 1.15
+"""Modules further inside are cut only if that makes the slowest stage this much faster."""
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Stages, what crosses between them, and which stages need each parameter and buffer."""
+
+    stages: tuple[Stage, ...]
+    crossings: tuple[Crossing, ...]
+    held: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def divide(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    layers: Sequence[Layer],
+    mesh: Mesh,
+    chunks: int = 1,
+    split_at: str = "",
+) -> Divided:
+    """Cut ``model`` into stages of about equal cost, each between two calls of modules.
+
+    ``chunks`` is the number of stages of each rank along the pipeline.
+
+    Raises
+    ------
+    PlanError
+        If there are not so many pieces, a named module is none, or what crosses cannot be carried.
+    """
+    return _Divider(model, inputs, layers, mesh, chunks).divide(split_at)
+
+
+class _Divider:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Tensor],
+        layers: Sequence[Layer],
+        mesh: Mesh,
+        chunks: int,
+    ) -> None:
+        self.model, self.inputs, self.layers, self.mesh = model, inputs, layers, mesh
+        self.ranks = mesh.degree("pipeline")
+        self.count = self.ranks * chunks
+        self.calls = Trace(model, inputs).calls
+        self.places = self._places()
+        self.costs = [
+            (self.calls[place].enter, _cost(layer))
+            for layer, place in zip(layers, self.places, strict=True)
+            if place is not None and place.module
+        ]
+
+    def divide(self, split_at: str) -> Divided:
+        if split_at:
+            return self._divided(self._named(split_at))
+        refused: dict[Call, str] = {}
+        while True:
+            entries = self._best(refused)
+            try:
+                return self._divided(entries)
+            except Uncarried as error:
+                refused[entries[error.stage - 1]] = str(error)
+
+    def _places(self) -> list[Call | None]:
+        """Return the call that each layer of the profile is; None for one that is never called."""
+        counts: dict[str, int] = {}
+        names = {call.module for call in self.calls}
+        found: list[Call | None] = []
+        for layer in self.layers:
+            name = layer.name if layer.name in names else ""
+            found.append(Call(name, counts.get(name, 0)) if layer.arguments else None)
+            counts[name] = counts.get(name, 0) + bool(layer.arguments)
+        return found
+
+    def _candidates(self) -> list[Call]:
+        """Return the calls at which a stage may begin: of several at one place the outermost.
+
+        Before and after each there is a layer, and no layer is cut inside.
+        """
+        records = [self.calls[place] for place in self.places if place and place.module]
+        whole = [r for r in records if not any(r.enter < o.enter < r.exit for o in records)]
+        moments = sorted(record.enter for record in whole)
+        found: dict[int, Call] = {}
+        for call, record in self.calls.items():
+            inside = any(layer.enter < record.enter < layer.exit for layer in whole)
+            before = sum(moment < record.enter for moment in moments)
+            if call.module and not inside and 0 < before < len(moments):
+                found.setdefault(before, call)
+        return [found[before] for before in sorted(found)]
+
+    def _best(self, refused: Mapping[Call, str]) -> list[Call]:
+        """Return the entries that make the slowest stage fastest, not far inside of modules."""
+        candidates = self._candidates()
+        usable = [call for call in candidates if call not in refused]
+        most = len(usable) + 1
+        if most < self.count:
+            why = next(iter(refused.values()), "")
+            fewer = most // (self.count // self.ranks)
+            nearest = f"pipeline={fewer}" if fewer > 1 else f"tensor={self.ranks}, or data"
+            if self.ranks <= most:
+                nearest = "schedule='1f1b', with one stage for each rank"
+            raise PlanError(
+                f"{self.mesh} asks for {self.count} stages, and the model can be cut into {most} "
+                f"at most{f', since elsewhere {why}' if why else ''}; use {nearest}."
+            )
+        slowest: dict[int, tuple[int, list[Call]]] = {}
+        for depth in sorted({call.module.count(".") for call in usable}):
+            shallow = [call for call in usable if call.module.count(".") <= depth]
+            if len(shallow) >= self.count - 1:
+                pieces = self._pieces(shallow)
+                chosen = balance(pieces, self.count)
+                bounds = [0, *chosen, len(pieces)]
+                worst = max(sum(pieces[a:b]) for a, b in pairwise(bounds))
+                slowest[depth] = worst, [shallow[cut - 1] for cut in chosen]
+        fastest = min(worst for worst, _ in slowest.values())
+        return next(entries for worst, entries in slowest.values() if worst <= AS_GOOD * fastest)
+
+    def _pieces(self, candidates: Sequence[Call]) -> list[int]:
+        """Return what lies before, between and after the candidates costs."""
+        edges = [-1, *(self.calls[call].enter for call in candidates), 10**9]
+        return [
+            sum(cost for moment, cost in self.costs if first <= moment < last)
+            for first, last in pairwise(edges)
+        ]
+
+    def _named(self, split_at: str) -> list[Call]:
+        names = [name.strip() for name in split_at.split(",")]
+        known = [call.module for call in self._candidates()]
+        every = [call.module for call in self.calls if call.module and not call.number]
+        for name in names:
+            if name not in every:
+                near = get_close_matches(name, known, 1, cutoff=0) or ["nothing"]
+                raise PlanError(
+                    f"split_at names {name!r}, which is no module that the model calls; the "
+                    f"nearest at which it can be cut is {near[0]!r}."
+                )
+        if len(names) != self.count - 1:
+            raise PlanError(
+                f"{self.mesh} has {self.count} stages and needs {self.count - 1} names in split_at;"
+                f" got {len(names)}. Name the modules with which stages begin, such as "
+                f"{','.join(known[: self.count - 1])!r}."
+            )
+        entries = sorted((Call(name) for name in names), key=lambda call: self.calls[call].enter)
+        try:
+            self._divided(entries)
+        except Uncarried as error:
+            nearest = self._best({entries[error.stage - 1]: str(error)})
+            raise PlanError(
+                f"split_at={split_at!r} cuts where {error}, which cannot be carried along; the "
+                f"nearest cut is split_at={','.join(str(call.module) for call in nearest)!r}."
+            ) from None
+        return entries
+
+    def _divided(self, entries: Sequence[Call]) -> Divided:
+        """Run every stage without computing, to see what it needs of earlier ones."""
+        stages = Stages(on_meta(self.model), self.calls, entries, torch.device("meta"))
+        crossings: list[Crossing] = []
+        inputs = [torch.empty_like(x, device="meta") for x in self.inputs]
+
+        def receive(source: Source, spec: Spec) -> Tensor:
+            crossings.append(
+                Crossing(
+                    source,
+                    stages.stage_of(source),
+                    stages.stage,
+                    spec.size,
+                    str(spec.dtype).removeprefix("torch."),
+                    spec.dtype.itemsize,
+                    spec.gradient,
+                )
+            )
+            made = torch.empty(spec.size.of(len(inputs[0])), dtype=spec.dtype, device="meta")
+            return made.requires_grad_(spec.gradient).clone()
+
+        for number in reversed(range(self.count)):
+            wanted = frozenset(c.source for c in crossings if c.start == number)
+            try:
+                stages.run(number, inputs, receive, wanted)
+            except Uncarried as error:
+                error.stage = max(1, number)
+                raise
+            if missing := wanted - set(stages.captured):
+                lost = Uncarried(f"the {next(iter(missing))} is not at hand where it is needed")
+                lost.stage = number + 1
+                raise lost
+        crossings.sort(key=lambda c: (c.stop, c.start))
+        return Divided(self._stages(stages), tuple(crossings), tuple(self._held(stages)))
+
+    def _span(self, stages: Stages, place: Call) -> range:
+        """Return the stages through which a call goes."""
+        record = self.calls[place]
+        first, last = (
+            max(n for n, begin in enumerate(stages.begins) if begin <= moment)
+            for moment in (record.enter, record.exit)
+        )
+        return range(first, last + 1)
+
+    def _stages(self, stages: Stages) -> tuple[Stage, ...]:
+        found = []
+        pieces = self._pieces(stages.entries)
+        for number, cost in enumerate(pieces):
+            mine = tuple(
+                index
+                for index, place in enumerate(self.places)
+                if place is not None and place.module and number in self._span(stages, place)
+            )
+            entry = stages.entries[number - 1] if number else None
+            found.append(Stage(number, entry, mine, cost))
+        return tuple(found)
+
+    def _held(self, stages: Stages) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Say which ranks along the pipeline need which parameter or buffer: one, or all of them.
+
+        What code outside of modules reads all of them have.
+        """
+        everywhere = tuple(range(self.ranks))
+        by_layer: dict[str, set[int]] = {}
+        for layer, place in zip(self.layers, self.places, strict=True):
+            if place is not None:
+                ranks = {number % self.ranks for number in self._span(stages, place)}
+                by_layer.setdefault(layer.name, set()).update(ranks)
+        arrays: dict[str, set[int]] = {}
+        for layer in self.layers:
+            name = layer.name
+            while name and name not in by_layer:
+                name = name.rpartition(".")[0]
+            needed = by_layer.get(name, set(everywhere))
+            prefix = layer.name if layer.name in by_layer or layer.parameters else ""
+            state = [array.name for array in (*layer.parameters, *layer.tied)]
+            state += [f"{prefix}.{buffer.name}".lstrip(".") for buffer in layer.buffers]
+            for each in state:
+                arrays.setdefault(each, set()).update(needed)
+        for name, ranks in arrays.items():
+            yield name, (tuple(ranks) if len(ranks) == 1 else everywhere)
+
+
+def _cost(layer: Layer) -> int:
+    return layer.forward_flops + FLOPS_PER_NUMBER * sum(r.numel for r in layer.results)

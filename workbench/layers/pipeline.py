@@ -1,0 +1,222 @@
+"""A rank's part of a pipeline: the actions of a schedule, and what travels between stages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.layers.ghosts import Record, Spec, Stages
+from workbench.layers.groups import Groups
+from workbench.layers.late import LateWeights
+from workbench.plan import Plan
+from workbench.plan.stages import Call, Source
+from workbench.schedules import SCHEDULES, Action
+from workbench.strategies.pipeline import AXIS
+
+Key = tuple[int, int, bool]
+"""A message: number of the crossing, micro-batch, and whether it is the gradient that goes back."""
+
+Finish = Callable[[int, Any], list[Tensor]]
+"""Given a micro-batch and the model's output: what backward begins with."""
+
+
+@dataclass
+class _Kept:
+    """What a stage keeps of a micro-batch from its forward to its backward pass."""
+
+    sent: dict[int, Tensor] = field(default_factory=dict)
+    leaves: dict[int, Tensor] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+    late: LateWeights.Queue = field(default_factory=list)
+    random: Tensor | None = None
+
+
+class Pipeline:
+    """Runs the stages of one rank, as the plan's schedule says.
+
+    Parameters
+    ----------
+    calls:
+        Those of the model's modules, as traced before it was made parallel.
+    late:
+        Where linear layers leave the gradients of their weights under a zero-bubble schedule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        groups: Groups,
+        calls: Mapping[Call, Record],
+        late: LateWeights,
+        device: torch.device,
+    ) -> None:
+        self.plan, self.comm, self.late, self.device = plan, groups.over(AXIS), late, device
+        entries = [stage.entry for stage in plan.stages if stage.entry is not None]
+        self.stages = Stages(model, calls, entries, device)
+        self.ranks, self.last = plan.mesh.degree(AXIS), len(plan.stages) - 1
+        self.place = plan.mesh.place(groups.rank, AXIS)
+        schedule = SCHEDULES[plan.option("schedule", "1f1b")]
+        chunks = len(plan.stages) // self.ranks
+        self.lists = schedule.actions(self.ranks, chunks, plan.batch.accumulate)
+        self.again = plan.option("recompute", "no") == "yes"
+        self.wanted = [
+            frozenset(c.source for c in plan.crossings if c.start == stage.number)
+            for stage in plan.stages
+        ]
+        self.numbers = {(c.source, c.stop): n for n, c in enumerate(plan.crossings)}
+        drop_what_others_have(model, plan, groups.rank)
+
+    def run(
+        self,
+        inputs: Mapping[int, Tensor],
+        begin: Callable[[int], None],
+        finish: Finish,
+    ) -> None:
+        """Go forward and backward with all micro-batches; ``begin`` is told which is next."""
+        self.inputs, self.begin, self.finish = inputs, begin, finish
+        self.kept: dict[tuple[int, int], _Kept] = {}
+        self.arrived: dict[Key, Tensor] = {}
+        self.coming = {
+            peer: deque(key for to, key in self._posts(peer) if to == self.place)
+            for peer in range(self.ranks)
+            if peer != self.place
+        }
+        do = {
+            "forward": self._forward,
+            "backward": self._backward,
+            "input": self._backward,
+            "weight": self._weight,
+        }
+        for action in self._actions(self.place):
+            begin(action.micro)
+            do[action.kind](action)
+        self.comm.settle()
+
+    def _actions(self, place: int) -> Iterator[Action]:
+        return (action for action in self.lists[place] if action.micro in self.inputs)
+
+    def _posts(self, place: int) -> Iterator[tuple[int, Key]]:
+        """Yield all messages that the rank at ``place`` sends, in order, each with its receiver."""
+        for action in self._actions(place):
+            for number, crossing in enumerate(self.plan.crossings):
+                here, there = crossing.start % self.ranks, crossing.stop % self.ranks
+                if here == there:
+                    continue
+                if action.kind == "forward" and crossing.start == action.stage:
+                    yield there, (number, action.micro, False)
+                back = action.kind in ("backward", "input") and crossing.stop == action.stage
+                if back and crossing.gradient:
+                    yield here, (number, action.micro, True)
+
+    def _post(self, key: Key, tensor: Tensor) -> None:
+        crossing = self.plan.crossings[key[0]]
+        to = (crossing.start if key[2] else crossing.stop) % self.ranks
+        name = crossing.gradient_name if key[2] else crossing.name
+        if to == self.place:
+            self.arrived[key] = tensor
+        else:
+            self.comm.post(tensor.contiguous(), to, name=name)
+
+    def _take(self, key: Key) -> Tensor:
+        """Return a message; those that its sender has sent before it are put aside."""
+        crossing = self.plan.crossings[key[0]]
+        source = (crossing.stop if key[2] else crossing.start) % self.ranks
+        while key not in self.arrived:
+            following = self.coming[source].popleft()
+            number, micro, back = following
+            found = self.plan.crossings[number]
+            shape = found.size.of(len(self.inputs[micro]))
+            dtype = getattr(torch, found.dtype)
+            room = torch.empty(shape, dtype=dtype, device=self.device)
+            name = found.gradient_name if back else found.name
+            self.arrived[following] = self.comm.take(room, source, name=name)
+        return self.arrived.pop(key)
+
+    def _forward(self, action: Action) -> None:
+        kept = self.kept[action.stage, action.micro] = _Kept()
+        if not self.again or action.stage == self.last:
+            captured = self._compute(action, kept)
+        else:
+            kept.random = torch.get_rng_state()
+            with torch.no_grad():
+                captured = self._compute(action, kept)
+        for number, crossing in enumerate(self.plan.crossings):
+            if crossing.start == action.stage:
+                sent = captured[crossing.source]
+                self._post((number, action.micro, False), sent.detach())
+                if crossing.gradient:
+                    kept.sent[number] = sent
+
+    def _compute(self, action: Action, kept: _Kept) -> dict[Source, Tensor]:
+        """Run the stage; what it receives, or has received before, are the leaves of its graph."""
+
+        def receive(source: Source, spec: Spec) -> Tensor:
+            number = self.numbers[source, action.stage]
+            leaf = kept.leaves.get(number)
+            if leaf is None:
+                leaf = self._take((number, action.micro, False))
+                kept.leaves[number] = leaf.requires_grad_(spec.gradient)
+            # Code may write into what it is given, but not into a leaf.
+            return leaf.clone() if leaf.requires_grad else leaf
+
+        x = self.inputs[action.micro]
+        output = self.stages.run(action.stage, [x], receive, self.wanted[action.stage])
+        if action.stage == self.last:
+            kept.ends = self.finish(action.micro, output)
+        return self.stages.captured
+
+    def _backward(self, action: Action) -> None:
+        kept = self.kept[action.stage, action.micro]
+        if kept.random is not None:
+            self._compute_again(action, kept)
+        ends: list[Tensor] = []
+        grads: list[Tensor] = []
+        for end in kept.ends:
+            ends.append(end)
+            grads.append(torch.ones_like(end) if end.dim() == 0 else torch.zeros_like(end))
+        for number, sent in kept.sent.items():
+            grad = self._take((number, action.micro, True))
+            if sent.requires_grad:
+                ends.append(sent)
+                grads.append(grad)
+        with self.late.into(kept.late if action.kind == "input" else None):
+            if ends:
+                torch.autograd.backward(ends, grads)
+        for number, leaf in kept.leaves.items():
+            if self.plan.crossings[number].gradient:
+                grad = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+                self._post((number, action.micro, True), grad)
+        if action.kind == "backward":
+            del self.kept[action.stage, action.micro]
+        else:
+            kept.sent, kept.leaves, kept.ends = {}, {}, []
+
+    def _weight(self, action: Action) -> None:
+        self.late.work_off(self.kept.pop((action.stage, action.micro)).late)
+
+    def _compute_again(self, action: Action, kept: _Kept) -> None:
+        """Recompute activations (Chen et al., 2016) with the random numbers of the first time."""
+        assert kept.random is not None
+        now = torch.get_rng_state()
+        torch.set_rng_state(kept.random)
+        captured = self._compute(action, kept)
+        torch.set_rng_state(now)
+        for number in kept.sent:
+            kept.sent[number] = captured[self.plan.crossings[number].source]
+
+
+def drop_what_others_have(model: nn.Module, plan: Plan, rank: int) -> None:
+    """Let go of the parameters of layers that are on other ranks; their names and shapes stay."""
+    mine = {id(p) for name, p in model.named_parameters() if plan.holds(name, rank)}
+    gone: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for attribute, held in list(module._parameters.items()):
+            if held is not None and id(held) not in mine:
+                empty = nn.Parameter(torch.empty_like(held, device="meta"), requires_grad=False)
+                module._parameters[attribute] = gone.setdefault(id(held), empty)

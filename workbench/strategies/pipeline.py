@@ -1,0 +1,149 @@
+"""Pipeline parallelism: each rank has some of the layers, and micro-batches flow through them.
+
+While one rank works on the second micro-batch, the next works on the first. A schedule says who
+does what when: GPipe (Huang et al., 2019) goes forward with all micro-batches and then back; 1F1B
+(Narayanan et al., 2019) keeps fewer of them in memory; the interleaved schedule (Narayanan et al.,
+2021) gives each rank several chunks of layers, and ZB-H1 (Qi et al., 2024) works on the gradients
+of weights where others wait. Ranks are idle for (p - 1) / (m + p - 1) of the time, the bubble, with
+p ranks and m micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.errors import PlanError
+from workbench.plan import Collective, Plan
+from workbench.plan.stages import Crossing
+from workbench.schedules import SCHEDULES, ideal_bubble
+from workbench.strategies.strategy import Strategy
+
+AXIS = "pipeline"
+MICRO_BATCHES_PER_RANK = 4
+
+
+def cut(plan: Plan) -> Plan:
+    """Give every rank its stages; ``plan.stages`` says where the model is divided."""
+    if plan.mesh.degree("spatial") > 1:
+        raise PlanError(
+            f"{plan.mesh} cuts layers and positions of images, which is not offered together; use "
+            f"spatial={plan.mesh.degree('spatial') * plan.mesh.degree(AXIS)}, or data with one of "
+            "the two."
+        )
+    if plan.option("recompute", "no") == "yes" and any(
+        planned.layer.batch_statistics for planned in plan.layers
+    ):
+        raise PlanError(
+            f"{plan.mesh} with recompute='yes' would count every batch twice in the statistics of "
+            "BatchNorm; use recompute='no', or GroupNorm."
+        )
+    ranks = plan.mesh.degree(AXIS)
+    found = []
+    for crossing in plan.crossings:
+        first, last = crossing.start % ranks, crossing.stop % ranks
+        if first != last:
+            found.append(_message(plan, crossing.name, first, crossing))
+            if crossing.gradient:
+                found.append(_message(plan, crossing.gradient_name, last, crossing))
+    return plan.adding(collectives=found, notes=_notes(plan))
+
+
+def _message(plan: Plan, name: str, sender: int, crossing: Crossing) -> Collective:
+    sizes = [0] * plan.mesh.degree(AXIS)
+    sizes[sender] = crossing.size.numel
+    return Collective(
+        name,
+        "exchange",
+        (AXIS,),
+        crossing.size.numel,
+        crossing.itemsize,
+        "forward" if sender == crossing.start % plan.mesh.degree(AXIS) else "backward",
+        times=plan.batch.accumulate,
+        shares=tuple(sizes),
+        per_sample=crossing.size.per_sample,
+    )
+
+
+def chunks(schedule: str, asked: str) -> int:
+    """Return how many stages each rank has.
+
+    Raises
+    ------
+    PlanError
+        If the schedule does not go with that number.
+    """
+    found = SCHEDULES[schedule]
+    number = int(asked) if asked else 2 if found.chunked else 1
+    if not found.allows(number):
+        nearest = 2 if found.chunked else 1
+        raise PlanError(
+            f"schedule={schedule!r} does not go with chunks={number}; use chunks={nearest}"
+            + ("." if found.chunked else ", or schedule='interleaved'.")
+        )
+    return number
+
+
+def balance(costs: Sequence[int], parts: int) -> list[int]:
+    """Return where to cut a row of pieces so that the costliest of ``parts`` parts costs least.
+
+    By dynamic programming over where the last part begins. Every part has a piece; the places
+    returned are those of the pieces with which the second, third, ... part begins.
+    """
+    total = [0]
+    for cost in costs:
+        total.append(total[-1] + cost)
+    # least[k][n]: cost of the costliest part, and where parts begin, for n pieces in k + 1 parts
+    least: list[dict[int, tuple[int, list[int]]]] = [
+        {n: (total[n], []) for n in range(1, len(costs) + 1)}
+    ]
+    for k in range(1, parts):
+        row = {}
+        for n in range(k + 1, len(costs) + 1):
+            options = ((begin, *least[k - 1][begin]) for begin in range(k, n))
+            row[n] = min(
+                (max(worst, total[n] - total[begin]), [*before, begin])
+                for begin, worst, before in options
+            )
+        least.append(row)
+    return least[parts - 1][len(costs)][1]
+
+
+def _notes(plan: Plan) -> list[str]:
+    ranks, micro = plan.mesh.degree(AXIS), plan.batch.accumulate
+    schedule = plan.option("schedule", "1f1b")
+    per_rank = len(plan.stages) // ranks
+    total = sum(stage.cost_flops for stage in plan.stages) or 1
+    shares = ", ".join(f"{100 * stage.cost_flops / total:.0f} %" for stage in plan.stages)
+    entries = ", ".join(str(stage.entry) for stage in plan.stages if stage.entry)
+    bubble = ideal_bubble(ranks, micro, per_rank)
+    notes = [
+        f"{len(plan.stages)} stages with {shares} of the work; cut before {entries}",
+        f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * bubble:.0f} % "
+        "of the time at best, (p - 1) / (m + p - 1)",
+    ]
+    if any(planned.layer.batch_statistics for planned in plan.layers):
+        notes.append(
+            "BatchNorm normalises each micro-batch by itself, as with accumulate in one process"
+            if micro > 1
+            else "one micro-batch, since BatchNorm takes statistics of the whole batch: nothing is "
+            "gained; with accumulate=8 it takes those of each micro-batch"
+        )
+    return notes
+
+
+STRATEGY = Strategy(
+    axis=AXIS,
+    family="model parallel",
+    title="Pipeline (each rank some of the layers)",
+    summary=(
+        "Layers are divided into stages of equal cost; micro-batches flow through them, so that "
+        "all ranks work at the same time but for a bubble at the start and the end."
+    ),
+    cut=cut,
+    options={
+        "schedule": tuple(sorted(SCHEDULES, key=lambda name: name != "1f1b")),
+        "chunks": ("", "1", "2", "3", "4"),
+        "split_at": (),
+        "recompute": ("no", "yes"),
+    },
+)
