@@ -141,6 +141,19 @@ def two_phases(comm: Comm) -> None:
     assert comm.sent_bytes["exchange"] == 4 * 410_005 * len(peers)
 
 
+def posted(comm: Comm) -> None:
+    """Post before taking, more than fits between two ranks, in both directions."""
+    peers = [peer for peer in range(comm.size) if peer != comm.rank]
+    for numel in (0, 5, 2_000_000):
+        for peer in peers:
+            comm.post(made(comm.rank, numel, torch.float32), peer, name=f"{numel} numbers")
+        for peer in peers:
+            received = comm.take(torch.empty(numel), peer, name=f"{numel} numbers")
+            assert torch.equal(received, made(peer, numel, torch.float32))
+        comm.settle()
+    assert comm.sent_bytes["post"] == 4 * 2_000_005 * len(peers)
+
+
 def never_finished(comm: Comm) -> None:
     """Leave exchanges of all sizes unfinished, on a group and on the whole, and close."""
     group = comm.split(range(comm.size))
@@ -199,8 +212,8 @@ def listening() -> list[str]:
 LISTENING = socket.create_server(("127.0.0.1", 0))
 CHECKS = (
     everything, one_is_killed, one_is_stopped, sizes_differ, other_operations, over_tcp, groups,
-    groups_differ, one_of_a_group_is_killed, one_dies_before_its_group, two_phases, never_finished,
-    names_differ,
+    groups_differ, one_of_a_group_is_killed, one_dies_before_its_group, two_phases, posted,
+    never_finished, names_differ,
 )  # fmt: skip
 TIMEOUT_S = 20.0
 

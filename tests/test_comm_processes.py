@@ -123,8 +123,9 @@ def test_a_rank_that_dies_while_groups_form_is_noticed(ranks):
 
 @on_both
 @pytest.mark.timeout(60)
-def test_processes_compute_while_messages_travel(ranks, backend):
-    assert ranks(backend, 3, "two_phases") == [(0, None)] * 3
+@pytest.mark.parametrize("check", ["two_phases", "posted"])
+def test_processes_compute_while_messages_travel(ranks, backend, check):
+    assert ranks(backend, 3, check) == [(0, None)] * 3
 
 
 @on_both

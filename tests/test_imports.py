@@ -54,6 +54,7 @@ ROOMS = (
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "placement",  # each rank's data onto the rank's worker
+    "resuming",  # where a run begins that goes on from another
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
@@ -96,7 +97,13 @@ TORCH = (
 )
 DASK = (
     *("datasets", "workload", "cluster"),
-    *("placement", "execution", "run", "state"),  # the client's side: a rank imports none of these
+    *(
+        "placement",
+        "execution",
+        "run",
+        "state",
+        "resuming",
+    ),  # the client's side: a rank imports none of these
 )
 HOMES = {
     "torch": TORCH,

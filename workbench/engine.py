@@ -44,7 +44,8 @@ class Job:
 
     ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x``
     and ``test_y`` if there is test data. With ``preview``, a model from images to images has one of
-    them shown now and then.
+    them shown now and then. A run that goes on from another begins at ``first_step``, and has the
+    shares of that one's state among its arrays, see :class:`workbench.keeping.RankState`.
     """
 
     payload: bytes
@@ -52,6 +53,7 @@ class Job:
     steps: int
     record_spans: bool = False
     preview: bool = False
+    first_step: int = 0
 
 
 @dataclass
@@ -118,6 +120,7 @@ class _Trainer:
             self.groups,
             self.plan.summed_in_layers,
         )
+        self.state.take(self.optimizer, self.update.parameters)
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
         self.outcome = Outcome()
@@ -146,13 +149,14 @@ class _Trainer:
         self.comm.barrier()
         self.comm.on_span = self.spans.add if self.job.record_spans else None
         began_s = sent_s = perf_counter()
-        for step in range(self.job.steps):
+        first = self.job.first_step
+        for step in range(first, first + self.job.steps):
             self.context.progress(step)
             row = self._step(step, began_s)
             self.outcome.rows.append(row)
             self.previewer.send()
             now_s = perf_counter()
-            if now_s - sent_s >= SEND_EVERY_S or step in (0, self.job.steps - 1):
+            if now_s - sent_s >= SEND_EVERY_S or step in (first, first + self.job.steps - 1):
                 self._report()
                 sent_s = now_s
             if self.outcome.stopped:
@@ -161,7 +165,7 @@ class _Trainer:
         self._report()
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
-        self.outcome.kept = self.state.keep()
+        self.outcome.kept = self.state.keep(self.optimizer, self.update.parameters)
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
                 self.state.whole(self.work.make_model().to(self.context.device)),

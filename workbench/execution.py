@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.cluster.lab import Lab
     from workbench.placement import Placement, Shares
     from workbench.plan import Plan
+    from workbench.resuming import Start
     from workbench.scoring import Score
     from workbench.workload import Workload
 
@@ -67,6 +68,7 @@ class Execution:
         record_spans: bool,
         preview: bool,
         placement: Placement,
+        start: Start | None,
         on_start: Callable[[tuple[RankInfo, ...]], None],
         on_rows: Callable[[list[Row], list[SpanRow]], None],
     ) -> None:
@@ -74,6 +76,7 @@ class Execution:
         self.threads, self.device, self.record_spans = threads, device, record_spans
         self._previews, self._images = preview, Assembly()
         self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
+        self.start = start
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
         self._gang: Gang | None = None
@@ -124,9 +127,18 @@ class Execution:
         from workbench.engine import Job, train
 
         shares = self.placement.shares(self.work, self.plan, self._stop_asked)
+        if self.start is not None:
+            self.placement.add(shares, self.start, self.plan)
         self._arrive(shares)
         ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
-        job = Job(self.work.payload(), self.plan, self.steps, self.record_spans, self._previews)
+        job = Job(
+            self.work.payload(),
+            self.plan,
+            self.steps,
+            self.record_spans,
+            self._previews,
+            self.start.step if self.start else 0,
+        )
         self._gang = Gang(
             self.placement.lab,
             run_id=self.run_id,

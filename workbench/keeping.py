@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from workbench.cluster.context import RankContext
+from workbench.layers.channels import own_part
 from workbench.layers.groups import Groups
 from workbench.plan import Plan, assemble
 
@@ -20,31 +22,73 @@ class RankState:
 
     def __init__(self, model: nn.Module, plan: Plan, groups: Groups, context: RankContext) -> None:
         self.model, self.plan, self.groups, self.context = model, plan, groups, context
+        self.where = plan.mesh.coordinates(context.rank)
 
     def own(self, state: Mapping[str, Value]) -> dict[str, Value]:
         """Return what this rank has of parameters or buffers, by name."""
         return {name: v for name, v in state.items() if self.plan.holds(name, self.context.rank)}
 
-    def keep(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def keep(
+        self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
         """Leave this rank's shares on its worker, if no rank before has the same.
 
-        Returns their shapes and dtypes by ``"parameter:NAME"`` and ``"buffer:NAME"``.
+        ``updated`` are the parameters, or shares, of the optimizer. Returns shapes and dtypes by
+        ``"parameter:NAME"``, ``"buffer:NAME"`` and ``"optimizer:KEY:NAME"``.
         """
         kept = {}
-        where = self.plan.mesh.coordinates(self.context.rank)
-        for kind, state in (
-            ("parameter", dict(self.model.named_parameters())),
-            ("buffer", dict(self.model.named_buffers())),
-        ):
-            for name, value in self.own(state).items():
-                cutting = {cut.axis for cut in self.plan.parameter_cuts(name)}
-                first = {"pipeline": self.plan.holders(name)[0]}
-                others = {axis: place for axis, place in where.items() if axis not in cutting}
-                if all(place == first.get(axis, 0) for axis, place in others.items()):
-                    array = value.detach().cpu().numpy()
-                    self.context.keep(f"{kind}:{name}", array)
-                    kept[f"{kind}:{name}"] = (array.shape, str(array.dtype))
+        for name, value in self._everything(optimizer, updated):
+            array = value.detach().cpu().numpy()
+            if self._is_first(name, array.shape):
+                self.context.keep(name, array)
+                kept[name] = (array.shape, str(array.dtype))
         return kept
+
+    def take(self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]) -> None:
+        """Go on from the shares of another run, where this rank has been given any."""
+        arrays = self.context.arrays
+        shares = dict(self.plan.updates)
+        with torch.no_grad():
+            for kind, state in (
+                ("parameter", dict(self.model.named_parameters())),
+                ("buffer", dict(self.model.named_buffers())),
+            ):
+                for name, value in self.own(state).items():
+                    if (given := arrays.get(f"{kind}:{name}")) is not None:
+                        value.copy_(torch.from_numpy(given.copy()))
+            for name, parameter in self.own(updated).items():
+                if name in shares:
+                    whole = self.model.get_parameter(name)
+                    parameter.copy_(own_part(whole, shares[name], self.plan, self.context.rank))
+        for name, parameter in self.own(updated).items():
+            for key in arrays:
+                kind, _, rest = key.partition(":")
+                entry, _, owner = rest.partition(":")
+                if kind == "optimizer" and owner == name:
+                    value = torch.from_numpy(arrays[key].copy())
+                    optimizer.state[parameter][entry] = (
+                        value.to(parameter.device) if value.dim() else value
+                    )
+
+    def _everything(
+        self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.own(dict(self.model.named_parameters())).items():
+            yield f"parameter:{name}", parameter
+        for name, buffer in self.own(dict(self.model.named_buffers())).items():
+            yield f"buffer:{name}", buffer
+        for name, parameter in self.own(updated).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    yield f"optimizer:{key}:{name}", value
+
+    def _is_first(self, kept: str, shape: tuple[int, ...]) -> bool:
+        """Return whether no rank before has the same share."""
+        name = kept.rpartition(":")[2]
+        cutting = {cut.axis for cut in self.plan.kept_cuts(kept, len(shape))}
+        first = {"pipeline": self.plan.holders(name)[0]}
+        others = {axis: place for axis, place in self.where.items() if axis not in cutting}
+        return all(place == first.get(axis, 0) for axis, place in others.items())
 
     def whole(self, model: nn.Module) -> nn.Module:
         """Return ``model``, a new one, with the weights that all ranks have together."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from workbench.cluster.lab import Host, Lab
     from workbench.plan import Plan
+    from workbench.resuming import Start
     from workbench.workload import Workload
 
 Shares = list[dict[str, "Future"]]
@@ -77,6 +78,14 @@ class Placement:
         self._placed = {k: v for k, v in self._placed.items() if k[0] in names} | wanted
         return result
 
+    def add(self, shares: Shares, start: Start, plan: Plan) -> None:
+        """Add to the shares of every rank those of the state that a run goes on from."""
+        hosts = self.lab.hosts_for(plan.ranks)
+        for rank, (share, host) in enumerate(zip(shares, hosts, strict=True)):
+            wanted = start.shares(plan, rank)
+            placed = self.lab.place(list(wanted.values()), [host] * len(wanted))
+            share.update(zip(wanted, placed, strict=True))
+
     def _place(
         self,
         array: da.Array,
@@ -126,5 +135,6 @@ def kept_arrays(
                 rank: da.from_delayed(take(rank, name), shape=shape, dtype=dtype)
                 for rank, (shape, dtype) in by_rank.items()
             }
-            found[plain] = assemble(parts, plan.parameter_cuts(plain), plan.mesh, da.concatenate)
+            cuts = plan.kept_cuts(name, next(iter(parts.values())).ndim)
+            found[plain] = assemble(parts, cuts, plan.mesh, da.concatenate)
     return found

@@ -26,6 +26,7 @@ from workbench.execution import (
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
+from workbench.resuming import Start, start_from
 from workbench.spans import MOST_KEPT
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(
     preview: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
+    start: Run | None = None,
     **options: Any,
 ) -> Run:
     """Start to train ``work`` under ``strategy`` on the open cluster, and return at once.
@@ -77,6 +79,9 @@ def run(
         Parent of the run's folder; ``workbench-runs`` if left out.
     lab:
         The cluster; the one opened last if left out.
+    start:
+        A run that has ended, of the same model, under any strategy: this one goes on from its
+        weights, its optimizer's state and its place in the order of the data.
     options:
         As for :func:`workbench.plan`: ``accumulate=2``, ``batch_norm="local"``.
 
@@ -100,6 +105,7 @@ def run(
         preview=preview,
         folder=folder,
         placement=Placement(lab),
+        start=None if start is None else start_from(start, work, planned),
     )
     started.start()
     return started
@@ -136,6 +142,7 @@ class Run:
         placement: Placement,
         repeat: int = 0,
         preview: bool = False,
+        start: Start | None = None,
     ) -> None:
         from workbench.cluster.devices import resolve_device
 
@@ -147,6 +154,7 @@ class Run:
         self.status: Status = "starting"
         self.error: RunError | PlanError | None = None
         self.ranks: tuple[RankInfo, ...] = ()
+        self.first_step = start.step if start else 0
         self.accuracy: float | None = None
         self.test_loss: float | None = None
         self.kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]] = {}
@@ -170,6 +178,7 @@ class Run:
             record_spans=record_spans,
             preview=preview,
             placement=placement,
+            start=start,
             on_start=self._started,
             on_rows=self._receive,
         )
@@ -231,7 +240,7 @@ class Run:
         return self.state("parameter")
 
     def state(self, kind: str) -> dict[str, da.Array]:
-        """Return what is kept of ``kind`` ("parameter" or "buffer") as dask arrays.
+        """Return what is kept of ``kind`` as dask arrays: "parameter", "buffer", "optimizer".
 
         Raises
         ------

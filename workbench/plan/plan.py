@@ -255,6 +255,21 @@ class Plan:
             self.mesh.parts(cut.axis, cut.part) for cut in dict.fromkeys(cuts)
         )
 
+    def kept_cuts(self, kept: str, dims: int) -> tuple[Cut, ...]:
+        """Return how a kept array is cut: ``"parameter:w"``, ``"buffer:b"``, ``"optimizer:k:w"``.
+
+        What an optimizer has of a parameter is cut as that, where it has as many ``dims``, and by
+        what a rank updates of it.
+        """
+        kind, _, name = kept.partition(":")
+        if kind != "optimizer":
+            return self.parameter_cuts(name)
+        name = name.partition(":")[2]
+        shape = next((array.shape for array in self.arrays if array.name == name), ())
+        if dims == 0 or dims != len(shape):
+            return ()
+        return (*self.parameter_cuts(name), *(cut for n, cut in self.updates if n == name))
+
     def copies_of(self, name: str) -> int:
         """Return how many ranks hold each share of a parameter."""
         copies = self.copies(self.parameter_cuts(name))
