@@ -82,14 +82,12 @@ def ddp(model: nn.Sequential, x: Tensor, y: Tensor, batch: int) -> Step:
 
 
 def fsdp2(model: nn.Sequential, x: Tensor, y: Tensor, batch: int) -> Step:
-    """Replicas whose parameters are sharded: each block that has any, then the root."""
+    """Replicas whose parameters are sharded: each block by itself, the small rest at the root."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for block in model:
-        if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
-            block.set_force_sum_reduction_for_comms(True)  # gloo has no average
-    fully_shard(model, mesh=mesh)
-    model.set_force_sum_reduction_for_comms(True)
+    blocks = [model[1], model[3]] if isinstance(model, DigitsMLP) else list(model)[1:-2]
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no average
     return whole_step(model, x, y, mesh.size(), mesh.get_rank())
 
 
@@ -99,9 +97,9 @@ def dtensor(model: nn.Sequential, x: Tensor, y: Tensor, batch: int) -> Step:
     if isinstance(model, DigitsMLP):  # its last layer stays whole: splitting it is slower
         plan = {"1": ColwiseParallel(), "3": RowwiseParallel()}
     else:
-        blocks = [name for name, block in model.named_children() if hasattr(block, "up")]
-        plan = {f"{name}.up": ColwiseParallel() for name in blocks}
-        plan |= {f"{name}.down": RowwiseParallel() for name in blocks}
+        blocks = range(1, len(model) - 2)
+        plan = {f"{number}.up": ColwiseParallel() for number in blocks}
+        plan |= {f"{number}.down": RowwiseParallel() for number in blocks}
     parallelize_module(model, mesh, plan)
     step = whole_step(model, x, y, 1)
     return lambda index: step(index) / mesh.size()  # the ranks have the same loss
@@ -115,7 +113,7 @@ def pipeline(
     def peer(model: nn.Sequential, x: Tensor, y: Tensor, batch: int) -> Step:
         if batch % MICRO_BATCHES or dist.get_world_size() != 2:
             raise SystemExit(f"a pipeline takes 2 ranks and a multiple of {MICRO_BATCHES} samples")
-        # Half of the blocks each; of DigitsMLP the second hidden layer is the dearest, alone.
+        # Half of the blocks each; DigitsMLP is cut before its second, dearest layer.
         cut = 3 if isinstance(model, DigitsMLP) else 1 + (len(model) - 3) // 2
         first = dist.get_rank() == 0
         mine = nn.Sequential(*(list(model)[:cut] if first else list(model)[cut:]))
