@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -50,16 +51,41 @@ def updates_by_entry(optimizer: Optimizer) -> bool:
     return True
 
 
+def state_of(optimizer: Optimizer) -> tuple[int, int]:
+    """Return how much an optimizer keeps: numbers for each of a parameter's, and bytes beside.
+
+    Found out by a step on a small parameter, with the options of the first group.
+    """
+    start = torch.ones(ROWS, COLUMNS, dtype=torch.float64)
+    try:
+        made = _made(optimizer, optimizer.param_groups[0], start)
+    except Exception:
+        return 0, 0
+    parameter = made.param_groups[0]["params"][0]
+    parameter.grad = torch.ones_like(parameter)
+    with contextlib.suppress(Exception):
+        made.step()
+    tensors = [v for v in made.state[parameter].values() if isinstance(v, Tensor)]
+    alike = sum(v.shape == parameter.shape for v in tensors)
+    return alike, sum(v.nbytes for v in tensors if v.shape != parameter.shape)
+
+
 def _updated(
     like: Optimizer, group: dict[str, Any], start: Tensor, gradients: Iterable[Tensor]
 ) -> Tensor:
+    optimizer = _made(like, group, start)
+    parameter: Tensor = optimizer.param_groups[0]["params"][0]
+    for gradient in gradients:
+        parameter.grad = gradient.clone().contiguous()
+        optimizer.step()
+    return parameter.detach()
+
+
+def _made(like: Optimizer, group: dict[str, Any], start: Tensor) -> Optimizer:
+    """Return an optimizer like another one, of one parameter with numbers like ``start``."""
     kind = type(like)
     taken = inspect.signature(kind).parameters
     defaults = {key: value for key, value in like.defaults.items() if key in taken}
     options = {key: v for key, v in group.items() if key not in ("params", "param_names")}
     parameter = nn.Parameter(start.clone().contiguous())
-    optimizer = kind([{"params": [parameter], **options}], **defaults)
-    for gradient in gradients:
-        parameter.grad = gradient.clone().contiguous()
-        optimizer.step()
-    return parameter.detach()
+    return kind([{"params": [parameter], **options}], **defaults)

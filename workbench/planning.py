@@ -89,6 +89,9 @@ def plan(
     start = replace(start, options=(*start.options, ("loss", kind)))
     if work.clip_norm is not None:
         start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
+    from workbench.optimizers import state_of
+
+    start = replace(start, optimizer_state=state_of(optimizer))
     made = compose(start, found)
     _check_shares(made, optimizer)
     if not found.plain and any(made.cuts_of(array) for array in made.outputs):

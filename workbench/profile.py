@@ -107,8 +107,14 @@ def _run(
     # Gradients are asked for to see where they flow; what they would need is not kept.
     nothing = torch.empty(0)
     forget = torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda x: x)
+
+    def note(saved: Tensor) -> Tensor:
+        calls.save(saved)
+        return nothing
+
+    noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), forget, watch, Literals(watch):
+        with calls.hooked(), torch.enable_grad(), noting, watch, Literals(watch):
             output = model(*inputs)
     except Exception as error:
         raise calls.refusal(error, inputs) from error

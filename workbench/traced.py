@@ -147,6 +147,9 @@ class Layer:
     by_heads:
         Of attention: its parameters with the dim that heads make, and what that was flattened from,
         in which the label :attr:`heads` counts them.
+    saved:
+        Arrays kept for the backward pass, each once in the model, parameters aside; those of code
+        around the layers are with the layer before.
     batch_statistics:
         The output for one sample depends on the other samples of the batch, as in BatchNorm.
     """
@@ -169,6 +172,7 @@ class Layer:
     groups: int = 1
     tied: tuple[Array, ...] = ()
     by_heads: tuple[tuple[str, int, Flat], ...] = ()
+    saved: tuple[Traced, ...] = ()
 
     @property
     def heads(self) -> str:

@@ -75,9 +75,9 @@ def peer_ms(peer: str, name: str, steps: int) -> float:
     """Return the median milliseconds of a step of one of torch's own."""
     script = Path(__file__).with_name("peer_models.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    asked = ["--peer", peer, "--model", name, "--steps", str(steps)]
     done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), "--peer", peer, "--model", name]
-        + ["--steps", str(steps)],
+        [*launcher, "--nproc-per-node", "2", str(script), *asked],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

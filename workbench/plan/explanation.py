@@ -29,9 +29,25 @@ def _lines(plan: Plan) -> list[str]:
         *_layer_table(plan),
         "",
     ]
+    lines += [*_memory_lines(plan), ""]
     if plan.ranks == 1:
         return [*lines, "One rank: nothing is sent."]
     return [*lines, *_collective_table(plan)]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    """Return what the rank with most keeps, predicted."""
+    most = max((plan.memory(rank) for rank in range(plan.ranks)), key=lambda m: m.total_bytes)
+    parts = (
+        ("parameters", most.parameters_bytes),
+        ("gradients", most.gradients_bytes),
+        ("optimizer state", most.optimizer_bytes),
+        ("activations", most.activations_bytes),
+    )
+    listed = ", ".join(f"{in_binary_units(size)} {what}" for what, size in parts)
+    return [
+        f"Kept by the rank with most (predicted): {in_binary_units(most.total_bytes)} = {listed}."
+    ]
 
 
 def _layer_table(plan: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from math import prod
 
 from workbench.mesh import BATCH_AXES, Mesh, balanced, shares
 from workbench.plan.explanation import explain
+from workbench.plan.memory import Memory, memory_of
 from workbench.plan.stages import Crossing, Stage
 from workbench.traced import Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
 from workbench.windows import Halo, Run, Window
@@ -170,7 +171,8 @@ class Plan:
     are cut, and ``whole`` which flattened dims are gathered all the same. ``updates`` says which
     share of a whole parameter a rank updates, by name. ``stages`` are those of a pipeline,
     ``crossings`` what one computes for another, and ``held`` the places on the pipeline whose ranks
-    have a parameter or buffer, by name. ``made`` says how the
+    have a parameter or buffer, by name. ``optimizer_state`` is how many numbers the optimizer keeps
+    for each of a parameter's, and how many bytes beside. ``made`` says how the
     model leaves its output, which is gathered before the loss where ``output`` is not cut.
     """
 
@@ -197,6 +199,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     crossings: tuple[Crossing, ...] = ()
     held: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    optimizer_state: tuple[int, int] = (0, 0)
 
     @property
     def strategy(self) -> str:
@@ -330,6 +333,15 @@ class Plan:
                 if cut.label in carried
             ]
         return tuple(found)
+
+    def memory(self, rank: int) -> Memory:
+        """Return what ``rank`` keeps, in bytes: predicted."""
+        return memory_of(self, rank)
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """Bytes that the rank with most keeps: parameters, gradients, state and activations."""
+        return max(self.memory(rank).total_bytes for rank in range(self.ranks))
 
     @property
     def bytes_per_step(self) -> int:

@@ -61,6 +61,8 @@ class Calls:
         self._arrays = _arrays_by_owner(model)
         self._tied = _tied(model)
         self._found: list[_Found] = []
+        self._saved: list[tuple[int, list[Tensor]]] = []
+        self._kept = {p.untyped_storage()._cdata for p in model.parameters()}
         self._open: list[_Open] = []
         _carrier_of(model)  # what it imports is none of the model's faults
         watch.where = self._where
@@ -83,6 +85,15 @@ class Calls:
             for hook in hooks:
                 hook.remove()
 
+    def save(self, tensor: Tensor) -> None:
+        """Note that ``tensor`` is kept for the backward pass, by the layer before or this one."""
+        storage = tensor.untyped_storage()._cdata
+        if storage not in self._kept:
+            self._kept.add(storage)
+            seen = self.watch.made.setdefault(storage, [tensor])
+            inside = any(call.opaque or call.carrier for call in self._open)
+            self._saved.append((len(self._found) if inside else len(self._found) - 1, seen))
+
     def layers(self, outputs: Sequence[Any]) -> tuple[Layer, ...]:
         """Return all layers, with the names of labels that all agree on in the end.
 
@@ -90,9 +101,22 @@ class Calls:
         """
         reached = _reached(outputs)
         names = self.watch.names
+        saved: dict[int, tuple[Traced, ...]] = {}
+        for number, seen in self._saved:
+            # Of all views of what is saved the one of which most is known.
+            most = max(x.numel() for x in seen)
+            tensor = max(
+                (x for x in seen if x.numel() == most), key=lambda x: sum(map(bool, tags_of(x)))
+            )
+            number = min(max(0, number), len(self._found) - 1)
+            saved[number] = (*saved.get(number, ()), _traced(tensor))
         found = [
-            _settled(each.layer, names, any(node in reached for node in each.nodes))
-            for each in self._found
+            _settled(
+                replace(each.layer, saved=saved.get(number, ())),
+                names,
+                any(node in reached for node in each.nodes),
+            )
+            for number, each in enumerate(self._found)
         ]
         return (*found, *self._functional(found))
 
@@ -318,6 +342,7 @@ def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
         layer,
         arguments=tuple(map(settle, layer.arguments)),
         results=tuple(map(settle, layer.results)),
+        saved=tuple(map(settle, layer.saved)),
         sums=sums,
         refusals=refusals,
     )

@@ -73,6 +73,7 @@ class Watch(TorchDispatchMode):
         self.blind = 0
         self.where: Callable[[], tuple[str, str]] = lambda: ("", "")
         self.running: Any = None
+        self.made: dict[int, list[Tensor]] = {}  # by storage, to recognize what is saved
         self.inputs = tuple(inputs)
 
     def __torch_dispatch__(
@@ -87,6 +88,8 @@ class Watch(TorchDispatchMode):
         self.running = func
         result = func(*args, **kwargs)
         self.running = None
+        for tensor in tensors_in(result):
+            self.made.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)

@@ -1,0 +1,129 @@
+"""What a rank keeps in memory: predicted from shares.
+
+Pure: imports nothing of torch, dask or the UI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from workbench.schedules import SCHEDULES, Action
+
+if TYPE_CHECKING:
+    from workbench.plan.plan import LayerPlan, Plan
+    from workbench.traced import Traced
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a rank keeps: between steps, and of activations at their peak in a step."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return (
+            self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+        )
+
+
+def memory_of(plan: Plan, rank: int) -> Memory:
+    """Return what ``rank`` keeps under ``plan``."""
+    parameters = gradients = optimizer = 0
+    alike, beside = plan.optimizer_state
+    for array in plan.arrays:
+        if not plan.holds(array.name, rank):
+            continue
+        own = plan.owned(array, rank)
+        parameters += own.nbytes
+        if array.trainable:
+            gradients += own.nbytes
+            ranges = plan.share(
+                array.shape, plan.kept_cuts(f"optimizer::{array.name}", len(array.shape)), rank
+            )
+            numel = prod(stop - start for start, stop in ranges)
+            optimizer += numel * array.itemsize * alike + beside
+    return Memory(parameters, gradients, optimizer, _activations(plan, rank))
+
+
+def _activations(plan: Plan, rank: int) -> int:
+    """Return what is kept for the backward pass when most is.
+
+    Without a pipeline that is one micro-batch; else the micro-batches that a stage has gone forward
+    with and not yet backward.
+    """
+    rows = max(plan.batch.rows(plan.mesh.replicas, plan.mesh.replica(rank)))
+    loss = _of_loss(plan, rank, rows)
+    if not plan.stages:
+        return loss + sum(_saved(plan, planned, rank, rows) for planned in plan.layers)
+    ranks, place = plan.mesh.degree("pipeline"), plan.mesh.place(rank, "pipeline")
+    schedule = SCHEDULES[plan.option("schedule", "1f1b")]
+    lists = schedule.actions(ranks, len(plan.stages) // ranks, plan.batch.accumulate)
+    again = plan.option("recompute", "no") == "yes"
+    cost, first = {}, {}
+    for stage in plan.stages:
+        layers = [plan.layers[index] for index in stage.layers]
+        cost[stage.number] = sum(_saved(plan, planned, rank, rows) for planned in layers)
+        first[stage.number] = sum(
+            prod(crossing.size.of(rows)) * crossing.itemsize
+            for crossing in plan.crossings
+            if crossing.stop == stage.number
+        )
+    last = len(plan.stages) - 1
+    cost[last] += loss
+    kept = {n: first[n] if again and n != last else cost[n] for n in cost}
+    return _peak(lists[place], kept, cost)
+
+
+def _of_loss(plan: Plan, rank: int, rows: int) -> int:
+    """Return what a loss keeps: as much as the outputs, and the targets."""
+    total = 0
+    for array, cuts in (*((o, plan.output) for o in plan.outputs), (plan.targets, plan.target)):
+        if array is not None:
+            shares = plan.share(array.shape, cuts, rank)
+            numel = prod(stop - start for start, stop in shares)
+            total += numel // plan.batch.size * rows * array.itemsize
+    return total
+
+
+def _peak(actions: Iterable[Action], kept: dict[int, int], cost: dict[int, int]) -> int:
+    """Return the most that is kept at once; ``cost`` is kept while a stage goes backward."""
+    now = peak = 0
+    for action in actions:
+        if action.kind == "forward":
+            now += kept[action.stage]
+            peak = max(peak, now)
+        elif action.kind in ("backward", "weight"):
+            peak = max(peak, now - kept[action.stage] + cost[action.stage])
+            now -= kept[action.stage]
+    return peak
+
+
+def _saved(plan: Plan, planned: LayerPlan, rank: int, rows: int) -> int:
+    total = 0
+    for array in planned.layer.saved:
+        numel = _own_numel(plan, planned, array, rank)
+        if array.shape and array.shape[0] % plan.batch.size == 0:
+            numel = numel // plan.batch.size * rows
+        total += numel * array.itemsize
+    return total
+
+
+def _own_numel(plan: Plan, planned: LayerPlan, array: Traced, rank: int) -> int:
+    ranges = plan.share(array.shape, plan.cuts_of(array), rank)
+    numel = prod(stop - start for start, stop in ranges)
+    if planned.choice == "heads" and not any(array.labels):
+        layer = planned.layer
+        start, stop = plan.share_of_label(layer.heads, layer.head_count, rank)
+        numel = numel * (stop - start) // layer.head_count
+    return numel
