@@ -141,7 +141,7 @@ def test_what_is_kept_is_what_was_predicted(
         if (
             name == "gpt"
         ):  # where there are no numbers, torch takes attention that keeps its weights
-            assert got.activations_bytes <= want.activations_bytes <= 1.4 * got.activations_bytes
+            assert got.activations_bytes <= want.activations_bytes <= 1.5 * got.activations_bytes
         else:
             assert got.activations_bytes == pytest.approx(want.activations_bytes, rel=0.1)
 
