@@ -27,7 +27,7 @@ class ThreadRun:
 
     @property
     def state(self) -> dict[str, np.ndarray]:
-        """Parameters and buffers after the run, shares put together."""
+        """Parameters, buffers and optimizer state after the run, shares put together."""
         whole = {}
         for name in {name: None for outlet in self.outlets for name in outlet.kept}:
             parts = {
@@ -35,7 +35,7 @@ class ThreadRun:
                 for rank, outlet in enumerate(self.outlets)
                 if name in outlet.kept
             }
-            cuts = self.plan.parameter_cuts(name.partition(":")[2])
+            cuts = self.plan.kept_cuts(name, next(iter(parts.values())).ndim)
             whole[name] = assemble(parts, cuts, self.plan.mesh, np.concatenate)
         return whole
 
