@@ -23,8 +23,8 @@ ROOMS = (
     "mesh",  # the balanced split
     "windows",  # which input rows an output row needs, and whose they are
     "traced",  # what a pass of a model has shown
-    "plan",  # shares, collectives, bytes
     "schedules",  # who does what when, of a pipeline
+    "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
@@ -53,8 +53,8 @@ ROOMS = (
     "keeping",  # a rank's shares of parameters and buffers
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
-    "placement",  # each rank's data onto the rank's worker
     "resuming",  # where a run begins that goes on from another
+    "placement",  # each rank's data onto the rank's worker
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
@@ -92,6 +92,7 @@ TORCH = (
         "previewing",
         "engine",
         "verify",
+        "keeping",
     ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )

@@ -33,9 +33,22 @@ def balanced(size: int, parts: int, index: int) -> tuple[int, int]:
     return start, start + small + (index < larger)
 
 
-def shares(size: int, parts: int) -> tuple[int, ...]:
+def balanced_units(size: int, parts: int, index: int, units: int = 0) -> tuple[int, int]:
+    """Return the range that part ``index`` owns where only whole units are given away.
+
+    A dim of ``size`` items has ``units`` equal units, such as heads; 0 stands for single items. So
+    12 features of 3 heads in 2 parts are 8 and 4.
+    """
+    units = units or size
+    each = size // units if units else 0
+    start, stop = balanced(units, parts, index)
+    return start * each, stop * each
+
+
+def shares(size: int, parts: int, units: int = 0) -> tuple[int, ...]:
     """Return the sizes of all parts of the balanced split: ``shares(10, 4) == (3, 3, 2, 2)``."""
-    return tuple(stop - start for start, stop in (balanced(size, parts, i) for i in range(parts)))
+    every = (balanced_units(size, parts, index, units) for index in range(parts))
+    return tuple(stop - start for start, stop in every)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,8 @@ def compose(start: Plan, found: Profile) -> Plan:
         inputs=found.inputs,
         outputs=found.outputs,
         mixes=found.mixes,
+        units=found.units,
+        adapted=found.adapted,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

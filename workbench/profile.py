@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.layers.ghosts import on_meta
-from workbench.traced import Layer, Mix, Traced
+from workbench.traced import Adapted, Layer, Mix, Traced
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
@@ -43,6 +43,10 @@ class Profile:
         Code outside of layers that mixes positions of labelled dims, each place once. What follows
         from a mix is not reported on top of it, so another may come to light when the profile is
         made again with that layer in ``opaque``.
+    units:
+        Into how many pieces code takes features apart, by their label, such as heads.
+    adapted:
+        Numbers that modules keep of such pieces.
     """
 
     layers: tuple[Layer, ...]
@@ -51,6 +55,8 @@ class Profile:
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     mixes: tuple[Mix, ...] = ()
+    units: tuple[tuple[str, int], ...] = ()
+    adapted: tuple[Adapted, ...] = ()
 
 
 def profile(
@@ -127,12 +133,21 @@ def _run(
     watch.events.append(output_event(output, tags_of))
     layers = calls.layers([x.grad_fn for x in outputs])
     mixes = list(watch.mixes)
+    adapted = _adapted(model, watch) if features else ()
     if features:
         labels = (*labels, *watch.names.introduced)
     if labels:
         with torch.enable_grad(), forget:
             first = Pass(
-                model, specs, calls.names, calls.returned, watch.events, mixes, labels, watch.names
+                model,
+                specs,
+                calls.names,
+                calls.returned,
+                watch.events,
+                mixes,
+                labels,
+                watch.names,
+                adapted,
             )
             mixes += other_sizes(first)
     names = watch.names
@@ -146,7 +161,21 @@ def _run(
             for t in map(_traced, outputs)
         ),
         tuple(dict.fromkeys(replace(mix, labels=names.all(mix.labels)) for mix in mixes)),
+        names.units,
+        adapted,
     )
+
+
+def _adapted(model: nn.Module, watch: Watch) -> tuple[Adapted, ...]:
+    """Return the numbers of modules that say into how many pieces features are taken apart."""
+    modules = dict(model.named_modules())
+    found = {}
+    for module, label, size, count in watch.apart:
+        for attribute, value in vars(modules[module]).items():
+            if type(value) is int and value in (size, count) and size != count:
+                name = watch.names.find(label)
+                found[module, attribute] = Adapted(module, attribute, name, value)
+    return tuple(found.values())
 
 
 def _label(inputs: Sequence[Tensor], dims: tuple[int, ...] | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,8 +14,28 @@ from workbench.plan import Cut, Plan
 if TYPE_CHECKING:
     import dask.array as da
 
-    from workbench.run import Run
     from workbench.workload import Workload
+
+
+class Ended(Protocol):
+    """What is asked of a run that another goes on from: see :class:`workbench.run.Run`."""
+
+    work: Workload
+    plan: Plan
+    kept: Mapping[str, Any]
+    status: Any
+    first_step: int
+
+    @property
+    def label(self) -> str:
+        """The strategy, and the threads per rank."""
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+
+    def state(self, kind: str) -> dict[str, da.Array]:
+        """Return what is kept of ``kind``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ class Start:
         return found
 
 
-def start_from(run: Run, work: Workload, plan: Plan) -> Start:
+def start_from(run: Ended, work: Workload, plan: Plan) -> Start:
     """Return where a run of ``work`` under ``plan`` begins if it goes on from ``run``.
 
     Raises
@@ -89,7 +109,7 @@ def _optimizer(work: Workload) -> str:
 
 def _share(array: da.Array, cut: Cut, plan: Plan, rank: int) -> da.Array:
     if cut.flat is None:
-        ((start, stop),) = plan.share((array.shape[cut.dim],), [Cut(0, cut.axis, cut.part)], rank)
+        start, stop = plan.share(array.shape, [cut], rank)[cut.dim]
         return array[(*[slice(None)] * cut.dim, slice(start, stop))]
     sizes = [size for _, size in cut.flat.parts]
     ranges = [slice(*plan.share_of_label(label, size, rank)) for label, size in cut.flat.parts]

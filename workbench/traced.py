@@ -204,6 +204,19 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapted:
+    """A number that a module keeps of features that ranks have shares of, such as that of heads.
+
+    On a rank it is that of the rank's share of ``size`` features or heads with ``label``.
+    """
+
+    module: str
+    attribute: str
+    label: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mix:
     """Code that mixes positions of a labelled dim, where shares cannot do without each other.
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.gather import Whole, all_reduce_sum, split_flat
-from workbench.mesh import FEATURE_AXES, balanced
+from workbench.mesh import FEATURE_AXES, balanced, balanced_units
 from workbench.plan import Cut, LayerPlan, Plan
 from workbench.windows import Run
 
@@ -53,10 +53,17 @@ def own_part(whole: Tensor, cut: Cut, plan: Plan, rank: int) -> Tensor:
     """Return the rank's part of a whole parameter that is cut so."""
     if cut.flat is not None:
         return split_flat(whole, cut.dim, cut.flat, plan, rank)
-    start, stop = balanced(
-        whole.shape[cut.dim], plan.mesh.parts(cut.axis), plan.mesh.place(rank, cut.axis)
-    )
+    start, stop = plan.share(whole.shape, [cut], rank)[cut.dim]
     return whole.narrow(cut.dim, start, stop - start)
+
+
+def adapt(model: nn.Module, plan: Plan, rank: int) -> None:
+    """Let modules keep the numbers of the rank's share of heads and the like."""
+    cut = {label.label for label in plan.cut_labels}
+    for adapted in plan.adapted:
+        if adapted.label in cut:
+            start, stop = plan.share_of_label(adapted.label, adapted.size, rank)
+            setattr(model.get_submodule(adapted.module), adapted.attribute, stop - start)
 
 
 def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
@@ -69,7 +76,9 @@ def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
     stays = any(c.axis == axis for c in planned.output)
     dim = layer.feature_dim(layer.results[0])
     channels = balanced(layer.input_shape[dim], degree, place) if choice == "groups" else (0, 0)
-    pieces = [balanced(layer.output_shape[dim], degree, index) for index in range(degree)]
+    units = next((c.units for c in planned.output if c.axis == axis), 0)
+    size = layer.output_shape[dim]
+    pieces = [balanced_units(size, degree, index, units) for index in range(degree)]
     if choice == "groups":
         start, stop = balanced(layer.groups, degree, place)
         module.groups = stop - start  # type: ignore[assignment]

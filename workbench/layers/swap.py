@@ -21,6 +21,7 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
     of the other ranks get another ``forward``.
     """
     channels.narrow(model, plan, groups.rank)
+    channels.adapt(model, plan, groups.rank)
     calls: dict[str, list[LayerPlan]] = {}
     for planned in plan.layers:
         calls.setdefault(planned.layer.name, []).append(planned)

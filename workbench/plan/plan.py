@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from workbench.mesh import BATCH_AXES, Mesh, balanced, shares
+from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, shares
 from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.stages import Crossing, Stage
-from workbench.traced import Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
+from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
 from workbench.windows import Halo, Run, Window
 
 
@@ -80,6 +80,7 @@ class Cut:
     """How one array is cut: ``dim`` over ``axis``; an array without cuts is whole on every rank.
 
     ``part`` numbers the dims of the grid that an axis may be laid out on, as in ``spatial=2x2``.
+    ``units`` is how many pieces of the dim go as a whole, such as heads; 0 if all do.
     ``flat`` is set where the dim was flattened out of several of which one is cut: a rank then owns
     no single range of it.
     """
@@ -88,15 +89,20 @@ class Cut:
     axis: str
     part: int = 0
     flat: Flat | None = None
+    units: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CutLabel:
-    """Every dim with this label is cut over ``axis``, of whose grid it is dim ``part``."""
+    """Every dim with this label is cut over ``axis``, of whose grid it is dim ``part``.
+
+    ``units`` is how many pieces of the dim go as a whole; 0 if all do.
+    """
 
     label: str
     axis: str
     part: int = 0
+    units: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +173,14 @@ class Plan:
     ``output_shape`` is that of the model's output for the whole batch if that is one array.
     ``input``, ``output`` and ``target`` say how the model's input, its output and the targets are
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
-    ``mixes`` is the code that mixes positions of labelled dims. ``cut_labels`` says which labels
-    are cut, and ``whole`` which flattened dims are gathered all the same. ``updates`` says which
-    share of a whole parameter a rank updates, by name. ``stages`` are those of a pipeline,
-    ``crossings`` what one computes for another, and ``held`` the places on the pipeline whose ranks
-    have a parameter or buffer, by name. ``optimizer_state`` is how many numbers the optimizer keeps
-    for each of a parameter's, and how many bytes beside. ``made`` says how the
-    model leaves its output, which is gathered before the loss where ``output`` is not cut.
+    ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
+    that code takes them apart into, and ``adapted`` the numbers that it takes for that.
+    ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
+    the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
+    are those of a pipeline, ``crossings`` what one computes for another, and ``held`` the places on
+    the pipeline whose ranks have a parameter or buffer, by name. ``optimizer_state`` is how many
+    numbers the optimizer keeps for each of a parameter's, and how many bytes beside. ``made`` says
+    how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
     """
 
     workload: str
@@ -192,6 +199,8 @@ class Plan:
     cut_labels: tuple[CutLabel, ...] = ()
     whole: tuple[Flat, ...] = ()
     mixes: tuple[Mix, ...] = ()
+    units: tuple[tuple[str, int], ...] = ()
+    adapted: tuple[Adapted, ...] = ()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None
@@ -249,7 +258,7 @@ class Plan:
                 continue
             count = self.mesh.parts(cut.axis, cut.part)
             place = self.mesh.place(rank, cut.axis, cut.part)
-            found[cut.dim] = balanced(shape[cut.dim], count, place)
+            found[cut.dim] = balanced_units(shape[cut.dim], count, place, cut.units)
         return tuple(found)
 
     def copies(self, cuts: Iterable[Cut]) -> int:
@@ -283,7 +292,8 @@ class Plan:
         for cut in self.cut_labels:
             if cut.label == label:
                 parts = self.mesh.parts(cut.axis, cut.part)
-                return balanced(size, parts, self.mesh.place(rank, cut.axis, cut.part))
+                place = self.mesh.place(rank, cut.axis, cut.part)
+                return balanced_units(size, parts, place, cut.units)
         return (0, size)
 
     def parameter_cuts(self, name: str) -> tuple[Cut, ...]:
@@ -328,7 +338,7 @@ class Plan:
                 continue
             carried = [name for name, _ in flat.parts] if flat is not None else [label]
             found += [
-                Cut(dim, cut.axis, cut.part, flat)
+                Cut(dim, cut.axis, cut.part, flat, cut.units)
                 for cut in self.cut_labels
                 if cut.label in carried
             ]

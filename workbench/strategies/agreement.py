@@ -177,7 +177,9 @@ def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
         return ()
     channels = planned.layer.input_shape[1]
     each, rest = divmod(numel, channels)
-    return tuple(each * size + rest for size in shares(channels, plan.mesh.degree(axis)))
+    units = next(c.units for c in planned.input if c.axis == axis)
+    sizes = shares(channels, plan.mesh.degree(axis), units)
+    return tuple(each * size + rest for size in sizes)
 
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:

@@ -51,8 +51,10 @@ class Splittable:
         choice = "channels" if reads else self.ways[0]
         return "" if choice == "filters" and self.outputs < degree else choice
 
-    def parameter_cuts(self, choice: str, axis: str) -> list[tuple[str, Cut]]:
-        """Return how the layer's parameters are cut, by name."""
+    def parameter_cuts(
+        self, choice: str, axis: str, units: Callable[[Label], int]
+    ) -> list[tuple[str, Cut]]:
+        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label."""
         layer = self.layer
         if choice == "heads":
             return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
@@ -62,9 +64,11 @@ class Splittable:
         for parameter in (*layer.parameters, *layer.tied):
             is_weight = len(parameter.shape) > 1
             if choice in ("filters", "channels") and is_weight:
-                found.append((parameter.name, Cut(int((choice == "channels") != turned), axis)))
+                dim, label = int((choice == "channels") != turned), self.made
+                label = self.source if choice == "channels" else label
+                found.append((parameter.name, Cut(dim, axis, units=units(label))))
             elif choice == "groups" or (choice == "filters" and not is_weight):
-                found.append((parameter.name, Cut(0, axis)))
+                found.append((parameter.name, Cut(0, axis, units=units(self.made))))
         return found
 
 
@@ -77,7 +81,10 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
         plan,
         cut_labels=(
             *plan.cut_labels,
-            *(CutLabel(str(label), axis) for label in sorted(map(str, kept))),
+            *(
+                CutLabel(label, axis, units=_units(plan, label, kept))
+                for label in sorted(map(str, kept))
+            ),
             *(
                 CutLabel(one.layer.heads, axis)
                 for one in {one.layer.name: one for one in found}.values()
@@ -90,6 +97,11 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
     plan = replace(plan, layers=layers)
     collectives = [c for one in found for c in _collectives(plan, axis, one, kept)]
     return plan.adding(collectives=collectives, notes=_notes(plan, by_name))
+
+
+def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
+    """Return into how many pieces code takes the features with ``label``, if they are kept cut."""
+    return dict(plan.units).get(str(label), 0) if label in kept else 0
 
 
 def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int) -> list[str]:
@@ -111,10 +123,18 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
             if not _takes(layer, array, dim, one, made=arrays is layer.results)
         }
     whole |= _crossing(plan)
+    units = dict(plan.units)
+    whole |= {
+        str(one.made)
+        for one in found
+        if one.ways == ("groups",) and units.get(str(one.made), one.outputs) < one.outputs
+    }
     return [
         label
         for label, size in candidates.items()
-        if size >= degree and isinstance(label, str) and label not in whole
+        if min(size, units.get(label, size)) >= degree
+        and isinstance(label, str)
+        and label not in whole
     ]
 
 
@@ -199,7 +219,7 @@ def _collectives(
         return []
     by_sample = made.counts_samples
     rest = made.numel // one.outputs // (plan.batch.size if by_sample else 1)
-    own = [size * rest for size in shares(one.outputs, degree)]
+    own = [size * rest for size in shares(one.outputs, degree, _units(plan, one.made, kept))]
     others = tuple(sum(own) - mine for mine in own)
 
     def collective(what: str, operation: str, sizes: tuple[int, ...], phase: str) -> Collective:
@@ -269,12 +289,14 @@ def _planned(
     if layer.name in by_name:
         one = by_name[layer.name]
         choice = one.choice(kept, plan.mesh.degree(axis))
-        parameters += one.parameter_cuts(choice, axis) if choice else []
+        if choice:
+            parameters += one.parameter_cuts(choice, axis, lambda label: _units(plan, label, kept))
     elif layer.role == "channelwise" and any(c.dim == 1 and c.axis == axis for c in into):
         prefix = layer.parameters[0].name.rpartition(".")[0] if layer.parameters else layer.name
         state = [p.name for p in layer.parameters]
         state += [f"{prefix}.{b.name}".lstrip(".") for b in layer.buffers if b.shape]
-        parameters += [(name, Cut(0, axis)) for name in state]
+        units = next(c.units for c in into if c.dim == 1 and c.axis == axis)
+        parameters += [(name, Cut(0, axis, units=units)) for name in state]
     return replace(
         planned,
         input=(*planned.input, *(c for c in into if c not in planned.input)),

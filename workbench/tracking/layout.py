@@ -19,7 +19,7 @@ def _view(op: Operation) -> list[Tag]:
     new = list(op.results[0].shape)
     if op.first.numel() != op.results[0].numel():  # viewed as another dtype
         return everything(op)[0]
-    tags, torn = regroup(old, new, op.merged)
+    tags, torn = regroup(old, new, op.merged, op.names.split)
     if torn:
         op.mix(torn, f"{op.said} to {tuple(new)}")
     return tags

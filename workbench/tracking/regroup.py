@@ -23,13 +23,17 @@ Parts = tuple[tuple[Tag, int], ...]
 
 
 def regroup(
-    old: Sequence[tuple[Tag, int]], new: Sequence[int], merged: Callable[[Parts], Merged]
+    old: Sequence[tuple[Tag, int]],
+    new: Sequence[int],
+    merged: Callable[[Parts], Merged],
+    split: Callable[[Tag, int, int], bool] = lambda tag, count, size: False,
 ) -> tuple[list[Tag], tuple[Label, ...]]:
     """Return the tags of a view of shape ``new`` on dims ``old``, and labels that it tears apart.
 
     Dims are read in order, the last one fastest, as ``Tensor.view`` does. Dims that were merged by
     an earlier view come apart again. A dim of size 1 goes with its neighbour unless it finds a
-    place of its own, since on shares it may be empty.
+    place of its own, since on shares it may be empty. Features may be taken apart into pieces, of
+    which ``split`` is told: then the pieces carry their label.
     """
     if [size for _, size in old] == list(new):
         return [tag for tag, _ in old], ()
@@ -49,9 +53,12 @@ def regroup(
                 step = gcd(rows, missing)
                 if step == 1:
                     return _give_up(old, new)
-                torn += labels_of(tag)
-                tag = lost(tag)
-                atoms.appendleft((tag, rows // step))
+                if split(tag, step, rows):
+                    atoms.appendleft(("", rows // step))
+                else:
+                    torn += labels_of(tag)
+                    tag = lost(tag)
+                    atoms.appendleft((tag, rows // step))
                 rows = step
             taken.append((tag, rows))
             missing //= rows
@@ -60,14 +67,18 @@ def regroup(
         dims[-1] += atoms
     else:
         torn += labels_in(tag for tag, _ in atoms)
-    return [_together(taken, merged) for taken in dims], tuple(dict.fromkeys(torn))
+    return [_together(taken, merged, split) for taken in dims], tuple(dict.fromkeys(torn))
 
 
 def _atoms(tag: Tag, size: int) -> Parts:
     return tag.parts if isinstance(tag, Merged) else ((tag, size),)
 
 
-def _together(taken: Sequence[tuple[Tag, int]], merged: Callable[[Parts], Merged]) -> Tag:
+def _together(
+    taken: Sequence[tuple[Tag, int]],
+    merged: Callable[[Parts], Merged],
+    split: Callable[[Tag, int, int], bool],
+) -> Tag:
     """Return the tag of one dim that is made of the dims ``taken``."""
     parts = tuple((tag, size) for tag, size in taken if size > 1 or labels_of(tag))
     if not parts:
@@ -75,6 +86,8 @@ def _together(taken: Sequence[tuple[Tag, int]], merged: Callable[[Parts], Merged
     if len(parts) == 1:
         return parts[0][0]
     tags = [tag for tag, _ in parts]
+    if not any(tags[1:]) and split(tags[0], parts[0][1], 0):
+        return tags[0]
     if labels_in(tags):
         return merged(parts)
     if gone := lost_in(tags):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.traced import Flat, Label, Mix
+from workbench.traced import Adapted, Flat, Label, Mix
 from workbench.tracking.naming import user_name
 from workbench.tracking.tags import Even, Lost, Merged, Names, Tag, Tags, labels_in
 from workbench.tracking.watch import Event, Literals, Watch, tensors_in
@@ -111,6 +111,7 @@ class Pass:
     mixes: Sequence[Mix]
     labels: tuple[str, ...]
     agreed: Names
+    adapted: tuple[Adapted, ...] = ()
 
 
 def other_sizes(first: Pass) -> list[Mix]:
@@ -143,7 +144,16 @@ def _twice(places: dict[str, int], agreed: Names) -> Scale:
 
 
 def _half(places: dict[str, int], agreed: Names) -> Scale:
-    return lambda label, size: -(-size // 2) if agreed.find(label) in places else size
+    units = dict(agreed.units)
+
+    def scale(label: str, size: int) -> int:
+        name = agreed.find(label)
+        if name not in places:
+            return size
+        pieces = units.get(name, size) or 1  # such as heads, which go as a whole
+        return size // pieces * -(-pieces // 2)
+
+    return scale
 
 
 def _compared(
@@ -243,7 +253,7 @@ class _Second:
 
     def run(self) -> str:
         """Run; returns what went wrong, or ""."""
-        with self._standing_in():
+        with self._standing_in(), self._adapted():
             inputs = [spec.stand_in(self.scale) for spec in self.first.inputs]
             try:
                 with self.watch, Literals(self.watch):
@@ -279,6 +289,19 @@ class _Second:
                     module.forward = forward
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """Let modules keep the numbers that go with the other sizes."""
+        modules = {name: module for module, name in self.first.names.items()}
+        own = {(a.module, a.attribute): a.size for a in self.first.adapted}
+        for a in self.first.adapted:
+            setattr(modules[a.module], a.attribute, self.scale(a.label, a.size))
+        try:
+            yield
+        finally:
+            for (module, attribute), size in own.items():
+                setattr(modules[module], attribute, size)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
         self.stack.append(module)

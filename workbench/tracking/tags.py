@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 
-from workbench.traced import Flat, Label, Mix
+from workbench.traced import SAMPLES, Flat, Label, Mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,9 @@ def as_labels(tags: Tags, shape: Sequence[int]) -> tuple[Label, ...]:
             (label,) = tag.labels
             alone = sum(label == other or label in lost_in((other,)) for other in tags) == 1
             found[dim] = label if alone else ""
+    # Samples stay samples, whatever code does to them: nobody cuts them by this label.
+    if tags and isinstance(tags[0], Lost) and SAMPLES in tags[0].labels:
+        found[0] = SAMPLES
     return tuple(found)
 
 
@@ -90,6 +94,8 @@ class Names:
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._order: dict[str, int] = {}
+        self._units: dict[str, int] = {}
+        self.splits: list[tuple[str, int, int]] = []
 
     def introduce(self, label: str) -> None:
         """Note that ``label`` exists: the earlier of two that are the same gives both its name."""
@@ -99,6 +105,24 @@ class Names:
     def introduced(self) -> tuple[str, ...]:
         """The names of all labels of features, each once."""
         return tuple(dict.fromkeys(self.find(label) for label in self._order))
+
+    def split(self, tag: Tag, count: int, size: int = 0) -> bool:
+        """Note that code takes features apart into ``count`` equal pieces, if ``tag`` is of some.
+
+        Features are then cut between such pieces only; ``size`` is how many there were.
+        """
+        if not isinstance(tag, str) or not tag.startswith("out:"):
+            return False
+        name = self.find(tag)
+        self._units[name] = gcd(self._units.get(name, count), count)
+        if size:
+            self.splits.append((name, size, count))
+        return True
+
+    @property
+    def units(self) -> tuple[tuple[str, int], ...]:
+        """How many pieces there are of the features that code takes apart, by label."""
+        return tuple(self._units.items())
 
     def find(self, label: str) -> str:
         """Return the one name of all labels that count what ``label`` counts."""
@@ -129,6 +153,8 @@ class Names:
             if self._order.get(b, last) < self._order.get(a, last):
                 a, b = b, a
             self._parent[b] = a
+            if b in self._units:
+                self.split(a, self._units.pop(b))
             return True
         return a == b
 

@@ -73,6 +73,7 @@ class Watch(TorchDispatchMode):
         self.blind = 0
         self.where: Callable[[], tuple[str, str]] = lambda: ("", "")
         self.running: Any = None
+        self.apart: list[tuple[str, str, int, int]] = []
         self.made: dict[int, list[Tensor]] = {}  # by storage, to recognize what is saved
         self.inputs = tuple(inputs)
 
@@ -133,6 +134,9 @@ class Watch(TorchDispatchMode):
         op = Operation(name, given, tensors, results, self.names, self.report)
         before = [tags_of(t) for t in tensors]
         found = self._rule(func, op)
+        for label, size, count in self.names.splits:
+            self.apart.append((self.where()[0], label, size, count))
+        self.names.splits.clear()
         for tensor, tags in zip(results, found, strict=True):
             if twice := self.names.twice(tuple(tags)):
                 op.mix(twice, f"{op.said}, in which {_MEET}")
