@@ -13,6 +13,7 @@ from equality import assert_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import UNet
+from operator_cases import prove
 from rank_threads import run_on_threads
 from test_tensor import MODELS, work
 from torch import Tensor, nn
@@ -194,6 +195,7 @@ def test_stages_cost_about_the_same_and_lie_between_blocks() -> None:
     assert found.holders("head.weight") == (2,)
 
 
+@settings(deadline=None)
 @given(costs=st.lists(st.integers(0, 20), min_size=1, max_size=8), parts=st.integers(1, 8))
 def test_no_division_has_a_cheaper_costliest_part(costs: list[int], parts: int) -> None:
     parts = min(parts, len(costs))
@@ -260,9 +262,25 @@ def test_recomputation_and_batch_statistics_do_not_go_together() -> None:
         plan(vector(net, 4), "pipeline=2", recompute="yes")
 
 
-def test_one_pass_proves_no_pipeline() -> None:
-    with pytest.raises(PlanError, match=r"wb\.compare"):
-        verify(nn.Linear(3, 3), torch.zeros(2, 3), strategy="pipeline=2")
+@pytest.mark.parametrize("strategy", ["pipeline=2", "pipeline=3", "data=2,pipeline=2"])
+def test_one_pass_of_a_module_of_several_inputs_and_outputs(strategy: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = self.a(x)
+            return self.c(torch.tanh(self.b(hidden)) + z), hidden.sum(-1)
+
+    proof = prove(Two(), torch.randn(4, 4), torch.randn(4, 6), strategy=strategy)
+    assert proof.refusal is None
+
+
+def test_a_module_that_cannot_be_cut_is_refused_by_the_proof() -> None:
+    proof = verify(nn.Linear(3, 3), torch.zeros(2, 3), strategy="pipeline=2")
+    assert proof.refusal is not None
+    assert "use tensor=2" in proof.refusal
 
 
 def test_a_plan_names_the_bubble_and_the_cut() -> None:

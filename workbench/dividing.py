@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.errors import PlanError
-from workbench.layers.ghosts import Spec, Stages, Trace, Uncarried, on_meta
+from workbench.layers.ghosts import Spec, Stages, Trace, Uncarried
 from workbench.plan.stages import Call, Crossing, Source, Stage
 from workbench.strategies.pipeline import balance
 
@@ -69,7 +69,8 @@ class _Divider:
         self.model, self.inputs, self.layers, self.mesh = model, inputs, layers, mesh
         self.ranks = mesh.degree("pipeline")
         self.count = self.ranks * chunks
-        self.calls = Trace(model, inputs).calls
+        self.trace = Trace(model, inputs)
+        self.calls = self.trace.calls
         self.places = self._places()
         self.costs = [
             (self.calls[place].enter, _cost(layer))
@@ -180,9 +181,10 @@ class _Divider:
 
     def _divided(self, entries: Sequence[Call]) -> Divided:
         """Run every stage without computing, to see what it needs of earlier ones."""
-        stages = Stages(on_meta(self.model), self.calls, entries, torch.device("meta"))
+        device = self.trace.device
+        stages = Stages(self.trace.copy(self.model), self.calls, entries, device)
         crossings: list[Crossing] = []
-        inputs = [torch.empty_like(x, device="meta") for x in self.inputs]
+        inputs = [torch.zeros_like(x, device=device) for x in self.inputs]
 
         def receive(source: Source, spec: Spec) -> Tensor:
             crossings.append(
@@ -196,7 +198,7 @@ class _Divider:
                     spec.gradient,
                 )
             )
-            made = torch.empty(spec.size.of(len(inputs[0])), dtype=spec.dtype, device="meta")
+            made = torch.zeros(spec.size.of(len(inputs[0])), dtype=spec.dtype, device=device)
             return made.requires_grad_(spec.gradient).clone()
 
         for number in reversed(range(self.count)):

@@ -280,7 +280,7 @@ class _Trainer:
             losses.append(loss.item())
             return [loss]
 
-        inputs = {micro: x for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
+        inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
         pipeline.run(inputs, begin, finish)
         self.gradients.counting = True
         return sum(losses)

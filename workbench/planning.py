@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def _micro_batches(start: Plan, found: Profile) -> int:
     return min(most, pipeline.MICRO_BATCHES_PER_RANK * ranks)
 
 
-def staged(start: Plan, model: nn.Module, inputs: tuple[Tensor, ...], found: Profile) -> Plan:
+def staged(start: Plan, model: nn.Module, inputs: Sequence[Tensor], found: Profile) -> Plan:
     """Divide the model into the stages of a pipeline, if that is asked for."""
     if start.mesh.degree(pipeline.AXIS) == 1:
         return start

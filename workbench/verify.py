@@ -15,13 +15,16 @@ from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
 from workbench.layers.channels import own_part
+from workbench.layers.ghosts import Trace
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
+from workbench.layers.late import LateWeights
+from workbench.layers.pipeline import Pipeline
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, Plan
-from workbench.planning import checked_options, compose, trace
+from workbench.planning import checked_options, compose, staged, trace
 from workbench.profile import tensors_in
 from workbench.strategies.notation import parse
 from workbench.traced import Traced
@@ -116,14 +119,9 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
         mesh=mesh,
         options=tuple(chosen.items()),
     )
-    if mesh.degree("pipeline") > 1:
-        raise PlanError(
-            f"{mesh}: wb.verify looks at one pass of a module, and a pipeline is made of many; "
-            "wb.compare proves it by training."
-        )
     found = trace(module, tuple(_leaf(x) for x in values), start)
     try:
-        plan = compose(start, found)
+        plan = compose(staged(start, module, [_leaf(x) for x in values], found), found)
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
     if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.replicas > 1:
@@ -179,6 +177,7 @@ def _compare(
             (whole[_slices(plan, array, rank)], parts[rank].outputs[number])
             for number, (whole, array) in enumerate(zip(serial.outputs, plan.outputs, strict=True))
             for rank in ranks
+            if parts[rank].outputs  # the last stage of a pipeline has them
         ),
         input_gradients=_difference(
             zip(serial.input_gradients, _added_up(plan, values, parts), strict=True)
@@ -190,11 +189,13 @@ def _compare(
             )
             for rank in ranks
             for name in {*serial.parameter_gradients, *parts[rank].parameter_gradients}
+            if plan.holds(name, rank)
         ),
         buffers=_difference(
             (_owned(plan, name, value, rank), parts[rank].buffers[name])
             for rank in ranks
             for name, value in serial.buffers.items()
+            if plan.holds(name, rank)
         ),
         predicted_bytes=tuple(_predicted(plan, rank) for rank in ranks),
         sent_bytes=tuple(part.sent_bytes for part in parts),
@@ -214,26 +215,35 @@ def _run(
     share = Share(start=first, rows=last - first)
     groups = Groups(comm, plan.mesh)
     model = parallelize(copy.deepcopy(module), plan, groups, share)
-    gradients = GradientBuckets(
-        dict(model.named_parameters()), plan.buckets, groups, plan.summed_in_layers
-    )
-    outputs = tensors_in(model(*mine))
-    weighted = [
-        (output * g[_slices(plan, array, rank)]).sum() / plan.copies(_cuts(plan, array))
-        for output, array, g in zip(outputs, plan.outputs, cotangents, strict=True)
-        if output.requires_grad
-    ]
-    if weighted:
-        torch.stack(weighted).sum().backward()
+    pipeline: Pipeline | None = None
+    if plan.stages:
+        calls, late = Trace(module, mine).calls, LateWeights()
+        pipeline = Pipeline(model, plan, groups, calls, late, torch.device("cpu"))
+    own = {name: p for name, p in model.named_parameters() if plan.holds(name, rank)}
+    gradients = GradientBuckets(own, plan.buckets, groups, plan.summed_in_layers)
+    outputs: list[Tensor] = []
+
+    def finish(_: int, output: object) -> list[Tensor]:
+        outputs.extend(tensors_in(output))
+        weighted = [
+            (made * g[_slices(plan, array, rank)]).sum() / plan.copies(_cuts(plan, array))
+            for made, array, g in zip(outputs, plan.outputs, cotangents, strict=True)
+            if made.requires_grad
+        ]
+        alone = plan.mesh.degree("pipeline")  # ranks of other stages have no outputs
+        return [torch.stack(weighted).sum() * alone] if weighted else []
+
+    if pipeline is not None:
+        pipeline.run({0: mine}, lambda _: None, finish)
+    else:
+        torch.autograd.backward(finish(0, model(*mine)))
     if plan.buckets:
         arrived = torch.tensor(gradients.reduce(), dtype=torch.float64)
         gradients.release([bool(n) for n in comm.all_reduce(arrived)])
     return _Part(
         outputs=[o.detach() for o in outputs],
         input_gradients=[x.grad for x in mine],
-        parameter_gradients={
-            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
-        },
+        parameter_gradients={name: p.grad.clone() for name, p in own.items() if p.grad is not None},
         buffers={name: b.detach().clone() for name, b in model.named_buffers()},
         sent_bytes=sum(comm.sent_bytes.values()),
     )

@@ -264,7 +264,7 @@ class SharedMemoryComm(Comm):
     def _close(self) -> None:
         self._segment.close()
         # The tensors let go of the mapping when they go; those that were handed out stay valid.
-        del self._segment, self._staging, self._mailbox, self._symmetric
+        del self._segment, self._staging, self._mailbox, self._posts, self._symmetric
 
     # What the collectives are made of.
 

@@ -108,9 +108,13 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        model = on_meta(model)
-        self.calls = _calls(model, [_like(x, 2) for x in inputs])
-        other = _calls(model, [_like(x, 3) for x in inputs])
+        try:
+            self.device = torch.device("meta")
+            self.calls = _calls(on_meta(model), [_like(x, 2, self.device) for x in inputs])
+        except Exception:  # the model looks at values: zeros will do
+            self.device = torch.device("cpu")
+            self.calls = _calls(self.copy(model), [_like(x, 2, self.device) for x in inputs])
+        other = _calls(self.copy(model), [_like(x, 3, self.device) for x in inputs])
         if list(self.calls) != list(other):
             raise PlanError(
                 "The model's code takes another way for another number of samples, so that its "
@@ -122,6 +126,10 @@ class Trace:
                 (record.results, other[call].results),
             ):
                 ours[:] = [_grown(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """Return a copy of ``model`` where it can be traced."""
+        return on_meta(model) if self.device.type == "meta" else copy.deepcopy(model).cpu()
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -136,8 +144,8 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _like(x: Tensor, samples: int) -> Tensor:
-    made = torch.empty((samples, *x.shape[1:]), dtype=x.dtype, device="meta")
+def _like(x: Tensor, samples: int, device: torch.device) -> Tensor:
+    made = torch.zeros((samples, *x.shape[1:]), dtype=x.dtype, device=device)
     return made.requires_grad_(x.requires_grad)
 
 

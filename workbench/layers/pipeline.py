@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,11 +74,14 @@ class Pipeline:
 
     def run(
         self,
-        inputs: Mapping[int, Tensor],
+        inputs: Mapping[int, Sequence[Tensor]],
         begin: Callable[[int], None],
         finish: Finish,
     ) -> None:
-        """Go forward and backward with all micro-batches; ``begin`` is told which is next."""
+        """Go forward and backward with the inputs of all micro-batches, by their number.
+
+        ``begin`` is told which is next.
+        """
         self.inputs, self.begin, self.finish = inputs, begin, finish
         self.kept: dict[tuple[int, int], _Kept] = {}
         self.arrived: dict[Key, Tensor] = {}
@@ -131,7 +134,7 @@ class Pipeline:
             following = self.coming[source].popleft()
             number, micro, back = following
             found = self.plan.crossings[number]
-            shape = found.size.of(len(self.inputs[micro]))
+            shape = found.size.of(len(self.inputs[micro][0]))
             dtype = getattr(torch, found.dtype)
             room = torch.empty(shape, dtype=dtype, device=self.device)
             name = found.gradient_name if back else found.name
@@ -165,8 +168,8 @@ class Pipeline:
             # Code may write into what it is given, but not into a leaf.
             return leaf.clone() if leaf.requires_grad else leaf
 
-        x = self.inputs[action.micro]
-        output = self.stages.run(action.stage, [x], receive, self.wanted[action.stage])
+        given, wanted = self.inputs[action.micro], self.wanted[action.stage]
+        output = self.stages.run(action.stage, given, receive, wanted)
         if action.stage == self.last:
             kept.ends = self.finish(action.micro, output)
         return self.stages.captured
