@@ -53,13 +53,26 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
         again = layer not in embeddings
         keeps = plan.option("stage", "3") == "2"
         found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again))
-    for name, whole in wholes.items():
-        start, stop = balanced(whole.shape[dims[name]], comm.size, comm.rank)
-        part = whole.detach().narrow(dims[name], start, stop - start).clone()
-        own_part = nn.Parameter(part, requires_grad=whole.requires_grad)
-        for module, attribute in holders[id(whole)]:
-            setattr(module, attribute, own_part)
+    lying: set[str] = set()  # those whose share lies in the memory that a unit sends
+    for unit, arrays in zip(found, mine.values(), strict=True):
+        place = 0
+        for piece, array in zip(unit.pieces, arrays, strict=True):
+            whole = wholes[array.name]
+            start, stop = balanced(whole.shape[piece.dim], comm.size, comm.rank)
+            part = whole.detach().narrow(piece.dim, start, stop - start)
+            room = unit.flat[place : place + part.numel()].view(part.shape)
+            if array.name in lying:
+                unit.copied.append((room, piece))
+            else:
+                lying.add(array.name)
+                own_part = nn.Parameter(room.copy_(part), requires_grad=whole.requires_grad)
+                for module, attribute in holders[id(whole)]:
+                    setattr(module, attribute, own_part)
+            place += part.numel()
+    longest = max((unit.numel for unit in found), default=0)
+    scratch = {unit.flat.dtype: unit.flat.new_empty(comm.size * longest) for unit in found}
     for unit in found:
+        unit.scratch = scratch[unit.flat.dtype]
         unit.module.forward = unit.around(unit.module.forward)
 
 
@@ -105,6 +118,10 @@ class Unit:
         self.name, self.module, self.pieces = name, module, pieces
         self.comm, self.share, self.keeps, self.again = comm, share, keeps, again
         self.numel = sum(prod(piece.share_shape(0, comm.size)) for piece in pieces)
+        example = pieces[0].share
+        self.flat = torch.zeros(self.numel, dtype=example.dtype, device=example.device)
+        self.copied: list[tuple[Tensor, Piece]] = []
+        self.scratch = torch.empty(0)  # one for all units of a rank, of one dtype
         self.wholes: list[Tensor] | None = None
         self.gathered_in = -1
 
@@ -143,13 +160,9 @@ class Unit:
 
     def _gather(self, name: str) -> list[Tensor]:
         size = self.comm.size
-        flat = self.pieces[0].share.new_zeros(self.numel)
-        place = 0
-        for piece in self.pieces:
-            own = piece.share.detach()
-            flat[place : place + own.numel()].view(own.shape).copy_(own)
-            place += own.numel()
-        parts = self.comm.all_gather(flat, name=name)
+        for room, piece in self.copied:  # of a parameter that is tied to another layer's
+            room.copy_(piece.share.detach())
+        parts = self.comm.all_gather(self.flat, name=name)
         places = [0] * size
         wholes = []
         for piece in self.pieces:
@@ -168,15 +181,22 @@ class Unit:
         if all(grad is None for grad in grads):
             return [None] * len(grads)
         size, counts = self.comm.size, self.share.rows > 0
-        buffer = self.pieces[0].share.new_zeros(size * self.numel)
+        buffer = self.scratch[
+            : size * self.numel
+        ]  # what is beyond a shorter share is of no account
+        if not counts:
+            buffer.zero_()
         for index, row in enumerate(buffer.view(size, self.numel)):
             place = 0
             for piece, grad in zip(self.pieces, grads, strict=True):
                 shape = piece.share_shape(index, size)
-                if grad is not None and counts:  # that of a stand-in does not
-                    start, _ = balanced(piece.shape[piece.dim], size, index)
-                    part = grad.narrow(piece.dim, start, shape[piece.dim])
-                    row[place : place + part.numel()].view(shape).copy_(part)
+                if counts:  # that of a stand-in does not
+                    room = row[place : place + prod(shape)].view(shape)
+                    if grad is None:
+                        room.zero_()
+                    else:
+                        start, _ = balanced(piece.shape[piece.dim], size, index)
+                        room.copy_(grad.narrow(piece.dim, start, shape[piece.dim]))
                 place += prod(shape)
         own = self.comm.reduce_scatter(buffer, name=f"{self.name}: gradients")
         found: list[Tensor | None] = []
