@@ -64,6 +64,9 @@ class Pipeline:
         schedule = SCHEDULES[plan.option("schedule", "1f1b")]
         chunks = len(plan.stages) // self.ranks
         self.lists = schedule.actions(self.ranks, chunks, plan.batch.accumulate)
+        # The proof of a comparison runs the same plan in float64.
+        real = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.real = next(real, torch.get_default_dtype())
         self.again = plan.option("recompute", "no") == "yes"
         self.wanted = [
             frozenset(c.source for c in plan.crossings if c.start == stage.number)
@@ -135,7 +138,8 @@ class Pipeline:
             number, micro, back = following
             found = self.plan.crossings[number]
             shape = found.size.of(len(self.inputs[micro][0]))
-            dtype = getattr(torch, found.dtype)
+            dtype: torch.dtype = getattr(torch, found.dtype)
+            dtype = self.real if dtype.is_floating_point else dtype
             room = torch.empty(shape, dtype=dtype, device=self.device)
             name = found.gradient_name if back else found.name
             self.arrived[following] = self.comm.take(room, source, name=name)
