@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from workbench.layers.carriers import carrier_of
 from workbench.mesh import Mesh
 from workbench.plan import Batch, Plan
 from workbench.planning import checked_options, compose
+from workbench.profile import Profile
 from workbench.strategies.notation import parse
 from workbench.traced import Array, Label, Layer, Traced
 from workbench.verify import Proof, _compare
@@ -56,14 +56,7 @@ def prove_layer(
         role=said.role,  # type: ignore[arg-type]
         groups=said.groups,
     )
-    found: Any = SimpleNamespace(
-        layers=(layer,),
-        inputs=arguments,
-        outputs=(result,),
-        mixes=(),
-        output_shapes=(tuple(output.shape),),
-        plain=True,
-    )
+    found = Profile((layer,), (tuple(output.shape),), True, arguments, (result,))
     if dims:
         options["spatial_dims"] = dims
     strategy = ",".join([f"data={data}"] * (data > 1) + [f"spatial={spatial}"])
