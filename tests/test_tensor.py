@@ -460,31 +460,3 @@ def test_features_flattened_out_of_channels_stay_cut() -> None:
     assert [found.owned(found.arrays[2], rank).shape[1] for rank in range(4)] == [40, 40, 20, 20]
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     assert prove(Net().double(), x, strategy="tensor=4").refusal is None
-
-
-class Penalty(nn.Module):
-    """Reads weights of its layers beside calling them, which takes whole ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.norm, self.two = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 4)
-        self.three = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.tanh(self.two(self.norm(torch.relu(self.one(x)))))
-        tied = F.linear(hidden, self.one.weight[:4])
-        return self.three(tied) + self.two.weight.square().mean() + self.norm.weight.sum()
-
-
-@pytest.mark.parametrize(
-    "strategy", ["tensor=2", "sharded=2", "pipeline=2", "pipeline=3", "data=2,tensor=2"]
-)
-def test_weights_that_other_code_reads_stay_whole(strategy: str) -> None:
-    found = planned(Penalty(), strategy, 4)
-    read = {"one.weight", "two.weight", "norm.weight"}
-    assert found.foreign == read
-    assert all(found.parameter_cuts(name) == () for name in read)
-    if found.stages:
-        assert all(len(found.holders(name)) == found.ranks for name in read)
-    x = torch.randn(4, 4, dtype=torch.float64)
-    assert prove(Penalty().double(), x, strategy=strategy).refusal is None

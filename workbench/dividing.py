@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workbench.mesh import Mesh
-    from workbench.profile import Profile
     from workbench.traced import Layer
 
 FLOPS_PER_NUMBER = 8
@@ -41,7 +40,7 @@ class Divided:
 def divide(
     model: nn.Module,
     inputs: Sequence[Tensor],
-    found: Profile,
+    layers: Sequence[Layer],
     mesh: Mesh,
     chunks: int = 1,
     split_at: str = "",
@@ -55,7 +54,7 @@ def divide(
     PlanError
         If there are not so many pieces, a named module is none, or what crosses cannot be carried.
     """
-    return _Divider(model, inputs, found, mesh, chunks).divide(split_at)
+    return _Divider(model, inputs, layers, mesh, chunks).divide(split_at)
 
 
 class _Divider:
@@ -63,12 +62,11 @@ class _Divider:
         self,
         model: nn.Module,
         inputs: Sequence[Tensor],
-        found: Profile,
+        layers: Sequence[Layer],
         mesh: Mesh,
         chunks: int,
     ) -> None:
-        self.model, self.inputs, self.layers, self.mesh = model, inputs, found.layers, mesh
-        self.foreign = found.foreign
+        self.model, self.inputs, self.layers, self.mesh = model, inputs, layers, mesh
         self.ranks = mesh.degree("pipeline")
         self.count = self.ranks * chunks
         self.trace = Trace(model, inputs)
@@ -76,7 +74,7 @@ class _Divider:
         self.places = self._places()
         self.costs = [
             (self.calls[place].enter, _cost(layer))
-            for layer, place in zip(self.layers, self.places, strict=True)
+            for layer, place in zip(layers, self.places, strict=True)
             if place is not None and place.module
         ]
 
@@ -262,8 +260,7 @@ class _Divider:
             for each in state:
                 arrays.setdefault(each, set()).update(needed)
         for name, ranks in arrays.items():
-            alone = len(ranks) == 1 and name not in self.foreign
-            yield name, (tuple(ranks) if alone else everywhere)
+            yield name, (tuple(ranks) if len(ranks) == 1 else everywhere)
 
 
 def _cost(layer: Layer) -> int:

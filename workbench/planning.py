@@ -120,7 +120,7 @@ def staged(start: Plan, model: nn.Module, inputs: Sequence[Tensor], found: Profi
 
     chunks = pipeline.chunks(start.option("schedule", "1f1b"), start.option("chunks", ""))
     asked = start.option("split_at", "")
-    made = divide(model, inputs, found, start.mesh, chunks, asked)
+    made = divide(model, inputs, found.layers, start.mesh, chunks, asked)
     return replace(start, stages=made.stages, crossings=made.crossings, held=made.held)
 
 
@@ -179,7 +179,6 @@ def compose(start: Plan, found: Profile) -> Plan:
         mixes=found.mixes,
         units=found.units,
         adapted=found.adapted,
-        foreign=found.foreign,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

@@ -8,7 +8,7 @@ layers by what their carriers declare and through all other code as it is watche
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,8 +47,6 @@ class Profile:
         Into how many pieces code takes features apart, by their label, such as heads.
     adapted:
         Numbers that modules keep of such pieces.
-    foreign:
-        Parameters that code outside of their own module reads.
     """
 
     layers: tuple[Layer, ...]
@@ -59,7 +57,6 @@ class Profile:
     mixes: tuple[Mix, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
-    foreign: frozenset[str] = frozenset()
 
 
 def profile(
@@ -110,7 +107,6 @@ def _run(
         x.requires_grad_(asked.requires_grad)
     labels = _label(inputs, dims)
     watch = Watch(labels)
-    watch.named = {id(p): name for name, p in model.named_parameters()}
     calls = Calls(model, watch, opaque)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
@@ -167,22 +163,7 @@ def _run(
         tuple(dict.fromkeys(replace(mix, labels=names.all(mix.labels)) for mix in mixes)),
         names.units,
         adapted,
-        frozenset(_read_elsewhere(model, layers, watch.read)),
     )
-
-
-def _read_elsewhere(
-    model: nn.Module, layers: Sequence[Layer], read: set[tuple[str, str]]
-) -> Iterator[str]:
-    """Yield parameters that code reads which is not their own module's: it needs them whole."""
-    modules = dict(model.named_modules())
-    called = {layer.name for layer in layers if layer.arguments}
-    parameters = dict(model.named_parameters())
-    for name, where in read:
-        owner = name.rpartition(".")[0]
-        holds = any(held is parameters[name] for held in modules[where]._parameters.values())
-        if not holds and owner in called:
-            yield name
 
 
 def _adapted(model: nn.Module, watch: Watch) -> tuple[Adapted, ...]:

@@ -175,7 +175,6 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
     that code takes them apart into, and ``adapted`` the numbers that it takes for that.
-    ``foreign`` are parameters that code outside of their module reads: those stay whole.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
     are those of a pipeline, ``crossings`` what one computes for another, and ``held`` the places on
@@ -202,7 +201,6 @@ class Plan:
     mixes: tuple[Mix, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
-    foreign: frozenset[str] = frozenset()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None

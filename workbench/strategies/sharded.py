@@ -111,7 +111,7 @@ def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
     What no call of a layer reads, and what a layer keeps a list of, stays whole.
     """
     degree = plan.mesh.degree(AXIS)
-    listed = set(plan.foreign) | {
+    listed = {
         array.name
         for planned in plan.layers
         if planned.layer.kind in _KEEP_A_LIST

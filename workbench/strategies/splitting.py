@@ -123,14 +123,6 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
             if not _takes(layer, array, dim, one, made=arrays is layer.results)
         }
     whole |= _crossing(plan)
-    whole |= {
-        name
-        for planned in plan.layers
-        if any(array.name in plan.foreign for array in planned.layer.parameters)
-        for array in (*planned.layer.arguments, *planned.layer.results)
-        for label in array.labels
-        for name in _names(label)
-    }
     units = dict(plan.units)
     whole |= {
         str(one.made)
@@ -336,9 +328,7 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
         calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
     found = []
     for planned in plan.layers:
-        layer = planned.layer
-        read = any(array.name in plan.foreign for array in (*layer.parameters, *layer.tied))
-        one = None if read else find(layer)
+        one = find(planned.layer)
         if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
             one = replace(one, ways=("filters",))
         if one is not None:

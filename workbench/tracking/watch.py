@@ -73,8 +73,6 @@ class Watch(TorchDispatchMode):
         self.blind = 0
         self.where: Callable[[], tuple[str, str]] = lambda: ("", "")
         self.running: Any = None
-        self.named: dict[int, str] = {}  # parameters, by their id
-        self.read: set[tuple[str, str]] = set()
         self.apart: list[tuple[str, str, int, int]] = []
         self.made: dict[int, list[Tensor]] = {}  # by storage, to recognize what is saved
         self.inputs = tuple(inputs)
@@ -93,9 +91,6 @@ class Watch(TorchDispatchMode):
         self.running = None
         for tensor in tensors_in(result):
             self.made.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
-        if not self.blind:
-            given = (self.named.get(id(x)) for x in tensors_in([*args, *kwargs.values()]))
-            self.read.update((name, self.where()[0]) for name in given if name is not None)
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
