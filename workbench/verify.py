@@ -270,7 +270,7 @@ def _owned(plan: Plan, name: str, value: Tensor | None, rank: int) -> Tensor | N
 
 def _predicted(plan: Plan, rank: int) -> int:
     """Return what the plan says a rank sends here: one pass, and who had a gradient."""
-    record = [c for c in plan.collectives if c.phase not in ("start", "record")]
+    record = [c for c in plan.collectives if c.phase not in ("start", "update", "record")]
     arrived = Collective(
         "arrived",
         "all_reduce",
