@@ -460,3 +460,68 @@ def test_features_flattened_out_of_channels_stay_cut() -> None:
     assert [found.owned(found.arrays[2], rank).shape[1] for rank in range(4)] == [40, 40, 20, 20]
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     assert prove(Net().double(), x, strategy="tensor=4").refusal is None
+
+
+class Reads(nn.Module):
+    """Reads parameters of a layer where that is not called."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.how = how
+        if how == "spectral":
+            nn.utils.spectral_norm(self.a)
+        if how == "hook":
+            self.a.register_forward_pre_hook(self.note)
+
+    def note(self, layer: nn.Module, _given: Any) -> None:
+        self.scale = layer.weight.norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if self.how == "hook":
+            h = h * self.scale
+        if self.how == "norm":
+            h = h * self.a.weight.norm()
+        if self.how == "size":
+            h = h / self.a.weight.shape[0]
+        if self.how == "data":
+            h = h * self.a.weight.data.sum()
+        if self.how == "bias":
+            return self.b(h) + self.a.bias
+        if self.how == "product":
+            return self.b(h) + F.linear(x, self.a.weight)
+        if self.how == "functional":
+            weight = {"weight": self.a.weight * 2}
+            h = h + torch.func.functional_call(self.a, weight, (x,))
+        return self.b(h)
+
+
+READS = ["hook", "norm", "size", "data", "bias", "product", "functional", "spectral"]
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2", "tensor=3", "sharded=2", "sharded=2,tensor=2"])
+@pytest.mark.parametrize("how", READS)
+def test_parameters_that_other_code_reads_stay_whole(how: str, strategy: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert prove(Reads(how).double(), x, strategy=strategy).refusal is None
+
+
+def test_a_model_of_which_other_code_reads_all_is_refused_with_the_parameter() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.a(x)) @ self.a.weight
+
+    with pytest.raises(PlanError, match=r"code reads 'a\.weight' where its layer is not called"):
+        planned(Both(), "tensor=2", 6)
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_a_proof_counts_what_is_sent_without_an_update(stage: str) -> None:
+    x = torch.randn(4, 8, dtype=torch.float64)
+    assert prove(Block(8, 6).double(), x, strategy="sharded=2", stage=stage).refusal is None

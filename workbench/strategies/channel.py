@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Layer
 
@@ -64,6 +64,8 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
             f"{plan.mesh} splits convolutions, and this model has none; use data={degree}, or "
             f"tensor={degree} for its linear layers."
         )
+    if read := exposed_note(plan):
+        return f"{plan.mesh} finds no convolution that can be split: {read}; use data={degree}."
     widest = max(max(c.input_shape[1], c.output_shape[1]) for c in convolutions)
     return (
         f"{plan.mesh}: no convolution can be split in {degree}. The widest has {widest} channels, "

@@ -108,10 +108,11 @@ def _readers(plan: Plan) -> dict[str, tuple[Array, ...]]:
 def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
     """Choose the dim in which each parameter is cut: the first that nobody cuts and is long enough.
 
-    What no call of a layer reads, and what a layer keeps a list of, stays whole.
+    What no call of a layer reads, what other code reads too, and what a layer keeps a list of,
+    stays whole.
     """
     degree = plan.mesh.degree(AXIS)
-    listed = {
+    whole = set(plan.exposed) | {
         array.name
         for planned in plan.layers
         if planned.layer.kind in _KEEP_A_LIST
@@ -120,7 +121,7 @@ def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
     for array in {a.name: a for arrays in _readers(plan).values() for a in arrays}.values():
         taken = {cut.dim for cut in plan.parameter_cuts(array.name)}
         free = [d for d, n in enumerate(array.shape) if n >= degree and d not in taken]
-        if free and array.name not in listed:
+        if free and array.name not in whole:
             yield array.name, Cut(free[0], AXIS)
 
 

@@ -121,6 +121,7 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
             for dim, label in enumerate(array.labels)
             for name in _names(label)
             if not _takes(layer, array, dim, one, made=arrays is layer.results)
+            or (layer.role == "channelwise" and is_exposed(layer, plan))
         }
     whole |= _crossing(plan)
     units = dict(plan.units)
@@ -167,6 +168,22 @@ def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: 
         return dim == 1 and passes
     weightless = not layer.parameters and not layer.buffers
     return layer.role == "plain" and passes and weightless and layer.window(dim) is None
+
+
+def is_exposed(layer: Layer, plan: Plan) -> bool:
+    """Return whether code reads a parameter or buffer of ``layer`` where that is not called."""
+    names = {array.name for array in (*layer.parameters, *layer.tied)}
+    names |= {name for name, _, _ in layer.by_heads}
+    names |= {buffer.name for buffer in layer.buffers}
+    names |= {f"{layer.name}.{buffer.name}" for buffer in layer.buffers}
+    return not names.isdisjoint(plan.exposed)
+
+
+def exposed_note(plan: Plan) -> str:
+    """Return why layers stay whole whose parameters other code reads; "" if there are none."""
+    if not plan.exposed:
+        return ""
+    return f"code reads {plan.exposed[0]!r} where its layer is not called, so that stays whole"
 
 
 def _names(label: Label) -> list[str]:
@@ -321,14 +338,14 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
     """Return what ``find`` can split of each call of each layer.
 
     A layer that is called more than once is split in what it makes only, since what it reads may be
-    cut in one call and whole in the other.
+    cut in one call and whole in the other. One whose parameters other code reads stays whole.
     """
     calls: dict[str, int] = {}
     for planned in plan.layers:
         calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
     found = []
     for planned in plan.layers:
-        one = find(planned.layer)
+        one = None if is_exposed(planned.layer, plan) else find(planned.layer)
         if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
             one = replace(one, ways=("filters",))
         if one is not None:

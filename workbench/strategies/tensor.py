@@ -12,7 +12,7 @@ from __future__ import annotations
 from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies.channel import convolution
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Layer
 
@@ -97,6 +97,8 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
             f"{plan.mesh} splits linear layers, convolutions, embeddings and attention heads, and "
             f"this model has none that can be split; use data={degree}."
         )
+    if read := exposed_note(plan):
+        return f"{plan.mesh} finds no layer that can be split: {read}; use data={degree}."
     return (
         f"{plan.mesh}: no layer can be split in {degree}. The widest has {max(sizes)} features; "
         f"the nearest is tensor={max(2, min(max(sizes), degree - 1))}."
