@@ -13,9 +13,11 @@ from itertools import product
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
-from workbench.traced import Flat, Label, Layer, Traced
+from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
+
+PARAMETRIZED = "Parametrized"  # so torch calls the class of a layer whose parameters are computed
 
 WORDS = {
     ("conv", "filters"): "split in filters",
@@ -234,7 +236,7 @@ def _collectives(
     adds_up = choice in ("channels", "heads")
     if not choice or (not adds_up and stays):
         return []
-    by_sample = made.counts_samples
+    by_sample = made.counts_samples or _lost_samples(plan, made)
     rest = made.numel // one.outputs // (plan.batch.size if by_sample else 1)
     own = [size * rest for size in shares(one.outputs, degree, _units(plan, one.made, kept))]
     others = tuple(sum(own) - mine for mine in own)
@@ -269,6 +271,12 @@ def _collectives(
         there = collective("sum of outputs", "all_reduce", total, "forward")
         back = collective("gradients of outputs", "all_reduce", total, "backward")
     return [there, back] if made.gradient else [there]
+
+
+def _lost_samples(plan: Plan, made: Traced) -> bool:
+    """Return whether dim 0 counts samples, of which code before has taken the label."""
+    mixed = any(SAMPLES in _names(label) for mix in plan.mixes for label in mix.labels)
+    return mixed and bool(made.shape) and made.shape[0] % plan.batch.size == 0
 
 
 def _attention_weights(plan: Plan, axis: str, layer: Layer) -> Collective:
@@ -338,14 +346,16 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
     """Return what ``find`` can split of each call of each layer.
 
     A layer that is called more than once is split in what it makes only, since what it reads may be
-    cut in one call and whole in the other. One whose parameters other code reads stays whole.
+    cut in one call and whole in the other. One whose parameters other code reads or
+    makes (``torch.nn.utils.parametrize``) stays whole.
     """
     calls: dict[str, int] = {}
     for planned in plan.layers:
         calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
     found = []
     for planned in plan.layers:
-        one = None if is_exposed(planned.layer, plan) else find(planned.layer)
+        whole = planned.layer.kind.startswith(PARAMETRIZED) or is_exposed(planned.layer, plan)
+        one = None if whole else find(planned.layer)
         if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
             one = replace(one, ways=("filters",))
         if one is not None:
