@@ -256,7 +256,7 @@ class Calls:
                 groups=said.groups,
                 by_heads=_by_heads(layer, said, self.names[module]),
             )
-        nodes = tuple(x.grad_fn for x in outs if x.grad_fn is not None)
+        nodes = tuple(node for x in outs for node in _nodes(x, call.args))
         self._found.append(_Found(layer, nodes))
 
     def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -328,6 +328,15 @@ def _reached(nodes: Sequence[Any]) -> set[Any]:
                 found.add(node)
                 todo.append(node)
     return found
+
+
+def _nodes(x: Tensor, given: Sequence[Any]) -> list[Any]:
+    """Return the nodes that made ``x``: of a view what it views too, which stays if it changes."""
+    found = [x.grad_fn]
+    inputs = [y for z in tensors_in(given) for y in (z, z._base)]
+    if x._base is not None and not any(x._base is y for y in inputs):
+        found.append(x._base.grad_fn)
+    return [node for node in found if node is not None]
 
 
 def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
