@@ -525,3 +525,71 @@ def test_a_model_of_which_other_code_reads_all_is_refused_with_the_parameter() -
 def test_a_proof_counts_what_is_sent_without_an_update(stage: str) -> None:
     x = torch.randn(4, 8, dtype=torch.float64)
     assert prove(Block(8, 6).double(), x, strategy="sharded=2", stage=stage).refusal is None
+
+
+class Calls(nn.Module):
+    """Calls layers in ways in which they are not called in a chain."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        if how == "parametrized":
+            nn.utils.parametrizations.weight_norm(self.b)
+            nn.utils.parametrize.register_parametrization(self.b, "bias", nn.Softplus())
+        if how == "two holders":
+            self.held = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "dims":
+            rows, last = (F.softmax(self.a(part), -1) for part in (x, x[:, 0]))
+            return self.b(rows) + self.b(last)[:, None]
+        if self.how == "flattened":
+            return self.b(self.a(x.flatten(0, 1)).relu()).unflatten(0, (len(x), -1))
+        if self.how == "transformed":
+            return self.b(torch.fft.fft(self.a(x)).real)
+        if self.how == "in place":
+            return self.b(self.a(x).relu_())
+        if self.how == "two holders":
+            return self.b(self.a(x) + F.linear(x, self.held))
+        return self.b(self.a(x))
+
+
+CALLS = ["dims", "flattened", "transformed", "in place", "two holders", "parametrized"]
+
+
+@pytest.mark.parametrize(
+    "strategy", ["tensor=2", "tensor=3", "data=2,tensor=2", "sharded=2", "sharded=2,tensor=2"]
+)
+@pytest.mark.parametrize("how", CALLS)
+def test_layers_that_are_called_otherwise_equal_serial(how: str, strategy: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    assert prove(Calls(how).double(), x, strategy=strategy).refusal is None
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2", "data=2", "sharded=2", "data=2,tensor=2"])
+def test_sparse_gradients_equal_serial(strategy: str) -> None:
+    net = nn.Sequential(nn.Embedding(9, 6, sparse=True), nn.Linear(6, 4))
+    ids = torch.arange(12).view(4, 3) % 9
+    assert prove(net.double(), ids, strategy=strategy).refusal is None
+
+
+class Channels(nn.Module):
+    """Calls a convolution in groups with channels that are cut, and with all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.each = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 3, padding=1, groups=6)
+        self.b, self.tied = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 1)
+        self.tied.weight = self.b.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.b(self.each(self.a(x).relu()) + self.each(x)))
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2", "tensor=3", "channel=2", "data=2,channel=3"])
+def test_convolutions_called_twice_and_tied_equal_serial(strategy: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 5, dtype=torch.float64)
+    assert prove(Channels().double(), x, strategy=strategy).refusal is None

@@ -243,7 +243,11 @@ def _run(
     return _Part(
         outputs=[o.detach() for o in outputs],
         input_gradients=[x.grad for x in mine],
-        parameter_gradients={name: p.grad.clone() for name, p in own.items() if p.grad is not None},
+        parameter_gradients={
+            name: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone()
+            for name, p in own.items()
+            if p.grad is not None
+        },
         buffers={name: b.detach().clone() for name, b in model.named_buffers()},
         sent_bytes=sum(comm.sent_bytes.values()),
     )

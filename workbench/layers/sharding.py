@@ -114,6 +114,7 @@ class Unit:
         def forward(*args: Any, **kwargs: Any) -> Any:
             wholes = _Whole.apply(self, *(piece.share for piece in self.pieces))
             held = [holder for piece in self.pieces for holder in piece.holders]
+            before = [module.__dict__.get(attribute) for module, attribute in held]
             for piece, whole in zip(self.pieces, wholes, strict=True):
                 for module, attribute in piece.holders:
                     # What stands in the instance is found before a registered parameter.
@@ -124,8 +125,11 @@ class Unit:
                 with saved_tensors_hooks(self._leave_out(wholes), self._take_again):
                     result = own(*args, **kwargs)
             finally:
-                for module, attribute in held:
-                    del module.__dict__[attribute]
+                for (module, attribute), other in zip(held, before, strict=True):
+                    if other is None:
+                        del module.__dict__[attribute]
+                    else:  # that of a call around this one
+                        module.__dict__[attribute] = other
             if self.again:
                 _before_backward(result, self._gather_again)
             return result
@@ -167,6 +171,7 @@ class Unit:
         self.wholes = self.wholes if self.keeps else None
         if all(grad is None for grad in grads):
             return [None] * len(grads)
+        grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         size, counts = self.comm.size, self.share.rows > 0
         buffer = self.pieces[0].share.new_zeros(size * self.numel)
         for index, row in enumerate(buffer.view(size, self.numel)):
