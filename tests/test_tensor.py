@@ -593,3 +593,75 @@ def test_convolutions_called_twice_and_tied_equal_serial(strategy: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 6, 5, dtype=torch.float64)
     assert prove(Channels().double(), x, strategy=strategy).refusal is None
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_attention_stays_whole_where_the_loss_needs_its_weights(average: bool) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.a(x)
+            return self.attention(h, h, h, average_attn_weights=average)
+
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    assert prove(Looks().double(), x, strategy="tensor=2").refusal is None
+
+
+def test_a_layer_called_once_without_samples_stays_whole_in_all_calls() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) + self.a(torch.ones(6).to(x)))
+
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert prove(One().double(), x, strategy="tensor=2").refusal is None
+
+
+class Frozen(nn.Module):
+    """A head on an encoder that is not trained, which torch computes at a stroke."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 10, batch_first=True).eval()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.encoder(x)
+        return self.head(h)
+
+
+class Projected(nn.Module):
+    """A layer has the weight of the projection inside attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.b = nn.Linear(8, 8)
+        self.b.weight = self.attention.out_proj.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(self.attention(h, h, h)[0])
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2", "sharded=2", "sharded=2,tensor=2"])
+@pytest.mark.parametrize("make", [Frozen, Projected])
+def test_attention_whose_parameters_others_take_equals_serial(make: Any, strategy: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 8, dtype=torch.float64)
+    assert prove(make().double(), x, strategy=strategy).refusal is None
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2", "sharded=2"])
+def test_a_parametrized_table_equals_serial(strategy: str) -> None:
+    table = nn.utils.parametrizations.weight_norm(nn.Embedding(9, 6))
+    ids = torch.arange(12).view(4, 3) % 9
+    net = nn.Sequential(table, nn.Linear(6, 4))
+    assert prove(net.double(), ids, strategy=strategy).refusal is None

@@ -21,7 +21,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.mesh import balanced
 from workbench.plan import Plan
-from workbench.strategies.sharded import AXIS, units
+from workbench.strategies.sharded import AXIS, needs_again, units
 
 
 def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
@@ -40,7 +40,7 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             if held is not None:
                 holders.setdefault(id(held), []).append((module, attribute))
     modules = dict(model.named_modules())
-    embeddings = {p.layer.name for p in plan.layers if p.layer.role == "embedding"}
+    needed_again = {p.layer.name for p in plan.layers if needs_again(p.layer)}
     found = []
     for layer, arrays in mine.items():
         module = modules.get(layer, model)
@@ -50,7 +50,7 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             whole = wholes[array.name]
             own = tuple(held for held in holders[id(whole)] if held[0] in inside)
             pieces.append(Piece(own, tuple(whole.shape), dims[array.name], whole.requires_grad))
-        again = layer not in embeddings
+        again = layer in needed_again
         keeps = plan.option("stage", "3") == "2"
         found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again))
     for name, whole in wholes.items():

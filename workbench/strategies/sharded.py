@@ -21,7 +21,7 @@ from workbench.mesh import shares
 from workbench.plan import Collective, Cut, LayerPlan, Plan
 from workbench.strategies.data import cut_batch
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Array
+from workbench.traced import Array, Layer
 
 AXIS = "sharded"
 _KEEP_A_LIST = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
@@ -72,6 +72,11 @@ def cut(plan: Plan) -> Plan:
             seen.add(planned.layer.name)
             collectives += _of_layer(plan, planned, arrays, cuts, stage, first)
     return plan.adding(collectives=collectives, notes=[_note(plan, cuts, stage)])
+
+
+def needs_again(layer: Layer) -> bool:
+    """Return whether the backward pass of a layer needs its parameters: not for a mere table."""
+    return layer.role != "embedding" or layer.parametrized
 
 
 def units(plan: Plan) -> dict[str, tuple[Array, ...]]:
@@ -165,7 +170,7 @@ def _of_layer(
         times = micro if stage == "3" else 1
         found.append(_collective(plan, f"{name}: parameters", "all_gather", own, "forward", times))
     gradient = any(result.gradient for result in planned.layer.results)
-    if stage == "3" and gradient and planned.layer.role != "embedding":
+    if stage == "3" and gradient and needs_again(planned.layer):
         found.append(
             _collective(plan, f"{name}: parameters again", "all_gather", own, "backward", micro)
         )

@@ -17,8 +17,6 @@ from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
 
-PARAMETRIZED = "Parametrized"  # so torch calls the class of a layer whose parameters are computed
-
 WORDS = {
     ("conv", "filters"): "split in filters",
     ("conv", "channels"): "split in input channels, results added up",
@@ -346,18 +344,28 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
     """Return what ``find`` can split of each call of each layer.
 
     A layer that is called more than once is split in what it makes only, since what it reads may be
-    cut in one call and whole in the other. One whose parameters other code reads or
-    makes (``torch.nn.utils.parametrize``) stays whole.
+    cut in one call and whole in the other. One whose parameters other code reads or makes
+    (``torch.nn.utils.parametrize``) stays whole. So does, in all of its calls, what cannot be split
+    in one of them, and what shares a parameter with it.
     """
     calls: dict[str, int] = {}
     for planned in plan.layers:
         calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
-    found = []
+    found: list[Splittable] = []
+    whole: set[str] = set()  # layers, and parameters
     for planned in plan.layers:
-        whole = planned.layer.kind.startswith(PARAMETRIZED) or is_exposed(planned.layer, plan)
-        one = None if whole else find(planned.layer)
-        if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
-            one = replace(one, ways=("filters",))
-        if one is not None:
+        layer = planned.layer
+        left = layer.parametrized or is_exposed(layer, plan)
+        one = None if left else find(layer)
+        if one is None:
+            whole |= {layer.name, *(array.name for array in (*layer.parameters, *layer.tied))}
+        elif calls[layer.name] > 1 and "filters" in one.ways:
+            found.append(replace(one, ways=("filters",)))
+        else:
             found.append(one)
-    return found
+    return [
+        one
+        for one in found
+        if one.layer.name not in whole
+        and whole.isdisjoint(a.name for a in (*one.layer.parameters, *one.layer.tied))
+    ]

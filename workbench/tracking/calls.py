@@ -41,7 +41,7 @@ class _Found:
     """A layer, and the nodes of the autograd graph of its results, which hold no tensors."""
 
     layer: Layer
-    nodes: tuple[Any, ...]
+    nodes: tuple[list[Any], ...]
 
 
 class Calls:
@@ -116,7 +116,7 @@ class Calls:
             _settled(
                 replace(each.layer, saved=saved.get(number, ())),
                 names,
-                any(node in reached for node in each.nodes),
+                [not reached.isdisjoint(nodes) for nodes in each.nodes],
             )
             for number, each in enumerate(self._found)
         ]
@@ -256,7 +256,8 @@ class Calls:
                 groups=said.groups,
                 by_heads=_by_heads(layer, said, self.names[module]),
             )
-        nodes = tuple(node for x in outs for node in _nodes(x, call.args))
+        # The weights of attention may be a view of what gives the output: only the view is theirs.
+        nodes = tuple(_nodes(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
         self._found.append(_Found(layer, nodes))
 
     def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -339,10 +340,10 @@ def _nodes(x: Tensor, given: Sequence[Any]) -> list[Any]:
     return [node for node in found if node is not None]
 
 
-def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
+def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:
     """Return ``layer`` with canonical labels, and gradients only where they flow."""
 
-    def settle(array: Traced) -> Traced:
+    def settle(array: Traced, reached: bool = any(reached)) -> Traced:
         labels: tuple[Label, ...] = tuple(names.canonical(label) for label in array.labels)
         return replace(array, labels=labels, gradient=array.gradient and reached)
 
@@ -356,7 +357,8 @@ def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
     return replace(
         layer,
         arguments=tuple(map(settle, layer.arguments)),
-        results=tuple(map(settle, layer.results)),
+        # The first speaks for all, the others for themselves.
+        results=(*map(settle, layer.results[:1]), *map(settle, layer.results[1:], reached[1:])),
         saved=tuple(map(settle, layer.saved)),
         sums=sums,
         refusals=refusals,
