@@ -179,6 +179,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         mixes=found.mixes,
         units=found.units,
         adapted=found.adapted,
+        exposed=found.exposed,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

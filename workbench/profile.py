@@ -18,6 +18,7 @@ from workbench.layers.ghosts import on_meta
 from workbench.traced import Adapted, Layer, Mix, Traced
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
+from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.tags import Merged, as_labels
 from workbench.tracking.watch import Literals, Watch, set_tags, tensors_in
@@ -47,6 +48,8 @@ class Profile:
         Into how many pieces code takes features apart, by their label, such as heads.
     adapted:
         Numbers that modules keep of such pieces.
+    exposed:
+        Parameters and buffers that code reads where no layer that holds them is called.
     """
 
     layers: tuple[Layer, ...]
@@ -57,6 +60,7 @@ class Profile:
     mixes: tuple[Mix, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
+    exposed: tuple[str, ...] = ()
 
 
 def profile(
@@ -108,6 +112,7 @@ def _run(
     labels = _label(inputs, dims)
     watch = Watch(labels)
     calls = Calls(model, watch, opaque)
+    reads = Reads(model, calls.running)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
     # Gradients are asked for to see where they flow; what they would need is not kept.
@@ -120,7 +125,7 @@ def _run(
 
     noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), noting, watch, Literals(watch):
+        with calls.hooked(), torch.enable_grad(), noting, watch, reads, Literals(watch):
             output = model(*inputs)
     except Exception as error:
         raise calls.refusal(error, inputs) from error
@@ -163,6 +168,7 @@ def _run(
         tuple(dict.fromkeys(replace(mix, labels=names.all(mix.labels)) for mix in mixes)),
         names.units,
         adapted,
+        reads.exposed({layer.name for layer in layers if layer.arguments}),
     )
 
 

@@ -184,6 +184,11 @@ class Layer:
         """Number of heads of attention; 0 for another layer, or if they cannot be split."""
         return max((dict(flat.parts)[self.heads] for _, _, flat in self.by_heads), default=0)
 
+    @property
+    def parametrized(self) -> bool:
+        """Whether ``torch.nn.utils.parametrize`` computes parameters of the layer: by its class."""
+        return self.kind.startswith("Parametrized")
+
     def feature_dim(self, array: Traced) -> int:
         """Return the dim of an argument or result that counts channels or features."""
         return 1 if self.role in ("conv", "channelwise") else len(array.shape) - 1

@@ -243,7 +243,11 @@ def _run(
     return _Part(
         outputs=[o.detach() for o in outputs],
         input_gradients=[x.grad for x in mine],
-        parameter_gradients={name: p.grad.clone() for name, p in own.items() if p.grad is not None},
+        parameter_gradients={
+            name: p.grad.to_dense() if p.grad.is_sparse else p.grad.clone()
+            for name, p in own.items()
+            if p.grad is not None
+        },
         buffers={name: b.detach().clone() for name, b in model.named_buffers()},
         sent_bytes=sum(comm.sent_bytes.values()),
     )
@@ -270,7 +274,7 @@ def _owned(plan: Plan, name: str, value: Tensor | None, rank: int) -> Tensor | N
 
 def _predicted(plan: Plan, rank: int) -> int:
     """Return what the plan says a rank sends here: one pass, and who had a gradient."""
-    record = [c for c in plan.collectives if c.phase not in ("start", "record")]
+    record = [c for c in plan.collectives if c.phase not in ("start", "update", "record")]
     arrived = Collective(
         "arrived",
         "all_reduce",

@@ -72,36 +72,42 @@ def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
     layer, axis = planned.layer, mesh.feature_axis
     comm, choice = seat.comm(axis), planned.choice
     place, degree = mesh.place(seat.rank, axis), mesh.degree(axis)
-    source_cut = any(c.axis == axis for c in planned.input)
     stays = any(c.axis == axis for c in planned.output)
-    dim = layer.feature_dim(layer.results[0])
-    channels = balanced(layer.input_shape[dim], degree, place) if choice == "groups" else (0, 0)
     units = next((c.units for c in planned.output if c.axis == axis), 0)
-    size = layer.output_shape[dim]
+    made = layer.results[0]
+    size = made.shape[layer.feature_dim(made)]
     pieces = [balanced_units(size, degree, index, units) for index in range(degree)]
     if choice == "groups":
         start, stop = balanced(layer.groups, degree, place)
         module.groups = stop - start  # type: ignore[assignment]
-    whole = Whole(
-        layer.output_shape,
-        (Cut(dim, axis),),
-        seat.plan,
-        seat.groups,
-        f"{seat.name}: whole output",
-        f"{seat.name}: gradient of the whole output",
-    )
+    # A layer may be called with arrays of several numbers of dims.
+    dims = {len(x.shape): layer.feature_dim(x) for call in seat.calls for x in call.layer.results}
+    wholes = {
+        number: Whole(
+            (*(1,) * dim, size, *(1,) * (number - dim - 1)),
+            (Cut(dim, axis),),
+            seat.plan,
+            seat.groups,
+            f"{seat.name}: whole output",
+            f"{seat.name}: gradient of the whole output",
+        )
+        for number, dim in dims.items()
+    }
 
     def run(input: Tensor, *more: Any, **named: Any) -> Tensor:
-        if choice == "groups" and not source_cut:
-            input = input.narrow(1, channels[0], channels[1] - channels[0])
+        if choice == "groups" and input.shape[1] == layer.input_shape[1]:  # whole in this call
+            first, last = balanced(layer.input_shape[1], degree, place)
+            input = input.narrow(1, first, last - first)
         if choice != "channels":
             output: Tensor = forward(input, *more, **named)
-            return output if stays else whole(output)
+            return output if stays else wholes[output.dim()](output)
         partial = _with_bias_once(forward, module, place == 0, input, *more, **named)
         there, back = f"{seat.name}: sum of outputs", f"{seat.name}: gradients of outputs"
         if not stays:
             return all_reduce_sum(partial, comm, there, back)
-        result: Tensor = _ReduceScatter.apply(partial, dim, pieces, comm, there, back)
+        result: Tensor = _ReduceScatter.apply(
+            partial, dims[partial.dim()], pieces, comm, there, back
+        )
         return result
 
     return run

@@ -21,7 +21,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.mesh import balanced
 from workbench.plan import Plan
-from workbench.strategies.sharded import AXIS, units
+from workbench.strategies.sharded import AXIS, needs_again, units
 
 
 def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
@@ -40,7 +40,7 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             if held is not None:
                 holders.setdefault(id(held), []).append((module, attribute))
     modules = dict(model.named_modules())
-    embeddings = {p.layer.name for p in plan.layers if p.layer.role == "embedding"}
+    needed_again = {p.layer.name for p in plan.layers if needs_again(p.layer)}
     found = []
     for layer, arrays in mine.items():
         module = modules.get(layer, model)
@@ -50,7 +50,7 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             whole = wholes[array.name]
             own = tuple(held for held in holders[id(whole)] if held[0] in inside)
             pieces.append(Piece(own, tuple(whole.shape), dims[array.name], whole.requires_grad))
-        again = layer not in embeddings
+        again = layer in needed_again
         keeps = plan.option("stage", "3") == "2"
         found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again))
     lying: set[str] = set()  # those whose share lies in the memory that a unit sends
@@ -131,6 +131,7 @@ class Unit:
         def forward(*args: Any, **kwargs: Any) -> Any:
             wholes = _Whole.apply(self, *(piece.share for piece in self.pieces))
             held = [holder for piece in self.pieces for holder in piece.holders]
+            before = [module.__dict__.get(attribute) for module, attribute in held]
             for piece, whole in zip(self.pieces, wholes, strict=True):
                 for module, attribute in piece.holders:
                     # What stands in the instance is found before a registered parameter.
@@ -141,8 +142,11 @@ class Unit:
                 with saved_tensors_hooks(self._leave_out(wholes), self._take_again):
                     result = own(*args, **kwargs)
             finally:
-                for module, attribute in held:
-                    del module.__dict__[attribute]
+                for (module, attribute), other in zip(held, before, strict=True):
+                    if other is None:
+                        del module.__dict__[attribute]
+                    else:  # that of a call around this one
+                        module.__dict__[attribute] = other
             if self.again:
                 _before_backward(result, self._gather_again)
             return result
@@ -180,6 +184,7 @@ class Unit:
         self.wholes = self.wholes if self.keeps else None
         if all(grad is None for grad in grads):
             return [None] * len(grads)
+        grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         size, counts = self.comm.size, self.share.rows > 0
         buffer = self.scratch[
             : size * self.numel

@@ -38,5 +38,20 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
             forward = channels.around(forward or module.forward, module, seat)
         if forward is not None:
             module.forward = forward
+    _spell_out_encoders(model, plan)
     shard(model, plan, groups, share)
     return model
+
+
+def _spell_out_encoders(model: nn.Module, plan: Plan) -> None:
+    """Have encoder layers with cut parameters call their attention.
+
+    Without gradients torch computes such a layer at a stroke, from all parameters inside it.
+    """
+    cut = {name for planned in plan.layers for name, _ in planned.parameters}
+    for name, module in model.named_modules():
+        inside = f"{name}.self_attn.".lstrip(".")
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            parameter.startswith(inside) for parameter in cut
+        ):
+            module.activation_relu_or_gelu = 0  # so that torch finds that it cannot

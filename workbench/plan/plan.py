@@ -175,6 +175,7 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
     that code takes them apart into, and ``adapted`` the numbers that it takes for that.
+    ``exposed`` are parameters and buffers that code reads where no layer that has them is called.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
     are those of a pipeline, ``crossings`` what one computes for another, and ``held`` the places on
@@ -201,6 +202,7 @@ class Plan:
     mixes: tuple[Mix, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
+    exposed: tuple[str, ...] = ()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None

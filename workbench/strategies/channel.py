@@ -9,9 +9,11 @@ between two convolutions is chosen by bytes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Layer
 
@@ -31,16 +33,22 @@ def cut(plan: Plan) -> Plan:
             f"{plan.mesh} splits convolutions twice, since tensor splits them too; use "
             f"tensor={degree * plan.mesh.degree('tensor')}."
         )
-    found = splittable(plan, lambda layer: convolution(layer, degree))
+    tied = {array.name for planned in plan.layers for array in planned.layer.tied}
+    found = splittable(plan, lambda layer: convolution(layer, degree, tied))
     if not found:
         raise PlanError(_nothing_to_split(plan, degree))
     return split(plan, AXIS, found)
 
 
-def convolution(layer: Layer, degree: int) -> Splittable | None:
-    """Return what can be split of a convolution; None if nothing can."""
+def convolution(layer: Layer, degree: int, tied: Collection[str] = ()) -> Splittable | None:
+    """Return what can be split of a convolution; None if nothing can.
+
+    ``tied`` are the parameters that several layers have.
+    """
     weight = next((p for p in layer.parameters if p.name.split(".")[-1] == "weight"), None)
     if layer.role != "conv" or weight is None or not layer.arguments or layer.tied:
+        return None
+    if any(array.name in tied for array in layer.parameters):
         return None
     source, made = layer.arguments[0], layer.results[0]
     if len(source.shape) != len(weight.shape):  # an input without a dim of samples
@@ -64,6 +72,8 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
             f"{plan.mesh} splits convolutions, and this model has none; use data={degree}, or "
             f"tensor={degree} for its linear layers."
         )
+    if read := exposed_note(plan):
+        return f"{plan.mesh} finds no convolution that can be split: {read}; use data={degree}."
     widest = max(max(c.input_shape[1], c.output_shape[1]) for c in convolutions)
     return (
         f"{plan.mesh}: no convolution can be split in {degree}. The widest has {widest} channels, "

@@ -21,7 +21,7 @@ from workbench.mesh import shares
 from workbench.plan import Collective, Cut, LayerPlan, Plan
 from workbench.strategies.data import cut_batch
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Array
+from workbench.traced import Array, Layer
 
 AXIS = "sharded"
 _KEEP_A_LIST = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
@@ -74,6 +74,11 @@ def cut(plan: Plan) -> Plan:
     return plan.adding(collectives=collectives, notes=[_note(plan, cuts, stage)])
 
 
+def needs_again(layer: Layer) -> bool:
+    """Return whether the backward pass of a layer needs its parameters: not for a mere table."""
+    return layer.role != "embedding" or layer.parametrized
+
+
 def units(plan: Plan) -> dict[str, tuple[Array, ...]]:
     """Return the parameters that are gathered for each layer, by its name."""
     sharded = {
@@ -108,10 +113,11 @@ def _readers(plan: Plan) -> dict[str, tuple[Array, ...]]:
 def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
     """Choose the dim in which each parameter is cut: the first that nobody cuts and is long enough.
 
-    What no call of a layer reads, and what a layer keeps a list of, stays whole.
+    What no call of a layer reads, what other code reads too, and what a layer keeps a list of,
+    stays whole.
     """
     degree = plan.mesh.degree(AXIS)
-    listed = {
+    whole = set(plan.exposed) | {
         array.name
         for planned in plan.layers
         if planned.layer.kind in _KEEP_A_LIST
@@ -120,7 +126,7 @@ def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
     for array in {a.name: a for arrays in _readers(plan).values() for a in arrays}.values():
         taken = {cut.dim for cut in plan.parameter_cuts(array.name)}
         free = [d for d, n in enumerate(array.shape) if n >= degree and d not in taken]
-        if free and array.name not in listed:
+        if free and array.name not in whole:
             yield array.name, Cut(free[0], AXIS)
 
 
@@ -164,7 +170,7 @@ def _of_layer(
         times = micro if stage == "3" else 1
         found.append(_collective(plan, f"{name}: parameters", "all_gather", own, "forward", times))
     gradient = any(result.gradient for result in planned.layer.results)
-    if stage == "3" and gradient and planned.layer.role != "embedding":
+    if stage == "3" and gradient and needs_again(planned.layer):
         found.append(
             _collective(plan, f"{name}: parameters again", "all_gather", own, "backward", micro)
         )

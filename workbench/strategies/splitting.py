@@ -13,7 +13,7 @@ from itertools import product
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
-from workbench.traced import Flat, Label, Layer, Traced
+from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
 
@@ -121,6 +121,7 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
             for dim, label in enumerate(array.labels)
             for name in _names(label)
             if not _takes(layer, array, dim, one, made=arrays is layer.results)
+            or (layer.role == "channelwise" and is_exposed(layer, plan))
         }
     whole |= _crossing(plan)
     units = dict(plan.units)
@@ -167,6 +168,22 @@ def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: 
         return dim == 1 and passes
     weightless = not layer.parameters and not layer.buffers
     return layer.role == "plain" and passes and weightless and layer.window(dim) is None
+
+
+def is_exposed(layer: Layer, plan: Plan) -> bool:
+    """Return whether code reads a parameter or buffer of ``layer`` where that is not called."""
+    names = {array.name for array in (*layer.parameters, *layer.tied)}
+    names |= {name for name, _, _ in layer.by_heads}
+    names |= {buffer.name for buffer in layer.buffers}
+    names |= {f"{layer.name}.{buffer.name}" for buffer in layer.buffers}
+    return not names.isdisjoint(plan.exposed)
+
+
+def exposed_note(plan: Plan) -> str:
+    """Return why layers stay whole whose parameters other code reads; "" if there are none."""
+    if not plan.exposed:
+        return ""
+    return f"code reads {plan.exposed[0]!r} where its layer is not called, so that stays whole"
 
 
 def _names(label: Label) -> list[str]:
@@ -217,7 +234,7 @@ def _collectives(
     adds_up = choice in ("channels", "heads")
     if not choice or (not adds_up and stays):
         return []
-    by_sample = made.counts_samples
+    by_sample = made.counts_samples or _lost_samples(plan, made)
     rest = made.numel // one.outputs // (plan.batch.size if by_sample else 1)
     own = [size * rest for size in shares(one.outputs, degree, _units(plan, one.made, kept))]
     others = tuple(sum(own) - mine for mine in own)
@@ -252,6 +269,12 @@ def _collectives(
         there = collective("sum of outputs", "all_reduce", total, "forward")
         back = collective("gradients of outputs", "all_reduce", total, "backward")
     return [there, back] if made.gradient else [there]
+
+
+def _lost_samples(plan: Plan, made: Traced) -> bool:
+    """Return whether dim 0 counts samples, of which code before has taken the label."""
+    mixed = any(SAMPLES in _names(label) for mix in plan.mixes for label in mix.labels)
+    return mixed and bool(made.shape) and made.shape[0] % plan.batch.size == 0
 
 
 def _attention_weights(plan: Plan, axis: str, layer: Layer) -> Collective:
@@ -321,16 +344,28 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
     """Return what ``find`` can split of each call of each layer.
 
     A layer that is called more than once is split in what it makes only, since what it reads may be
-    cut in one call and whole in the other.
+    cut in one call and whole in the other. One whose parameters other code reads or makes
+    (``torch.nn.utils.parametrize``) stays whole. So does, in all of its calls, what cannot be split
+    in one of them, and what shares a parameter with it.
     """
     calls: dict[str, int] = {}
     for planned in plan.layers:
         calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
-    found = []
+    found: list[Splittable] = []
+    whole: set[str] = set()  # layers, and parameters
     for planned in plan.layers:
-        one = find(planned.layer)
-        if one is not None and calls[planned.layer.name] > 1 and "filters" in one.ways:
-            one = replace(one, ways=("filters",))
-        if one is not None:
+        layer = planned.layer
+        left = layer.parametrized or is_exposed(layer, plan)
+        one = None if left else find(layer)
+        if one is None:
+            whole |= {layer.name, *(array.name for array in (*layer.parameters, *layer.tied))}
+        elif calls[layer.name] > 1 and "filters" in one.ways:
+            found.append(replace(one, ways=("filters",)))
+        else:
             found.append(one)
-    return found
+    return [
+        one
+        for one in found
+        if one.layer.name not in whole
+        and whole.isdisjoint(a.name for a in (*one.layer.parameters, *one.layer.tied))
+    ]

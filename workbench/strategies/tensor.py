@@ -12,7 +12,7 @@ from __future__ import annotations
 from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies.channel import convolution
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Layer
 
@@ -52,7 +52,9 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
         return None
     made = layer.results[0]
     if layer.role == "heads":
-        enough = layer.head_count >= degree and _alone(layer, users)
+        # A gradient of the attention weights is not carried.
+        looked_at = any(result.gradient for result in layer.results[1:])
+        enough = layer.head_count >= degree and _alone(layer, users) and not looked_at
         return Splittable(layer, "", "", 0, made.shape[-1], ("heads",)) if enough else None
     if layer.role not in ("linear", "embedding"):
         return None
@@ -80,9 +82,12 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
 
 
 def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
-    """Return whether no other layer uses the parameters of this one."""
+    """Return whether no other layer uses the parameters of this one, or of what is inside it."""
+    names = {array.name for array in layer.parameters} | {name for name, _, _ in layer.by_heads}
     return not layer.tied and all(
-        user.name == layer.name for array in layer.parameters for user in users[array.name]
+        user.name == layer.name or (user.name.startswith(f"{layer.name}.") and not user.tied)
+        for name in names
+        for user in users.get(name, ())
     )
 
 
@@ -97,6 +102,8 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
             f"{plan.mesh} splits linear layers, convolutions, embeddings and attention heads, and "
             f"this model has none that can be split; use data={degree}."
         )
+    if read := exposed_note(plan):
+        return f"{plan.mesh} finds no layer that can be split: {read}; use data={degree}."
     return (
         f"{plan.mesh}: no layer can be split in {degree}. The widest has {max(sizes)} features; "
         f"the nearest is tensor={max(2, min(max(sizes), degree - 1))}."

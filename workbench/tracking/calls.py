@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workbench.errors import PlanError
 from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
 from workbench.tracking.operation import tags_of
+from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, labels_in
 from workbench.tracking.watch import Watch, set_tags, tensors_in
@@ -40,7 +41,7 @@ class _Found:
     """A layer, and the nodes of the autograd graph of its results, which hold no tensors."""
 
     layer: Layer
-    nodes: tuple[Any, ...]
+    nodes: tuple[list[Any], ...]
 
 
 class Calls:
@@ -58,8 +59,8 @@ class Calls:
         self.model, self.watch, self.opaque = model, watch, opaque
         self.names = {module: name for name, module in model.named_modules()}
         self.returned: dict[nn.Module, list[Any]] = {}
-        self._arrays = _arrays_by_owner(model)
-        self._tied = _tied(model)
+        self._arrays = arrays_by_owner(model)
+        self._tied = tied(model)
         self._found: list[_Found] = []
         self._saved: list[tuple[int, list[Tensor]]] = []
         self._kept = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -71,12 +72,13 @@ class Calls:
     def hooked(self) -> Iterator[None]:
         """Have every module tell of its calls."""
         # A user's own hooks run outside: before ours on the way in, after ours on the way out.
+        enter, leave = unseen(self._enter), unseen(self._leave)
         hooks = [
             hook
             for module in self.names
             for hook in (
-                module.register_forward_pre_hook(self._enter, with_kwargs=True),
-                module.register_forward_hook(self._leave, with_kwargs=True, prepend=True),
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave, with_kwargs=True, prepend=True),
             )
         ]
         try:
@@ -114,11 +116,15 @@ class Calls:
             _settled(
                 replace(each.layer, saved=saved.get(number, ())),
                 names,
-                any(node in reached for node in each.nodes),
+                [not reached.isdisjoint(nodes) for nodes in each.nodes],
             )
             for number, each in enumerate(self._found)
         ]
         return (*found, *self._functional(found))
+
+    def running(self) -> Iterator[str]:
+        """Return the layers whose calls have begun and not ended, by name."""
+        return (self.names[call.module] or type(call.module).__name__ for call in self._open)
 
     def _where(self) -> tuple[str, str]:
         module = self._open[-1].module if self._open else self.model
@@ -250,7 +256,8 @@ class Calls:
                 groups=said.groups,
                 by_heads=_by_heads(layer, said, self.names[module]),
             )
-        nodes = tuple(x.grad_fn for x in outs if x.grad_fn is not None)
+        # The weights of attention may be a view of what gives the output: only the view is theirs.
+        nodes = tuple(_nodes(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
         self._found.append(_Found(layer, nodes))
 
     def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -324,10 +331,19 @@ def _reached(nodes: Sequence[Any]) -> set[Any]:
     return found
 
 
-def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
+def _nodes(x: Tensor, given: Sequence[Any]) -> list[Any]:
+    """Return the nodes that made ``x``: of a view what it views too, which stays if it changes."""
+    found = [x.grad_fn]
+    inputs = [y for z in tensors_in(given) for y in (z, z._base)]
+    if x._base is not None and not any(x._base is y for y in inputs):
+        found.append(x._base.grad_fn)
+    return [node for node in found if node is not None]
+
+
+def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:
     """Return ``layer`` with canonical labels, and gradients only where they flow."""
 
-    def settle(array: Traced) -> Traced:
+    def settle(array: Traced, reached: bool = any(reached)) -> Traced:
         labels: tuple[Label, ...] = tuple(names.canonical(label) for label in array.labels)
         return replace(array, labels=labels, gradient=array.gradient and reached)
 
@@ -341,40 +357,12 @@ def _settled(layer: Layer, names: Names, reached: bool) -> Layer:
     return replace(
         layer,
         arguments=tuple(map(settle, layer.arguments)),
-        results=tuple(map(settle, layer.results)),
+        # The first speaks for all, the others for themselves.
+        results=(*map(settle, layer.results[:1]), *map(settle, layer.results[1:], reached[1:])),
         saved=tuple(map(settle, layer.saved)),
         sums=sums,
         refusals=refusals,
     )
-
-
-def _arrays_by_owner(model: nn.Module) -> dict[str, tuple[Array, ...]]:
-    """Return the parameters by the module that holds them; a tied one has its first owner."""
-    found: dict[str, tuple[Array, ...]] = {}
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0]
-        array = Array(
-            name, tuple(parameter.shape), parameter.element_size(), parameter.requires_grad
-        )
-        found[owner] = (*found.get(owner, ()), array)
-    return found
-
-
-def _tied(model: nn.Module) -> dict[nn.Module, tuple[Array, ...]]:
-    """Return the parameters that modules hold of which another one is the first owner."""
-    first = {parameter: name for name, parameter in model.named_parameters()}
-    found: dict[nn.Module, tuple[Array, ...]] = {}
-    for owner, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None and first[parameter] != f"{owner}.{attribute}".lstrip("."):
-                array = Array(
-                    first[parameter],
-                    tuple(parameter.shape),
-                    parameter.element_size(),
-                    parameter.requires_grad,
-                )
-                found[module] = (*found.get(module, ()), array)
-    return found
 
 
 def _by_heads(layer: Layer, said: Declared, name: str) -> tuple[tuple[str, int, Flat], ...]:
