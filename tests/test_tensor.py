@@ -665,3 +665,28 @@ def test_a_parametrized_table_equals_serial(strategy: str) -> None:
     ids = torch.arange(12).view(4, 3) % 9
     net = nn.Sequential(table, nn.Linear(6, 4))
     assert prove(net.double(), ids, strategy=strategy).refusal is None
+
+
+class Penalty(nn.Module):
+    """Reads weights of its layers beside calling them, which takes whole ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+        self.three = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.two(self.norm(torch.relu(self.one(x)))))
+        tied = F.linear(hidden, self.one.weight[:4])
+        return self.three(tied) + self.two.weight.square().mean() + self.norm.weight.sum()
+
+
+@pytest.mark.parametrize(
+    "strategy", ["tensor=2", "sharded=2", "pipeline=2", "pipeline=3", "data=2,tensor=2"]
+)
+def test_weights_that_other_code_reads_stay_whole(strategy: str) -> None:
+    found = planned(Penalty(), strategy, 4)
+    read = ("one.weight", "two.weight", "norm.weight")
+    assert all(found.parameter_cuts(name) == () for name in read)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    assert prove(Penalty().double(), x, strategy=strategy).refusal is None

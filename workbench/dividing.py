@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workbench.mesh import Mesh
+    from workbench.profile import Profile
     from workbench.traced import Layer
 
 FLOPS_PER_NUMBER = 8
@@ -40,7 +41,7 @@ class Divided:
 def divide(
     model: nn.Module,
     inputs: Sequence[Tensor],
-    layers: Sequence[Layer],
+    found: Profile,
     mesh: Mesh,
     chunks: int = 1,
     split_at: str = "",
@@ -54,7 +55,7 @@ def divide(
     PlanError
         If there are not so many pieces, a named module is none, or what crosses cannot be carried.
     """
-    return _Divider(model, inputs, layers, mesh, chunks).divide(split_at)
+    return _Divider(model, inputs, found, mesh, chunks).divide(split_at)
 
 
 class _Divider:
@@ -62,11 +63,12 @@ class _Divider:
         self,
         model: nn.Module,
         inputs: Sequence[Tensor],
-        layers: Sequence[Layer],
+        found: Profile,
         mesh: Mesh,
         chunks: int,
     ) -> None:
-        self.model, self.inputs, self.layers, self.mesh = model, inputs, layers, mesh
+        self.model, self.inputs, self.layers, self.mesh = model, inputs, found.layers, mesh
+        self.exposed = found.exposed
         self.ranks = mesh.degree("pipeline")
         self.count = self.ranks * chunks
         self.trace = Trace(model, inputs)
@@ -74,7 +76,7 @@ class _Divider:
         self.places = self._places()
         self.costs = [
             (self.calls[place].enter, _cost(layer))
-            for layer, place in zip(layers, self.places, strict=True)
+            for layer, place in zip(self.layers, self.places, strict=True)
             if place is not None and place.module
         ]
 
@@ -260,7 +262,8 @@ class _Divider:
             for each in state:
                 arrays.setdefault(each, set()).update(needed)
         for name, ranks in arrays.items():
-            yield name, (tuple(ranks) if len(ranks) == 1 else everywhere)
+            alone = len(ranks) == 1 and name not in self.exposed
+            yield name, (tuple(ranks) if alone else everywhere)
 
 
 def _cost(layer: Layer) -> int:

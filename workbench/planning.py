@@ -120,7 +120,7 @@ def staged(start: Plan, model: nn.Module, inputs: Sequence[Tensor], found: Profi
 
     chunks = pipeline.chunks(start.option("schedule", "1f1b"), start.option("chunks", ""))
     asked = start.option("split_at", "")
-    made = divide(model, inputs, found.layers, start.mesh, chunks, asked)
+    made = divide(model, inputs, found, start.mesh, chunks, asked)
     return replace(start, stages=made.stages, crossings=made.crossings, held=made.held)
 
 
