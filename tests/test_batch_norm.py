@@ -15,6 +15,7 @@ from rank_threads import run_on_threads
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
+from workbench.layers import batch_norm
 from workbench.verify import verify
 from workbench.workload import Workload
 
@@ -140,3 +141,12 @@ def test_frozen_layers_without_a_gradient_send_none_back() -> None:
     proof = verify(Frozen(), torch.randn(4, 3, 5, 2), strategy="data=2,spatial=2")
     assert proof.same_result, proof
     assert proof.sent_bytes == proof.predicted_bytes
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 5, 4)])
+def test_what_a_gpu_computes_is_what_the_kernel_of_the_cpu_does(shape: tuple[int, ...]) -> None:
+    grad, x = torch.randn(2, *shape, dtype=torch.float64)
+    mean, variance = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    ours = batch_norm._sums_in_words(grad, x, mean, variance, 1e-5)
+    for got, want in zip(ours, batch_norm._sums(grad, x, mean, variance, 1e-5), strict=True):
+        torch.testing.assert_close(got, want)

@@ -183,7 +183,8 @@ class _Normalize(torch.autograd.Function):
 def _affine(x: Tensor, slope: Tensor, offset: Tensor | None) -> Tensor:
     """Return ``slope * x + offset`` per channel, by the kernel that takes a third of the time."""
     zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
-    return nn.functional.batch_norm(x, zeros, ones, slope, offset, eps=0.0)
+    # Not by torch.nn.functional: some versions of that refuse eps=0.
+    return torch.batch_norm(x, slope, offset, zeros, ones, False, 0.0, 0.0, False)
 
 
 def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     count = max(1, x.numel() // x.shape[1])  # a rank may have no row
     mean = x.sum([d for d in range(x.dim()) if d != 1]) / count
     zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
-    centred = nn.functional.batch_norm(x, mean, ones, eps=0.0)
+    centred = torch.batch_norm(x, None, None, mean, ones, False, 0.0, 0.0, False)
     squares, rest = _sums(centred, centred, zeros, ones, 0.0)
     return mean, (squares - rest.square() / count) / count
 
@@ -206,12 +207,24 @@ def _sums(
     """Return per channel the sums of ``grad * (x - mean) / sqrt(variance + eps)`` and of ``grad``.
 
     They are what the backward pass of an inference-mode BatchNorm computes, in one pass over the
-    data.
+    data. On a GPU that kernel wants statistics of a forward pass, and it divides by the number of
+    samples, so there and without samples it is written out.
     """
+    if x.device.type != "cpu" or not x.numel():
+        return _sums_in_words(grad, x, mean, variance, eps)
     _, of_products, of_grad = torch.ops.aten.native_batch_norm_backward(
         grad, x, torch.ones_like(mean), mean, variance, None, None, False, eps, [False, True, True]
     )
     return of_products, of_grad
+
+
+def _sums_in_words(
+    grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+    normal = (x - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
+    return (grad * normal).sum(dims), grad.sum(dims)
 
 
 def batch_axes(plan: Plan) -> tuple[str, ...]:
