@@ -294,3 +294,26 @@ def test_bytes_are_those_of_the_plan_with_losses_of_every_kind() -> None:
         made = residual().with_(loss=loss)
         assert_equal(made, "pipeline=2")
         assert_bytes(run_on_threads(made, "pipeline=2", 5, accumulate=3))
+
+
+class MovesToTheDevice(nn.Module):
+    """Asks an activation for its device, as code that makes masks and positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        ramp = torch.arange(6, device=h.device)
+        if (ramp[1:] > ramp[:-1]).all():
+            h = h.to(ramp.device) + h.cpu().to("cpu") * ramp.to(h.dtype)
+        return self.c(self.b(h).to(device=ramp.device))
+
+
+@pytest.mark.parametrize("split_at", ["b", "c"])
+def test_code_may_ask_what_an_earlier_stage_made_for_its_device(split_at: str) -> None:
+    x = torch.randn(4, 4, dtype=torch.float64)
+    proof = verify(MovesToTheDevice().double(), x, strategy="pipeline=2", split_at=split_at)
+    assert proof.refusal is None
+    assert proof.same_result, str(proof)

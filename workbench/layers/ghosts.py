@@ -55,6 +55,10 @@ class Record:
     inside: list[str] = field(default_factory=list)
 
 
+_META = torch.device("meta")
+"""Where ghosts are, whichever device code asks for: they have no numbers to move."""
+
+
 class Ghost(Tensor):
     """A tensor without numbers: what it is the result of, and which pass it belongs to."""
 
@@ -79,9 +83,16 @@ class Ghost(Tensor):
         if stages.real and func not in _ABOUT_SHAPES:
             args, kwargs = stages.materialized((args, kwargs))
             return func(*args, **kwargs)
-        if func is Tensor.device.__get__:
+        if func == Tensor.device.__get__:  # a new object at every look: `is` would never hold
             return stages.device
+        if func in (Tensor.cpu, Tensor.cuda):
+            return args[0]
         args, kwargs = pytree.tree_map_only(Tensor, _on_meta, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(torch.device, lambda _: _META, (args, kwargs))
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": _META}
+        if func == Tensor.to and len(args) > 1 and isinstance(args[1], str | int):
+            args = (args[0], _META, *args[2:])
         with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
             result = func(*args, **kwargs)
         return pytree.tree_map_only(Tensor, lambda x: Ghost.of(x, stages), result)

@@ -1,0 +1,171 @@
+"""Models of the transformers package, as they are published: GPT-2, BERT, ViT and ResNet.
+
+Made from a config with random weights; nothing is downloaded. The table in docs/strategies.md says
+what these tests show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rank_threads import ThreadRun, run_on_threads
+from torch import Tensor, nn
+
+from workbench.errors import PlanError
+from workbench.workload import Workload
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+STRATEGIES = (
+    "data=2",
+    "sharded=2",
+    "tensor=2",
+    "pipeline=2",
+    "spatial=2",
+    "channel=2",
+    "data=2,tensor=2",
+    "pipeline=2,data=2",
+)
+
+
+class Logits(nn.Module):
+    """The scores out of the dict that such a model returns, classes in dim 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.model(x).logits
+        return scores.transpose(1, 2) if scores.ndim == 3 else scores
+
+
+def gpt2() -> Workload:
+    config = transformers.GPT2Config(
+        vocab_size=40,
+        n_positions=16,
+        n_embd=16,
+        n_layer=2,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    return workload(transformers.GPT2LMHeadModel(config), words(12), words(12))
+
+
+def bert() -> Workload:
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    return workload(transformers.BertForSequenceClassification(config), words(12), classes())
+
+
+def vit() -> Workload:
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=4,
+        num_labels=3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return workload(transformers.ViTForImageClassification(config), images(16), classes())
+
+
+def resnet() -> Workload:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    return workload(transformers.ResNetForImageClassification(config), images(32), classes())
+
+
+def words(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 40, (8, count))
+
+
+def classes() -> np.ndarray:
+    return np.arange(8) % 3
+
+
+def images(size: int) -> np.ndarray:
+    return np.random.default_rng(size).random((8, 3, size, size), np.float32)
+
+
+def workload(model: nn.Module, x: np.ndarray, y: np.ndarray) -> Workload:
+    return Workload(
+        model=Logits(model),
+        data=(x, y),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        batch_size=8,
+        dtype="float64",
+    )
+
+
+MODELS: dict[str, Callable[[], Workload]] = {
+    "GPT-2": gpt2,
+    "BERT": bert,
+    "ViT": vit,
+    "ResNet": resnet,
+}
+
+REFUSED = {
+    ("GPT-2", "spatial=2"): "has none",
+    ("GPT-2", "channel=2"): "this model has none",
+    ("BERT", "spatial=2"): "has none",
+    ("BERT", "channel=2"): "this model has none",
+    ("ViT", "spatial=2"): "mixes its positions",
+}
+
+
+@cache
+def serial(name: str) -> tuple[Workload, ThreadRun]:
+    torch.manual_seed(0)
+    work = MODELS[name]()
+    return work, run_on_threads(work, "serial", 3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_model_equals_serial_or_is_refused(name: str, strategy: str) -> None:
+    work, expected = serial(name)
+    if why := REFUSED.get((name, strategy)):
+        with pytest.raises(PlanError, match=why):
+            run_on_threads(work, strategy, 3)
+        return
+    state = run_on_threads(work, strategy, 3).state
+    assert state.keys() == expected.state.keys()
+    for key, value in expected.state.items():
+        np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
+
+
+def test_the_table_of_the_docs_says_the_same() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    for name in MODELS:
+        row = next(line for line in rows if line.startswith(f"| {name} "))
+        cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+        for strategy, cell in zip(STRATEGIES, cells, strict=True):
+            assert cell.startswith("refused" if (name, strategy) in REFUSED else "works"), row
