@@ -1,0 +1,178 @@
+"""Forward and backward of the micro-batches of a step: from samples to gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workbench.cluster.context import RankContext
+from workbench.layers.gather import gather
+from workbench.layers.gradients import GradientBuckets
+from workbench.layers.groups import Groups
+from workbench.layers.pipeline import Pipeline
+from workbench.layers.share import Share
+from workbench.losses import loss_weight, on_device
+from workbench.order import Order, Rows
+from workbench.plan import Cut, Plan
+from workbench.previewing import Previewer
+from workbench.profile import tensors_in
+from workbench.recipe import Recipe
+
+MicroBatch = tuple[Rows, Tensor, Tensor]
+"""Which samples, the samples, and their targets."""
+
+
+class Passes:
+    """Takes a rank's samples forward and backward through its part of the model.
+
+    Gradients are left where backward puts them, for ``gradients`` to collect. Which samples are in
+    hand, ``share`` says to the parallel layers.
+    """
+
+    def __init__(
+        self,
+        work: Recipe,
+        plan: Plan,
+        context: RankContext,
+        groups: Groups,
+        model: nn.Module,
+        pipeline: Pipeline | None,
+        share: Share,
+        gradients: GradientBuckets,
+        order: Order,
+        previewer: Previewer,
+    ) -> None:
+        self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
+        self.model, self.pipeline, self.share = model, pipeline, share
+        self.gradients, self.order, self.previewer = gradients, order, previewer
+        self.loss = on_device(work.loss, context.device)
+        self.loss_kind = plan.option("loss", "mean")
+        self.copies = plan.copies((Cut(0, "data"), *plan.output))
+
+    def load(self, step: int) -> list[MicroBatch]:
+        """Return this rank's samples of every micro-batch of a step."""
+        replicas, replica = self.plan.mesh.replicas, self.plan.mesh.replica(self.context.rank)
+        found = self.order.rows(step, replicas, replica, self.plan.batch.accumulate)
+        return [(rows, *self._load(rows)) for rows in found]
+
+    def _load(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return samples and targets of one micro-batch; a stand-in if there are none."""
+        index = rows.index if len(rows.index) else np.zeros(1, dtype=np.int64)
+        x, y = (
+            torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
+            for name in ("x", "y")
+        )
+        return x, y
+
+    def run(self, step: int, micro_batches: list[MicroBatch]) -> float:
+        """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
+        scale = self._scale(step, micro_batches)
+        if self.pipeline is not None:
+            return self._pipelined(self.pipeline, step, micro_batches, scale)
+        total = 0.0
+        for micro, (rows, x, y) in enumerate(micro_batches):
+            if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
+                continue
+            share = self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            output = self.model(x)
+            if self.plan.made != self.plan.output:
+                output = self._whole_output(output)
+            self.previewer.take(step, rows, x, output, y)
+            if scale[micro]:
+                loss = self.loss(output, y) * scale[micro]
+                loss.backward()
+                total += loss.item()
+            else:
+                self._take_part(output, counting=len(rows.index) > 0)
+        return total
+
+    def _pipelined(
+        self,
+        pipeline: Pipeline,
+        step: int,
+        micro_batches: list[MicroBatch],
+        scale: list[float],
+    ) -> float:
+        """Run all micro-batches through the pipeline; the last stage has the loss."""
+        losses = []
+
+        def begin(micro: int) -> None:
+            rows, share = micro_batches[micro][0], self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            self.gradients.counting = len(rows.index) > 0
+
+        def finish(micro: int, output: Any) -> list[Tensor]:
+            rows, x, y = micro_batches[micro]
+            self.previewer.take(step, rows, x, output, y)
+            if not scale[micro]:
+                return [t * 0 for t in tensors_in(output) if t.requires_grad]
+            # Ranks of other stages have no loss to share this one with.
+            loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
+            losses.append(loss.item())
+            return [loss]
+
+        inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
+        pipeline.run(inputs, begin, finish)
+        self.gradients.counting = True
+        return sum(losses)
+
+    def _take_part(self, output: object, counting: bool) -> None:
+        """Go backward without a loss: other ranks need this one in the collectives on the way.
+
+        Samples whose targets are all left out still count in the statistics of the batch, and so
+        have gradients; a stand-in has none.
+        """
+        ends = [t for t in tensors_in(output) if t.requires_grad]
+        self.gradients.counting = counting
+        if ends:
+            torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
+        self.gradients.counting = True
+
+    def _whole_output(self, output: Tensor) -> Tensor:
+        """Return the output as all ranks of the spatial axis have it, for a loss of the whole."""
+        return gather(
+            output,
+            self.plan.outputs[0],
+            self.plan,
+            self.groups,
+            name="output: whole",
+            backward_name="output: gradient of whole",
+        )
+
+    def _scale(self, step: int, micro_batches: list[MicroBatch]) -> list[float]:
+        """Return what each micro-batch's loss counts for in the loss of the whole batch.
+
+        A rank that has a part of every image counts for its part; one that has the same output as
+        others shares its loss with them.
+        """
+        part = self._part_of_output()
+        if self.loss_kind == "sum":
+            return [(part > 0) * (len(r.index) > 0) / self.copies for r, _, _ in micro_batches]
+        if self.loss_kind == "mean":
+            batch = self.order.batch_total(step)
+            return [part * len(rows.index) / batch / self.copies for rows, _, _ in micro_batches]
+        weights = [
+            float(loss_weight(self.loss, y)) / self.copies if len(rows.index) and part else 0.0
+            for rows, _, y in micro_batches
+        ]
+        whole = torch.tensor([sum(weights)], dtype=torch.float64, device=self.comm.device_type)
+        whole = self.comm.all_reduce(whole, name="weight of the targets")
+        # A batch whose targets are all left out has no loss, in the serial run neither.
+        return [weight / (float(whole) or math.nan) for weight in weights]
+
+    def _part_of_output(self) -> float:
+        """Return this rank's part of the positions of the model's output."""
+        if not self.plan.output:
+            return 1.0
+        shape = self.plan.output_shape
+        ranges = self.plan.share(shape, self.plan.output, self.context.rank)
+        return math.prod(
+            (stop - start) / size for (start, stop), size in zip(ranges, shape, strict=True)
+        )
