@@ -16,10 +16,11 @@ from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
 from workbench.layers.late import LateWeights
 from workbench.layers.pipeline import Pipeline
+from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.order import Order
-from workbench.passes import Passes
+from workbench.passes import Passes, input_dtype
 from workbench.plan import Plan
 from workbench.previewing import Previewer
 from workbench.recipe import load_payload
@@ -99,9 +100,11 @@ class _Trainer:
         else:
             parallelize(model, self.plan, self.groups, self.share)
         self.model = model
-        self.state = RankState(model, self.plan, self.groups, context)
-        self.updater = Updater(self.work, self.plan, context, self.groups, model, self.state)
+        masters = Masters(model, self.plan)
+        self.state = RankState(model, masters.parameters, self.plan, self.groups, context)
+        self.updater = Updater(self.work, self.plan, context, self.groups, masters, self.state)
         self.state.take(self.updater.optimizer, self.updater.parameters)
+        masters.refresh()
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
         self.passes = Passes(
@@ -122,8 +125,9 @@ class _Trainer:
     def _staged(self, model: nn.Module) -> tuple[nn.Module, Pipeline]:
         """Return the model as a pipeline runs it, stage by stage."""
         x = self.plan.inputs[0]
-        dtype = getattr(torch, self.work.input_dtype)
-        calls = Trace(model, [torch.empty(x.shape, dtype=dtype, device="meta")]).calls
+        dtype = input_dtype(self.work, self.plan)
+        traced = lower(self.work.make_model()) if self.plan.low else model
+        calls = Trace(traced, [torch.empty(x.shape, dtype=dtype, device="meta")]).calls
         late = LateWeights()
         if SCHEDULES[self.plan.option("schedule", "1f1b")].splits_backward:
             late.watch(model)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
-from workbench.layers.gather import gather
+from workbench.layers.gather import gather, over_tensors
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
+from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
@@ -24,6 +25,12 @@ from workbench.recipe import Recipe
 
 MicroBatch = tuple[Rows, Tensor, Tensor]
 """Which samples, the samples, and their targets."""
+
+
+def input_dtype(work: Recipe, plan: Plan) -> torch.dtype:
+    """Return the type in which the model is given its samples."""
+    found: torch.dtype = getattr(torch, work.input_dtype)
+    return LOW if plan.low and found.is_floating_point else found
 
 
 class Passes:
@@ -50,6 +57,7 @@ class Passes:
         self.model, self.pipeline, self.share = model, pipeline, share
         self.gradients, self.order, self.previewer = gradients, order, previewer
         self.loss = on_device(work.loss, context.device)
+        self.dtype = input_dtype(work, plan)
         self.loss_kind = plan.option("loss", "mean")
         self.copies = plan.copies((Cut(0, "data"), *plan.output))
 
@@ -66,7 +74,7 @@ class Passes:
             torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
             for name in ("x", "y")
         )
-        return x, y
+        return x.to(self.dtype), y
 
     def run(self, step: int, micro_batches: list[MicroBatch]) -> float:
         """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
@@ -83,6 +91,7 @@ class Passes:
             output = self.model(x)
             if self.plan.made != self.plan.output:
                 output = self._whole_output(output)
+            output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
@@ -110,6 +119,7 @@ class Passes:
 
         def finish(micro: int, output: Any) -> list[Tensor]:
             rows, x, y = micro_batches[micro]
+            output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
             if not scale[micro]:
                 return [t * 0 for t in tensors_in(output) if t.requires_grad]
@@ -122,6 +132,10 @@ class Passes:
         pipeline.run(inputs, begin, finish)
         self.gradients.counting = True
         return sum(losses)
+
+    def _in_full(self, output: Any) -> Any:
+        """Return a model's output for a loss, which is taken in float32 at least."""
+        return over_tensors(output, exactly) if self.plan.low else output
 
     def _take_part(self, output: object, counting: bool) -> None:
         """Go backward without a loss: other ranks need this one in the collectives on the way.

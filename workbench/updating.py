@@ -13,6 +13,7 @@ from workbench.errors import RunError
 from workbench.keeping import RankState
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
+from workbench.layers.precision import Masters
 from workbench.layers.sharding import ShareUpdate
 from workbench.plan import Plan
 from workbench.recipe import Recipe
@@ -43,18 +44,22 @@ class Updater:
         plan: Plan,
         context: RankContext,
         groups: Groups,
-        model: nn.Module,
+        masters: Masters,
         state: RankState,
     ) -> None:
-        self.plan, self.context, self.comm, self.model = plan, context, context.comm, model
+        self.plan, self.context, self.comm, self.masters = plan, context, context.comm, masters
         self.clip_norm = work.clip_norm
-        self.shares = ShareUpdate(model, plan, groups)
+        self.shares = ShareUpdate(masters.parameters, plan, groups)
         own = state.own(self.shares.parameters)
         self.optimizer = work.make_optimizer(
             [(name, p) for name, p in own.items() if p.requires_grad]
         )
         self.gradients = GradientBuckets(
-            state.own(dict(model.named_parameters())), plan.buckets, groups, plan.summed_in_layers
+            state.own(masters.parameters),
+            plan.buckets,
+            groups,
+            plan.summed_in_layers,
+            masters.computing,
         )
         self.stop_asked = False
 
@@ -90,7 +95,7 @@ class Updater:
         if self.clip_norm is None:
             return
         squares = torch.zeros((), dtype=torch.float64, device=self.context.device)
-        parameters = dict(self.model.named_parameters())
+        parameters = self.masters.parameters
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 copies = self.plan.copies_of(name)
@@ -109,6 +114,7 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.shares.after()
+        self.masters.refresh()
 
     def _numbers(self, values: list[float]) -> Tensor:
         """Return ``values`` where the communicator can reach them."""

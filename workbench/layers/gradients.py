@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class GradientBuckets:
     summed:
         Names of those whose gradients come added up over samples of several ranks: they count on a
         rank without samples too.
+    computing:
+        By name, what gradients come of; ``parameters`` if left out. Those may be in less precision,
+        and are added up in that of ``parameters``.
 
     Attributes
     ----------
@@ -40,6 +43,7 @@ class GradientBuckets:
         buckets: Iterable[Bucket],
         groups: Groups,
         summed: Collection[str] = (),
+        computing: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.parameters: list[nn.Parameter] = []
         self.buckets: list[tuple[int, Tensor, Comm]] = []
@@ -59,7 +63,8 @@ class GradientBuckets:
             for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                self._watch(len(self.parameters), parameter, name in summed)
+                source = parameter if computing is None else computing[name]
+                self._watch(len(self.parameters), source, name in summed)
                 self.parameters.append(parameter)
                 self.slices.append(piece)
                 self.places.append(first + place)

@@ -45,14 +45,17 @@ def memory_of(plan: Plan, rank: int) -> Memory:
         if not plan.holds(array.name, rank):
             continue
         own = plan.owned(array, rank)
-        parameters += own.nbytes
+        kept = plan.kept_itemsize(array)
+        parameters += own.numel * kept
+        if array.itemsize != kept:
+            parameters += own.nbytes  # the copy that is computed with
         if array.trainable:
-            gradients += own.nbytes
+            gradients += own.numel * kept
             ranges = plan.share(
                 array.shape, plan.kept_cuts(f"optimizer::{array.name}", len(array.shape)), rank
             )
             numel = prod(stop - start for start, stop in ranges)
-            optimizer += numel * array.itemsize * alike + beside
+            optimizer += numel * kept * alike + beside
     return Memory(parameters, gradients, optimizer, _activations(plan, rank))
 
 
@@ -92,7 +95,9 @@ def _of_loss(plan: Plan, rank: int, rows: int) -> int:
         if array is not None:
             shares = plan.share(array.shape, cuts, rank)
             numel = prod(stop - start for start, stop in shares)
-            total += numel // plan.batch.size * rows * array.itemsize
+            # A loss takes them in float32.
+            itemsize = max(array.itemsize, 4) if plan.low else array.itemsize
+            total += numel // plan.batch.size * rows * itemsize
     return total
 
 

@@ -15,13 +15,23 @@ from workbench.plan import Bucket, Collective, LayerPlan, Plan
 from workbench.traced import Array, Sums
 
 BUCKET_BYTES = 32 * 2**20
+EXACT_BYTES = 4  # of a number in a sum that is taken in float32 at least
+LOW_NOTE = (
+    "precision bf16: forward and backward in bfloat16; weights, optimizer state, sums of gradients "
+    "and of norms, and the loss in float32. Equal to the serial run of the same precision to the "
+    "rounding of bfloat16 (8 bits), since sums are rounded in another order"
+)
 RECORD_NUMBERS = 3  # loss, ranks that were told to stop, ranks that failed
 
 
 def agree(plan: Plan) -> Plan:
     """Add the collectives of a plan that all its axes have cut; one rank needs none."""
+    if plan.low:
+        plan = plan.adding(notes=[LOW_NOTE])
     if plan.mesh.size == 1:
-        return plan
+        # Gradients are added up in float32 over micro-batches too.
+        found = gradient_buckets(plan, ()) if plan.low else ()
+        return replace(plan, buckets=tuple(bucket for bucket, _ in found))
     axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
     buckets = gradient_buckets(plan, axes)
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
@@ -30,7 +40,7 @@ def agree(plan: Plan) -> Plan:
         plan,
         buckets=tuple(bucket for bucket, _ in buckets),
         collectives=(
-            *(_initial_value(array, axes) for array in plan.arrays),
+            *(_initial_value(plan, array, axes) for array in plan.arrays),
             *_recomputed(plan, map(at_stage, plan.collectives)),
             *_recomputed(
                 plan, (at_stage(s) for each in plan.layers for s in _layer_sums(plan, each))
@@ -42,7 +52,7 @@ def agree(plan: Plan) -> Plan:
                     "all_reduce",
                     bucket.axes,
                     sum(array.numel for array in arrays),
-                    arrays[0].itemsize,
+                    plan.kept_itemsize(arrays[0]),
                     "backward",
                     arrays=bucket.names,
                     places=bucket.places,
@@ -120,22 +130,24 @@ def gradient_buckets(
             axis for axis in axes if axis not in cutting and not (axis == "pipeline" and places)
         )
         key, share = (over, places), plan.owned(array, 0)
-        last = latest.get((key, array.itemsize))
-        if last is not None and sum(a.nbytes for a in last) + share.nbytes <= BUCKET_BYTES:
+        itemsize = plan.kept_itemsize(array)
+        last = latest.get((key, itemsize))
+        if last is not None and itemsize * sum(a.numel for a in (*last, share)) <= BUCKET_BYTES:
             last.append(share)
         else:
-            latest[key, array.itemsize] = [share]
-            buckets.append((key, latest[key, array.itemsize]))
+            latest[key, itemsize] = [share]
+            buckets.append((key, latest[key, itemsize]))
     return tuple(
         (Bucket(tuple(a.name for a in found), over, places), tuple(found))
         for (over, places), found in buckets
     )
 
 
-def _initial_value(array: Array, axes: tuple[str, ...]) -> Collective:
+def _initial_value(plan: Plan, array: Array, axes: tuple[str, ...]) -> Collective:
     """Return the broadcast of a whole parameter, of which ranks then keep their share."""
     name = f"{array.name}, initial value"
-    return Collective(name, "broadcast", axes, array.numel, array.itemsize, "start")
+    itemsize = plan.kept_itemsize(array)
+    return Collective(name, "broadcast", axes, array.numel, itemsize, "start")
 
 
 def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
@@ -154,7 +166,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.operation,
                     tuple(axis for axis, _ in plan.mesh.axes if axis in axes),
                     sums.numel * _rows_per_sample(plan, planned, sums),
-                    layer.itemsize,
+                    max(layer.itemsize, EXACT_BYTES) if sums.exact else layer.itemsize,
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
