@@ -102,9 +102,12 @@ class _Trainer:
         self.model = model
         masters = Masters(model, self.plan)
         self.state = RankState(model, masters.parameters, self.plan, self.groups, context)
-        self.updater = Updater(self.work, self.plan, context, self.groups, masters, self.state)
+        buffers = dict(model.named_buffers())
+        self.updater = Updater(
+            self.work, self.plan, context, self.groups, masters, buffers, self.state
+        )
         self.state.take(self.updater.optimizer, self.updater.parameters)
-        masters.refresh()
+        self.updater.begin()
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
         self.passes = Passes(
@@ -115,7 +118,7 @@ class _Trainer:
             model,
             pipeline,
             self.share,
-            self.updater.gradients,
+            self.updater,
             self.order,
             self.previewer,
         )
@@ -182,13 +185,15 @@ class _Trainer:
         loss = self.passes.run(step, micro_batches)
         agreed = self.updater.agree(step, loss)
         self.outcome.stopped = agreed.stop
-        optimizing_s = perf_counter()
+        last = agreed.stop or step == self.job.first_step + self.job.steps - 1
         self.updater.clip()
+        optimizing_s = perf_counter()
         with self.spans.timed("optimizer", "update"):
             self.updater.apply()
+        optimizer_s = perf_counter() - optimizing_s
+        self.updater.share(step, last)
         stop_s = perf_counter()
         self.spans.end_step()
-        optimizer_s = stop_s - optimizing_s
         comm_s, wait_s = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
         step_s = stop_s - start_s
         return {

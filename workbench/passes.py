@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.layers.gather import gather, over_tensors
-from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
@@ -22,6 +21,7 @@ from workbench.plan import Cut, Plan
 from workbench.previewing import Previewer
 from workbench.profile import tensors_in
 from workbench.recipe import Recipe
+from workbench.updating import Updater
 
 MicroBatch = tuple[Rows, Tensor, Tensor]
 """Which samples, the samples, and their targets."""
@@ -49,15 +49,20 @@ class Passes:
         model: nn.Module,
         pipeline: Pipeline | None,
         share: Share,
-        gradients: GradientBuckets,
+        updater: Updater,
         order: Order,
         previewer: Previewer,
     ) -> None:
         self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
         self.model, self.pipeline, self.share = model, pipeline, share
-        self.gradients, self.order, self.previewer = gradients, order, previewer
+        self.updater, self.gradients = updater, updater.gradients
+        self.order, self.previewer = order, previewer
         self.loss = on_device(work.loss, context.device)
         self.dtype = input_dtype(work, plan)
+        mesh, rank = plan.mesh, context.rank
+        beside = mesh.group(rank, *(axis for axis, _ in mesh.axes if axis != "data"))
+        self.together = {mesh.replica(other) for other in beside}
+        self.more = 1.0
         self.loss_kind = plan.option("loss", "mean")
         self.copies = plan.copies((Cut(0, "data"), *plan.output))
 
@@ -79,6 +84,7 @@ class Passes:
     def run(self, step: int, micro_batches: list[MicroBatch]) -> float:
         """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
         scale = self._scale(step, micro_batches)
+        self.more = self._own_batch(step)
         if self.pipeline is not None:
             return self._pipelined(self.pipeline, step, micro_batches, scale)
         total = 0.0
@@ -95,7 +101,7 @@ class Passes:
             self.previewer.take(step, rows, x, output, y)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
-                loss.backward()
+                (loss * self.more).backward()
                 total += loss.item()
             else:
                 self._take_part(output, counting=len(rows.index) > 0)
@@ -126,7 +132,7 @@ class Passes:
             # Ranks of other stages have no loss to share this one with.
             loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
             losses.append(loss.item())
-            return [loss]
+            return [loss * self.more]
 
         inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
         pipeline.run(inputs, begin, finish)
@@ -180,6 +186,18 @@ class Passes:
         whole = self.comm.all_reduce(whole, name="weight of the targets")
         # A batch whose targets are all left out has no loss, in the serial run neither.
         return [weight / (float(whole) or math.nan) for weight in weights]
+
+    def _own_batch(self, step: int) -> float:
+        """Return how much a gradient counts where replicas make steps of their own.
+
+        Then it is that of the loss of the replica's samples and not of its part of the whole loss.
+        """
+        if self.plan.averaging is None:
+            return 1.0
+        replicas, whole = self.plan.mesh.replicas, self.order.batch_total(step)
+        own = sum(self.order.taken(step, replicas, index) for index in self.together)
+        self.updater.averages.count(own, whole)
+        return whole / own if own else 1.0
 
     def _part_of_output(self) -> float:
         """Return this rank's part of the positions of the model's output."""

@@ -10,7 +10,7 @@ from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import OPTIONS, STRATEGIES, pipeline, sharded, spatial
+from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.traced import Flat, Traced
@@ -195,7 +195,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
 def compose(start: Plan, found: Profile) -> Plan:
     """Let every axis of the plan's mesh cut what was found, one after the other."""
     result = replace(
-        start,
+        replicas.check(start),
         layers=tuple(LayerPlan(layer) for layer in found.layers),
         inputs=found.inputs,
         outputs=found.outputs,

@@ -18,7 +18,7 @@ from workbench.windows import Window
 
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "exchange"]
 Role = Literal["plain", "conv", "channelwise", "flatten", "linear", "embedding", "heads", "opaque"]
-Phase = Literal["start", "forward", "backward", "update", "record"]
+Phase = Literal["start", "forward", "backward", "update", "record", "average"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from workbench.cluster.context import RankContext
 from workbench.errors import RunError
 from workbench.keeping import RankState
+from workbench.layers.averaging import Averages
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
 from workbench.layers.precision import Masters
@@ -45,6 +47,7 @@ class Updater:
         context: RankContext,
         groups: Groups,
         masters: Masters,
+        buffers: Mapping[str, Tensor],
         state: RankState,
     ) -> None:
         self.plan, self.context, self.comm, self.masters = plan, context, context.comm, masters
@@ -60,7 +63,12 @@ class Updater:
             groups,
             plan.summed_in_layers,
             masters.computing,
+            plan.compression,
         )
+        values = {**masters.parameters, **buffers}
+        self.averages = Averages(plan, groups, state.own(values))
+        self.in_step = tuple(axis for axis, _ in plan.mesh.axes if axis != "data")
+        self.groups = groups
         self.stop_asked = False
 
     @property
@@ -94,13 +102,17 @@ class Updater:
         """Scale all gradients down where their norm is limited and more, alike on all ranks."""
         if self.clip_norm is None:
             return
+        # A replica that makes steps of its own has a norm of its own.
+        alone = self.plan.averaging is not None
+        comm = self.groups.over(*self.in_step) if alone else self.comm
+        replicas = self.plan.mesh.degree("data") if alone else 1
         squares = torch.zeros((), dtype=torch.float64, device=self.context.device)
         parameters = self.masters.parameters
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                copies = self.plan.copies_of(name)
+                copies = self.plan.copies_of(name) / replicas
                 squares += parameter.grad.double().square().sum() / copies
-        whole = self.comm.all_reduce(self._numbers([float(squares)]), name="norm of the gradients")
+        whole = comm.all_reduce(self._numbers([float(squares)]), name="norm of the gradients")
         # As torch.nn.utils.clip_grad_norm_ does.
         scale = min(1.0, self.clip_norm / (float(whole) ** 0.5 + 1e-6))
         if scale < 1.0:
@@ -108,12 +120,22 @@ class Updater:
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
 
+    def begin(self) -> None:
+        """Take the parameters, which may be those of another run, as those to begin with."""
+        self.averages.begin()
+        self.masters.refresh()
+
     def apply(self) -> None:
         """Update the parameters by their gradients, and let go of those."""
         self.shares.before()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def share(self, step: int, last: bool) -> None:
+        """Put together what ranks have updated, and average what replicas have come to."""
         self.shares.after()
+        if self.averages.due(step, last):
+            self.averages.average()
         self.masters.refresh()
 
     def _numbers(self, values: list[float]) -> Tensor:

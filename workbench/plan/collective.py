@@ -25,7 +25,8 @@ class Collective:
     micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
     about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
     axis that cuts features, where that decides. ``places`` are those on the pipeline whose ranks
-    take part, if not all do.
+    take part, if not all do. ``part`` is what of ``arrays`` travels, if not all their numbers, see
+    :class:`workbench.plan.replicas.Compression`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Collective:
     arrays: tuple[str, ...] = ()
     by_place: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
+    part: str = ""
 
     def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.

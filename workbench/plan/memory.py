@@ -56,7 +56,31 @@ def memory_of(plan: Plan, rank: int) -> Memory:
             )
             numel = prod(stop - start for start, stop in ranges)
             optimizer += numel * kept * alike + beside
-    return Memory(parameters, gradients, optimizer, _activations(plan, rank))
+    more_gradients, more_optimizer = _of_replicas(plan, rank)
+    return Memory(
+        parameters,
+        gradients + more_gradients,
+        optimizer + more_optimizer,
+        _activations(plan, rank),
+    )
+
+
+def _of_replicas(plan: Plan, rank: int) -> tuple[int, int]:
+    """Return what compression keeps beside gradients, and an outer optimizer beside its state."""
+    arrays = {array.name: array for array in (*plan.buffers, *plan.arrays)}
+    gradients = optimizer = 0
+    for bucket in plan.averaged or plan.buckets:
+        if "data" not in bucket.axes or not plan.holds(bucket.names[0], rank):
+            continue
+        owned = [plan.owned(arrays[name], rank) for name in bucket.names]
+        itemsize = plan.kept_itemsize(owned[0])
+        gradients += plan.compression.kept([array.shape for array in owned], itemsize)
+        if plan.averaging is not None:
+            sent = itemsize * sum(array.numel for array in owned)
+            gradients += sent
+            if plan.averaging.nesterov and owned[0].trainable:
+                optimizer += 2 * sent
+    return gradients, optimizer
 
 
 def _activations(plan: Plan, rank: int) -> int:

@@ -14,6 +14,7 @@ from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, shares
 from workbench.plan.collective import Collective
 from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
+from workbench.plan.replicas import WHOLE, Averaging, Compression
 from workbench.plan.stages import Crossing, Stage
 from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Traced
 from workbench.windows import Halo, Run, Window
@@ -129,6 +130,8 @@ class Plan:
     the pipeline whose ranks have a parameter or buffer, by name. ``optimizer_state`` is how many
     numbers the optimizer keeps for each of a parameter's, and how many bytes beside. ``made`` says
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
+    ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
+    instead.
     """
 
     workload: str
@@ -158,6 +161,9 @@ class Plan:
     crossings: tuple[Crossing, ...] = ()
     held: tuple[tuple[str, tuple[int, ...]], ...] = ()
     optimizer_state: tuple[int, int] = (0, 0)
+    compression: Compression = WHOLE
+    averaging: Averaging | None = None
+    averaged: tuple[Bucket, ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -182,24 +188,43 @@ class Plan:
         """Return one of the strategy's stated choices."""
         return dict(self.options).get(name, default)
 
-    def sent_bytes(self, rank: int) -> int:
+    @property
+    def period(self) -> int:
+        """The number of steps after which what is sent repeats itself."""
+        return self.averaging.every if self.averaging is not None else 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether the plan is made to give what the serial run gives, to rounding."""
+        return self.averaging is None and self.compression.kind == "none"
+
+    def sent_bytes(self, rank: int, step: int | None = None) -> int:
         """Return the payload bytes that ``rank`` sends in one step; communicators count the same.
 
-        A short last batch with fewer samples than micro-batches skips the empty ones, and sends
-        less.
+        That is in ``step``, or in the mean over a period, rounded up. A short last batch with fewer
+        samples than micro-batches skips the empty ones, and sends less. A run whose last step ends
+        no period averages after it all the same.
         """
-        return sum(self.sent_by(c, rank) for c in self.collectives if c.phase != "start")
+        every = self._sent(rank, "average")
+        usual = sum(self.sent_by(c, rank) for c in self.collectives if c.phase != "start") - every
+        if step is None:
+            return usual - (-every // self.period)
+        return usual + (every if (step + 1) % self.period == 0 else 0)
+
+    def _sent(self, rank: int, phase: str) -> int:
+        return sum(self.sent_by(c, rank) for c in self.collectives if c.phase == phase)
 
     def sent_by(self, collective: Collective, rank: int) -> int:
-        """Return the payload bytes that ``rank`` sends in one step for one of the collectives."""
+        """Return the payload bytes that ``rank`` sends for one of the collectives, in its step."""
         mesh = self.mesh
         if collective.places and mesh.place(rank, "pipeline") not in collective.places:
             return 0
         samples = self.batch.rows(mesh.replicas, mesh.replica(rank))
         group = mesh.group(rank, *collective.axes)
         if collective.arrays:
-            arrays = {array.name: array for array in self.arrays}
-            own = sum(self.owned(arrays[name], rank).numel for name in collective.arrays)
+            arrays = {array.name: array for array in (*self.buffers, *self.arrays)}
+            shapes = [self.owned(arrays[name], rank).shape for name in collective.arrays]
+            own = self.compression.numbers(collective.part, shapes)
             collective = replace(collective, numel=own)
         if collective.by_place:
             own = collective.by_place[mesh.place(rank, mesh.feature_axis)]
@@ -313,7 +338,7 @@ class Plan:
 
     @property
     def bytes_per_step(self) -> int:
-        """Payload bytes that the busiest rank sends in one step."""
+        """Payload bytes that the busiest rank sends in one step, in the mean over a period."""
         return max(self.sent_bytes(rank) for rank in range(self.ranks))
 
     @property
@@ -323,6 +348,18 @@ class Plan:
         for planned in self.layers:
             for parameter in planned.layer.parameters:
                 found.setdefault(parameter.name, parameter)
+        return tuple(found.values())
+
+    @property
+    def buffers(self) -> tuple[Array, ...]:
+        """All buffers, each once, in the order of their layers."""
+        found: dict[str, Array] = {}
+        for planned in self.layers:
+            layer = planned.layer
+            inside = "" if layer.name == layer.kind else f"{layer.name}."
+            for buffer in layer.buffers:
+                name = f"{inside}{buffer.name}"
+                found.setdefault(name, replace(buffer, name=name))
         return tuple(found.values())
 
     def __str__(self) -> str:

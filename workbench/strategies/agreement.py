@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from workbench.mesh import BATCH_AXES, shares
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
+from workbench.strategies import replicas
 from workbench.traced import Array, Sums
 
 BUCKET_BYTES = 32 * 2**20
@@ -33,12 +34,14 @@ def agree(plan: Plan) -> Plan:
         found = gradient_buckets(plan, ()) if plan.low else ()
         return replace(plan, buckets=tuple(bucket for bucket, _ in found))
     axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
-    buckets = gradient_buckets(plan, axes)
+    buckets = gradient_buckets(plan, replicas.without_data(plan, axes))
+    plan = replace(plan, buckets=tuple(bucket for bucket, _ in buckets))
+    if not plan.exact:
+        plan = replace(plan, averaged=replicas.averaged(plan)).adding(notes=[replicas.note(plan)])
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
     at_stage = _at_stages(plan)
     return replace(
         plan,
-        buckets=tuple(bucket for bucket, _ in buckets),
         collectives=(
             *(_initial_value(plan, array, axes) for array in plan.arrays),
             *_recomputed(plan, map(at_stage, plan.collectives)),
@@ -47,23 +50,17 @@ def agree(plan: Plan) -> Plan:
             ),
             *_loss_weight(plan, axes),
             *(
-                Collective(
-                    f"gradients, bucket {number}",
-                    "all_reduce",
-                    bucket.axes,
-                    sum(array.numel for array in arrays),
-                    plan.kept_itemsize(arrays[0]),
-                    "backward",
-                    arrays=bucket.names,
-                    places=bucket.places,
-                )
+                moved
                 for number, (bucket, arrays) in enumerate(buckets)
-                if bucket.axes  # else no other rank has a gradient of these
+                for moved in replicas.gradient_collectives(
+                    plan, number, bucket, plan.kept_itemsize(arrays[0])
+                )
             ),
-            *_gradient_norm(plan, axes),
+            *_gradient_norm(plan, replicas.without_data(plan, axes)),
             Collective(
                 "record of the step", "all_reduce", axes, RECORD_NUMBERS + trainable, 8, "record"
             ),
+            *replicas.averaging_collectives(plan),
         ),
     )
 
@@ -196,7 +193,7 @@ def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:
     """Return what it takes to know the norm of all gradients, where that is limited."""
-    if not plan.option("clip_norm", ""):
+    if not plan.option("clip_norm", "") or not axes:
         return []
     return [Collective("norm of the gradients", "all_reduce", axes, 1, 8, "update")]
 
