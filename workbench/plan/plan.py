@@ -12,6 +12,7 @@ from math import prod
 
 from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, shares
 from workbench.plan.collective import Collective
+from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.replicas import WHOLE, Averaging, Compression
@@ -21,48 +22,6 @@ from workbench.windows import Halo, Run, Window
 
 MASTER_BYTES = 4
 """Of a number of a parameter that is updated in float32, whatever it is computed with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How one array is cut: ``dim`` over ``axis``; an array without cuts is whole on every rank.
-
-    ``part`` numbers the dims of the grid that an axis may be laid out on, as in ``spatial=2x2``.
-    ``units`` is how many pieces of the dim go as a whole, such as heads; 0 if all do.
-    ``flat`` is set where the dim was flattened out of several of which one is cut: a rank then owns
-    no single range of it.
-    """
-
-    dim: int
-    axis: str
-    part: int = 0
-    flat: Flat | None = None
-    units: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CutLabel:
-    """Every dim with this label is cut over ``axis``, of whose grid it is dim ``part``.
-
-    ``units`` is how many pieces of the dim go as a whole; 0 if all do.
-    """
-
-    label: str
-    axis: str
-    part: int = 0
-    units: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Parameters, by name, whose gradients are added up together over the ranks along ``axes``.
-
-    ``places`` are those on the pipeline whose ranks have them, if not all do.
-    """
-
-    names: tuple[str, ...]
-    axes: tuple[str, ...]
-    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +139,21 @@ class Plan:
         """Whether forward and backward are in bfloat16, and weights are updated in float32."""
         return self.option("precision", "full") == "bf16"
 
+    @property
+    def in_full(self) -> Plan:
+        """The same cuts, computed in the workload's own precision."""
+        kept = tuple(option for option in self.options if option[0] != "precision")
+        return replace(self, options=kept)
+
+    @property
+    def inexact(self) -> str:
+        """What makes the result another one than that of the serial run, by design; "" if none."""
+        if self.averaging is not None:
+            outer = ", outer=nesterov" if self.averaging.nesterov else ""
+            return f"sync_every={self.averaging.every}{outer}"
+        kind = self.compression.kind
+        return "" if kind == "none" else f"compression={kind}"
+
     def kept_itemsize(self, array: Array) -> int:
         """Return the bytes of one number of a parameter as it is updated, and of its gradients."""
         return MASTER_BYTES if self.low else array.itemsize
@@ -192,11 +166,6 @@ class Plan:
     def period(self) -> int:
         """The number of steps after which what is sent repeats itself."""
         return self.averaging.every if self.averaging is not None else 1
-
-    @property
-    def exact(self) -> bool:
-        """Whether the plan is made to give what the serial run gives, to rounding."""
-        return self.averaging is None and self.compression.kind == "none"
 
     def sent_bytes(self, rank: int, step: int | None = None) -> int:
         """Return the payload bytes that ``rank`` sends in one step; communicators count the same.

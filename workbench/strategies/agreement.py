@@ -36,7 +36,7 @@ def agree(plan: Plan) -> Plan:
     axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
     buckets = gradient_buckets(plan, replicas.without_data(plan, axes))
     plan = replace(plan, buckets=tuple(bucket for bucket, _ in buckets))
-    if not plan.exact:
+    if plan.inexact:
         plan = replace(plan, averaged=replicas.averaged(plan)).adding(notes=[replicas.note(plan)])
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
     at_stage = _at_stages(plan)
