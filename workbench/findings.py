@@ -40,10 +40,18 @@ def sameness(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["strategy"] == "serial" or row["same_result"] is None:
             continue
+        proof = row.get("proof", "")
+        if proof.startswith("not by design"):
+            found.append(
+                f"The result of {row['strategy']} is not that of serial, by design "
+                f"({proof.partition(': ')[2]}): compare the losses."
+            )
+            continue
         difference = row["max_difference"]
         by = "" if difference is None else f": the largest difference is {difference:.1e}"
         verdict = "the same as" if row["same_result"] else "NOT the same as"
-        found.append(f"The result of {row['strategy']} is {verdict} that of serial{by}.")
+        how = f" {proof}" if "bf16" in proof else ""
+        found.append(f"The result of {row['strategy']} is {verdict} that of serial{how}{by}.")
     return found
 
 

@@ -18,8 +18,9 @@ SHARES = ("compute", "comm", "wait", "optimizer")
 
 
 def comparison_tables(rows: Sequence[Row]) -> RenderableType:
-    """Return both tables of a comparison: how fast, and where the time goes."""
-    return Group(speed_table(rows), Text(), account_table(rows))
+    """Return the tables of a comparison: how fast, where the time goes, and what comes out."""
+    tables = (speed_table(rows), account_table(rows), result_table(rows))
+    return Group(tables[0], Text(), tables[1], Text(), tables[2])
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
@@ -65,25 +66,36 @@ def speed_table(rows: Sequence[Row]) -> Table:
 
 
 def account_table(rows: Sequence[Row]) -> Table:
-    """Return where a rank's step goes, what it sends, and whether the result is that of serial."""
-    unit, size = byte_unit([row["bytes_per_step"] for row in rows])
-    table = _table("Where a rank's time goes, what it sends, and what comes out")
+    """Return where a rank's step goes."""
+    table = _table("Where a rank's time goes, % of a step")
     table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     for share in SHARES:
-        table.add_column(
-            f"{'update' if share == 'optimizer' else share}\n%", justify="right", no_wrap=True
-        )
+        table.add_column("update" if share == "optimizer" else share, justify="right", no_wrap=True)
+    for row in rows:
+        cells = (_share(row[f"{share}_share"]) for share in SHARES)
+        table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *cells)
+    return table
+
+
+def result_table(rows: Sequence[Row]) -> Table:
+    """Return time, bytes and what comes out side by side, and whether that is as of serial."""
+    unit, size = byte_unit([row["bytes_per_step"] for row in rows])
+    table = _table("What a step takes, what a rank sends, and what comes out")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    table.add_column("ms\nper step", justify="right", no_wrap=True)
     table.add_column(f"{unit} sent\nper step", justify="right", no_wrap=True)
+    table.add_column("loss at\nthe end", justify="right", no_wrap=True)
     table.add_column("test acc.\n%", justify="right", no_wrap=True)
     table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
-    shares = [[_share(row[f"{share}_share"]) for row in rows] for share in SHARES]
     sent = [None if row["bytes_per_step"] is None else row["bytes_per_step"] / size for row in rows]
     columns = zip(
-        *shares,
+        column(_milliseconds(rows, "step_s")),
         [f"{value:.0f}" if value is not None else NOTHING for value in sent]
         if unit == "B"
         else column(sent),
+        [NOTHING if row.get("loss") is None else f"{row['loss']:.4g}" for row in rows],
         [_share(row["test_accuracy"], ".1f") for row in rows],
         strict=True,
     )
@@ -118,7 +130,12 @@ def same_result(row: Row) -> Text:
     same, difference = row["same_result"], row["max_difference"]
     if same is None:
         return Text(NOTHING, "dim")
+    proof = row.get("proof", "")
+    if proof.startswith("not by design"):
+        return Text("no, by design", "yellow")
     by = "" if difference is None else f" ({difference:.0e})" if difference else " (0)"
+    if same and "bf16" in proof:
+        return Text(f"in float64{by}", "green")  # what the rounding of bf16 does is not in it
     return Text(f"yes{by}", "green") if same else Text(f"NO{by}", "bold red")
 
 

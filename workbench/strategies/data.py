@@ -12,6 +12,7 @@ from dataclasses import replace
 from workbench.errors import PlanError
 from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, Plan, shares_of
+from workbench.strategies import replicas
 from workbench.strategies.strategy import Strategy
 
 AXIS = "data"
@@ -70,12 +71,12 @@ STRATEGY = Strategy(
         "up once per step."
     ),
     cut=cut,
-    options={"batch_norm": ("synchronized", "local")},
+    options={"batch_norm": ("synchronized", "local"), **replicas.OPTIONS},
     remedies={
         "compute": "a larger batch: a small share of it uses a core less well",
         "comm": (
-            "a larger batch, or tensor: the gradients of all weights travel once a step, "
-            "whatever the batch"
+            "a larger batch, compression, or tensor: the gradients of all weights travel once a "
+            "step, whatever the batch"
         ),
         "wait": "shares of equal size, or fewer other programs beside it",
         "optimizer": "sharded with stage=1, or tensor: here every rank updates all weights",
