@@ -55,6 +55,7 @@ class FakeComparison:
         self.rows: list[dict[str, Any]] = []
         self.runs: list[Any] = []
         self.preview: Any = None
+        self.timelines: dict[str, Any] = {}
         self.done = 0
         self.stopped_on: list[str] = []
 

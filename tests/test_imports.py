@@ -30,6 +30,7 @@ ROOMS = (
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
     "speedup",  # from timed runs to a table
+    "timeline",  # what every rank did when
     "why",  # each millisecond beyond the ideal step
     "findings",  # what a comparison found, in sentences
     "records",  # the folder of a run
@@ -63,7 +64,8 @@ ROOMS = (
     "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
     "evaluate",  # a trained model on other data
-    "compare",  # repeats, baselines, speedups
+    "comparison",  # repeats, baselines, speedups, proofs
+    "compare",  # the start of one
     "ui",  # panel, figures, report
     "cli",  # the command `workbench`
     "__init__",  # the door, which nobody imports
@@ -82,6 +84,7 @@ PURE = (
     "speedup",
     "why",
     "findings",
+    "timeline",
 )
 HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.evaluate import evaluate
     from workbench.planning import plan
     from workbench.run import run
+    from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
     from workbench.verify import verify
@@ -43,6 +44,7 @@ __all__ = [
     "start",
     "verify",
     "workload",
+    "write_trace",
 ]
 
 _ROOM_OF = {
@@ -56,6 +58,7 @@ _ROOM_OF = {
     "start": "workbench.cluster.starting",
     "verify": "workbench.verify",
     "workload": "workbench.workload",
+    "write_trace": "workbench.timeline",
 }
 """The module that defines each lazy name."""
 

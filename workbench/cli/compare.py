@@ -17,9 +17,10 @@ from workbench.cli.tables import comparison_tables, why_table
 from workbench.cli.terminal import Terminal, figures_command, finite
 from workbench.errors import PlanError
 from workbench.findings import findings, sameness
+from workbench.timeline import write_trace
 
 if TYPE_CHECKING:
-    from workbench.compare import Comparison
+    from workbench.comparison import Comparison
     from workbench.workload import Workload
 
 SAVED = "comparison.json"
@@ -37,6 +38,7 @@ SAVED = "comparison.json"
 @options.batch
 @options.seed
 @options.choices
+@options.trace
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -59,6 +61,7 @@ def compare(
     batch: int | None,
     seed: int | None,
     choices: dict[str, Any],
+    trace: Path | None,
     out: Path | None,
     report: Path | None,
 ) -> None:
@@ -81,11 +84,14 @@ def compare(
         threads=threads,
         device=device,
         folder=out,
+        spans=trace is not None or report is not None,
         choices=choices,
     )
     document = comparison_document(comparison)
     if out is not None:
         (out / SAVED).write_text(json.dumps(finite(document), indent=1), encoding="utf-8")
+    if trace is not None:
+        document["trace"] = str(write_trace(comparison, trace))
     if report is not None:
         from workbench.ui.report import write_report
 
@@ -93,6 +99,8 @@ def compare(
     terminal.figures(document, *comparison_figures(comparison))
     if report is not None:
         terminal.say("", Text(f"Report: {report}"))
+    if trace is not None:
+        terminal.say("", Text(f"Trace: {trace}, for ui.perfetto.dev"))
 
 
 def measure(

@@ -87,6 +87,7 @@ def demo(
             threads=threads,
             device=device,
             folder=runs,
+            spans=True,
         )
         from workbench.ui.report import write_report
 

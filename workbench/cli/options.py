@@ -68,6 +68,13 @@ choices: Decorator = click.option(
 )
 
 
+trace: Decorator = click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what every rank did when to this file, for ui.perfetto.dev.",
+)
+
+
 def workload_changes(batch: int | None, seed: int | None) -> dict[str, int]:
     """Return what ``--batch`` and ``--seed`` change in a workload of the catalogue."""
     asked = {"batch_size": batch, "seed": seed}

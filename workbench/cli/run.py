@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from workbench.cli import options
 from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
+from workbench.timeline import write_trace
 from workbench.ui.texts import count
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @options.batch
 @options.seed
 @options.choices
+@options.trace
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -48,6 +51,7 @@ def run(
     batch: int | None,
     seed: int | None,
     choices: dict[str, Any],
+    trace: Path | None,
     out: Path | None,
 ) -> None:
     """Train WORKLOAD under one strategy and keep a record of every step.
@@ -66,7 +70,12 @@ def run(
             work, strategy, steps=steps, device=device, folder=out, lab=lab, **choices
         )
         follow(started, terminal, lambda: _progress(started))
-    terminal.figures(run_document(started), run_table(started))
+    document = run_document(started)
+    if trace is not None:
+        document["trace"] = str(write_trace(started, trace))
+    terminal.figures(document, run_table(started))
+    if trace is not None:
+        terminal.say("", Text(f"Trace: {trace}, for ui.perfetto.dev"))
 
 
 def run_document(run: Run) -> dict[str, Any]:

@@ -44,11 +44,19 @@ class SavedRun:
 
 @dataclass(frozen=True)
 class SavedComparison:
-    """A comparison as its JSON document tells it; may hold no runs, and then shows no curves."""
+    """A comparison as its JSON document tells it; may hold no runs, and then shows no curves.
+
+    Spans are not in the document, and so there are no timelines.
+    """
 
     document: dict[str, Any]
     runs: tuple[SavedRun, ...] = ()
     work: object = WORK
+
+    @property
+    def timelines(self) -> dict[str, list[dict[str, Any]]]:
+        """What was recorded of every rank: nothing."""
+        return {}
 
     @property
     def rows(self) -> list[dict[str, Any]]:

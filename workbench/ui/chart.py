@@ -31,7 +31,7 @@ class Chart:
             return False
         if isinstance(self.figure.y_range, FactorRange):
             # Upwards is the direction of the axis, downwards that of reading.
-            factors = list(reversed(columns["label"]))
+            factors = list(reversed(dict.fromkeys(columns["label"])))
             if factors != self.figure.y_range.factors:
                 self.figure.y_range.factors = factors
         self.source.data = columns

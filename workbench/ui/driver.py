@@ -26,7 +26,7 @@ from workbench.ui.form import OWN, Request, check
 from workbench.workload import Workload, workload
 
 if TYPE_CHECKING:
-    from workbench.compare import Comparison
+    from workbench.comparison import Comparison
     from workbench.plan import Plan
 
 CLOSE_LIMIT_S = 20.0
@@ -213,6 +213,7 @@ class Driver:
                 repeats=asked.repeats,
                 lab=lab,
                 preview=True,
+                spans=True,
                 wait=False,
             )
         job.comparison = comparison

@@ -48,7 +48,7 @@ def speedup_chart() -> Chart:
         x_axis_label="cores used (ranks × threads per rank)",
         y_axis_label="speedup over 1 thread",
         x_range=DataRange1d(start=0, range_padding=1.2),
-        y_range=DataRange1d(start=0, range_padding=0.2),
+        y_range=DataRange1d(start=0, range_padding=0.4),
         height=330,
     )
     source = ColumnDataSource(data=speedup_columns([]), name="wb-speedup")
@@ -64,10 +64,10 @@ def speedup_chart() -> Chart:
         "cores", "speedup", source=source, marker="marker", color="color",
         size=15, fill_alpha="fill", line_width=2.5,
     )  # fmt: skip
-    # To the right of the point: there it meets neither the ideal line nor the whisker.
+    # Beyond the end of the whisker and in the middle: there it meets no line, and is not cut off.
     fig.text(
-        "cores", "speedup", "text", source=source, text_align="left", text_baseline="middle",
-        x_offset=12, y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
+        "cores", "text_at", "text", source=source, text_align="center", text_baseline="middle",
+        y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
         text_font_style="bold", text_color="color",
     )  # fmt: skip
     fig.add_tools(
@@ -106,7 +106,11 @@ def speedup_columns(rows: Sequence[Row]) -> Columns:
         # collide with that of the strategy that stands at the same number of cores.
         "text": ["" if alone else _label(row) for row, alone in zip(known, whole, strict=True)],
         # Strategies above their point and the baseline below: the lines pass between them.
-        "text_y": [12 if texts.is_baseline(row) else -12 for row in known],
+        "text_at": [
+            _or(row["speedup_min" if texts.is_baseline(row) else "speedup_max"], row["speedup"])
+            for row in known
+        ],
+        "text_y": [18 if texts.is_baseline(row) else -14 for row in known],
         "repeats": [row["repeats"] for row in known],
         "color": [style.color for style in styles],
         "marker": [style.marker for style in styles],

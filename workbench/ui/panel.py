@@ -30,7 +30,7 @@ from workbench.ui.view import View
 
 if TYPE_CHECKING:
     from workbench.cluster.lab import Lab
-    from workbench.compare import Comparison
+    from workbench.comparison import Comparison
     from workbench.workload import Workload
 
 TICK_S = 0.25

@@ -14,9 +14,13 @@ from workbench import machine
 from workbench.findings import findings
 from workbench.plan import in_binary_units
 from workbench.ui import figures, table, texts
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns, timeline_of
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
 """Only the part of BokehJS that our figures need, written into the page itself."""
+
+WIDE = ("share", "timeline")
+"""Figures that take the whole width."""
 
 _STYLE = (
     """
@@ -58,14 +62,17 @@ def report_html(comparison: Any) -> str:
     facts = comparison.to_json()
     rows = list(comparison.rows)
     name = str(facts["workload"].get("name", "workload"))
-    charts = (figures.speedup_chart(), figures.loss_chart(), figures.share_chart())
+    charts = [figures.speedup_chart(), figures.loss_chart(), figures.share_chart()]
     charts[0].draw(figures.speedup_columns(rows))
     charts[1].draw(figures.loss_columns(figures.curves_of(comparison)))
     charts[2].draw(figures.share_columns(rows))
+    if (timeline := timeline_of(comparison.timelines)) is not None:
+        charts.append(timeline_chart())
+        charts[3].draw(timeline_columns(timeline))
     script, places = components({chart.name: chart.figure for chart in charts})
     state, same = texts.badge(rows)
     drawn = "".join(
-        f'<figure class="{"wide" if chart.name == "share" else ""}">{places[chart.name]}'
+        f'<figure class="{"wide" if chart.name in WIDE else ""}">{places[chart.name]}'
         f"<figcaption>{escape(texts.HOW_TO_READ[chart.name])}</figcaption></figure>"
         for chart in charts
     )

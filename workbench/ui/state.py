@@ -13,6 +13,7 @@ from workbench.ui import figures, texts
 from workbench.ui.driver import Driver, Job
 from workbench.ui.form import Request
 from workbench.ui.texts import Row
+from workbench.ui.timeline_figure import Timeline, timeline_of
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
@@ -44,6 +45,8 @@ class State:
         What the speedup figure shows: this run, and earlier ones of the same workload and batch.
     bars:
         The rows of this run.
+    timeline:
+        One step of the strategy, or of the serial run while there is no other.
     preview:
         The newest picture that a model has made of one.
     """
@@ -60,6 +63,7 @@ class State:
     points: tuple[Row, ...] = ()
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
+    timeline: Timeline | None = None
     preview: Preview | None = None
 
     @property
@@ -141,6 +145,7 @@ class Watcher:
             points=tuple({texts.row_label(row): row for row in alike}.values()),
             bars=tuple(rows),
             curves=tuple(figures.curves_of(comparison)),
+            timeline=timeline_of(comparison.timelines),
             preview=comparison.preview,
         )
 

@@ -46,7 +46,7 @@ STYLE = (
 .wb-panel p { margin: 2px 0; font-size: 15px; }
 .wb-charts { display: grid; gap: 8px 16px; margin-top: 8px;
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.wb-chart { min-width: 0; } .wb-chart-share { grid-column: 1 / -1; }
+.wb-chart { min-width: 0; } .wb-chart-share, .wb-chart-timeline { grid-column: 1 / -1; }
 .wb-chart > div { width: 100%; }
 /* Figures take their colours when they are painted; a change of size paints them again. */
 body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }

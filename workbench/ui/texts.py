@@ -1,6 +1,6 @@
 """The sentences and number formats that the panel, the figures and the report share.
 
-Every function here takes rows as :class:`workbench.compare.Comparison` gives them (plain dicts) and
+Every function here takes rows as :class:`workbench.comparison.Comparison` gives them (plain dicts) and
 returns plain text; whoever puts it into HTML escapes it.
 """
 
@@ -16,6 +16,9 @@ HOW_TO_READ = {
     "divided by that of the strategy. Whiskers run from the slowest to the fastest repeat. "
     "On the dashed line, n cores are n times faster; the dotted line is one process that has all "
     "the cores as threads, which is what you would use instead.",
+    "timeline": "One step as it was: a row for each rank, time to the right. Blue is the work "
+    "itself; grey is waiting for another rank, and what the other rows show at that time is what "
+    "was waited for. Drag or turn the wheel to zoom.",
     "loss": "Every run takes the same steps on the same batches, so all curves fall to the same "
     "loss (unless the table says: not by design); the faster strategy gets there in less time, "
     "further to the left.",
@@ -29,6 +32,7 @@ EMPTY = {
     "speedup": "Press Run to see the measured speedup.",
     "loss": "Press Run to see the loss fall.",
     "share": "Press Run to see where each step's time goes.",
+    "timeline": "Press Run to see what every rank does during a step.",
 }
 """What a figure says before it has data, by the figure's name."""
 

@@ -24,6 +24,7 @@ from workbench.ui.live_figure import LiveFigure
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
 from workbench.ui.style import STYLE
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 if TYPE_CHECKING:
     from workbench.plan import Plan
@@ -89,7 +90,12 @@ class View:
         self._table = widgets.HTML()
         self._pictures = widgets.HTML()
         self._plan = PlanView()
-        self._charts = (figures.speedup_chart(), figures.loss_chart(), figures.share_chart())
+        self._charts = (
+            figures.speedup_chart(),
+            figures.loss_chart(),
+            figures.share_chart(),
+            timeline_chart(),
+        )
         self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
         self.root = self._layout()
         self._run.on_click(lambda _button: on_run())
@@ -173,6 +179,7 @@ class View:
             figures.speedup_columns(state.points),
             figures.loss_columns(state.curves),
             figures.share_columns(state.bars),
+            timeline_columns(state.timeline),
         )
         for chart, data in zip(self._charts, columns, strict=True):
             chart.draw(data)

@@ -1,0 +1,115 @@
+"""What every rank did when, as a picture of one step and as a trace."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.errors import PlanError
+from workbench.spans import SpanRecorder
+from workbench.timeline import bars_of, steps_in, trace, usual_step, write_trace
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns, timeline_of
+
+
+def span(
+    rank: int, step: int, start_s: float, stop_s: float, kind: str = "compute", name: str = ""
+):
+    times = {"start_s": start_s, "stop_s": stop_s}
+    return {"rank": rank, "step": step, "kind": kind, "name": name, "sent_bytes": 8, **times}
+
+
+STEPS = [
+    *(span(0, 0, 10.0, 19.0), span(1, 0, 10.0, 18.0)),  # a slow first step
+    *(span(0, 1, 20.0, 21.0), span(0, 1, 21.0, 22.0, "wait", "sum"), span(1, 1, 20.5, 22.0)),
+    *(span(0, 2, 30.0, 32.5), span(1, 2, 30.0, 32.0)),
+    span(0, 3, 40.0, 41.0),  # the other rank's is lost
+]
+
+
+def test_a_step_counts_that_all_ranks_have_recorded():
+    assert steps_in(STEPS) == pytest.approx({0: 9.0, 1: 2.0, 2: 2.5})
+    assert usual_step(STEPS) == 2
+    assert usual_step(STEPS, warm_up=1) in (1, 2)
+    assert usual_step(STEPS, warm_up=99) == 2
+    assert usual_step([]) is None
+
+
+def test_bars_begin_with_the_first_rank():
+    bars = bars_of(STEPS, 1)
+    assert [(bar.rank, bar.kind, bar.start_s, bar.stop_s) for bar in bars] == [
+        (0, "compute", 0.0, 1.0),
+        (0, "wait", 1.0, 2.0),
+        (1, "compute", 0.5, 2.0),
+    ]
+    assert bars_of(STEPS, 7) == []
+
+
+def test_ranks_with_clocks_of_other_machines_begin_together():
+    far = [span(0, 0, 10.0, 11.0), span(1, 0, 90_000.5, 90_001.0)]
+    assert [(bar.start_s, bar.stop_s) for bar in bars_of(far, 0)] == [(0.0, 1.0), (0.0, 0.5)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["comm", "wait", "optimizer"]), st.floats(0, 1), st.floats(0, 1)),
+        max_size=20,
+    )
+)
+def test_a_trace_has_every_span_on_its_rank_and_none_overlaps(pieces):
+    rows = []
+    for rank in range(2):
+        recorder = SpanRecorder(enabled=True)
+        recorder.begin_step(0)
+        now_s = recorder._free_since
+        for kind, pause_s, length_s in pieces:
+            recorder.add(kind, kind, now_s + pause_s, now_s + pause_s + length_s, 4)
+            now_s += pause_s + length_s
+        taken = recorder.take()
+        fields = ("step", "kind", "name", "start_s", "stop_s", "sent_bytes")
+        rows += [{"rank": rank, **{f: getattr(s, f) for f in fields}} for s in taken]
+    made = json.loads(json.dumps(trace({"data=2, 1 thread": rows})))
+    events = [event for event in made["traceEvents"] if event["ph"] == "X"]
+    assert len(events) == len(rows)
+    for rank in range(2):
+        mine = [event for event in events if event["tid"] == rank]
+        for first, second in pairwise(mine):
+            assert first["ts"] + first["dur"] <= second["ts"] + 1e-3
+    names = [event["args"]["name"] for event in made["traceEvents"] if event["ph"] == "M"]
+    assert names[0] == "data=2, 1 thread"
+
+
+def test_a_trace_of_a_run_and_of_a_comparison_are_written(tmp_path):
+    run = SimpleNamespace(label="data=2, 1 thread", spans=STEPS)
+    alone = json.loads(write_trace(run, tmp_path / "new" / "run.json").read_text())
+    both = SimpleNamespace(timelines={"serial, 1 thread": STEPS[:1], "data=2, 1 thread": STEPS})
+    together = json.loads(write_trace(both, tmp_path / "both.json").read_text())
+    assert {event["pid"] for event in alone["traceEvents"]} == {0}
+    assert {event["pid"] for event in together["traceEvents"]} == {0, 1}
+    with pytest.raises(PlanError, match="recorded with spans=True"):
+        write_trace(SimpleNamespace(timelines={}), tmp_path / "none.json")
+
+
+def test_the_figure_shows_the_usual_step_of_the_last_strategy():
+    assert timeline_of({}) is None
+    shown = timeline_of({"serial, 1 thread": STEPS[:1], "tensor=2, 1 thread": STEPS, "late": []})
+    assert shown is not None
+    assert (shown.label, shown.step) == ("tensor=2, 1 thread", 2)
+    chart = timeline_chart()
+    assert chart.empty.visible
+    assert chart.draw(timeline_columns(shown))
+    assert not chart.draw(timeline_columns(shown))
+    assert chart.figure.y_range.factors == ["rank 1", "rank 0"]
+    assert "tensor=2, 1 thread, step 3" in chart.figure.title.text
+    assert chart.source.data["lasts"] == pytest.approx([2500.0, 2000.0])
+
+
+def test_of_very_many_bars_the_longest_are_drawn(monkeypatch):
+    monkeypatch.setattr("workbench.ui.timeline_figure.MOST_BARS", 2)
+    shown = timeline_of({"data=2": STEPS})
+    columns = timeline_columns(shown)
+    assert len(columns["start"]) == 2

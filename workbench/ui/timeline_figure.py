@@ -1,0 +1,131 @@
+"""The figure of one step: what every rank did when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bokeh.models import (
+    BoxZoomTool,
+    ColumnDataSource,
+    DataRange1d,
+    FactorRange,
+    HoverTool,
+    PanTool,
+    ResetTool,
+    WheelZoomTool,
+)
+from bokeh.models.annotations import Title
+
+from workbench.run import WARM_UP_STEPS
+from workbench.timeline import Bar, SpanRow, bars_of, usual_step
+from workbench.ui import look
+from workbench.ui.chart import Chart, Columns, add_empty_text, add_legend, blank_figure
+
+TITLE = "Measured timeline of one step (waiting is lost)"
+NOWHERE = "nowhere"
+"""A row that there is not: what stands there gives the legend its colours and is not drawn."""
+
+MOST_BARS = 20_000
+"""Bars drawn of one step; where there are more, the shortest are left out."""
+
+
+class TimelineChart(Chart):
+    """A figure whose title names the strategy and the step."""
+
+    def draw(self, columns: Columns) -> bool:
+        """Show new data; return whether anything had to be sent to the browser."""
+        news = super().draw(columns)
+        if news and columns["of"]:
+            assert isinstance(self.figure.title, Title)
+            self.figure.title.text = f"{TITLE}: {columns['of'][0]}"
+        return news
+
+
+def timeline_chart() -> Chart:
+    """Return the figure of one step: a row for each rank, a bar for each span, time to the right.
+
+    It can be zoomed and moved along the time; the colours and hatches are those of all figures.
+    """
+    fig = blank_figure(
+        title=TITLE,
+        x_axis_label="time since the step began (ms)",
+        x_range=DataRange1d(start=0, range_padding=0.02),
+        y_range=FactorRange(range_padding=0.1),
+        height=230,
+        output_backend="webgl",
+    )
+    source = ColumnDataSource(data=timeline_columns(None), name="wb-timeline")
+    bars = fig.hbar(
+        y="label", left="start", right="stop", height=0.75, source=source,
+        fill_color="color", line_color="color", hatch_pattern="hatch", hatch_color="white",
+        hatch_alpha=0.7, hatch_scale=8,
+    )  # fmt: skip
+    hover = HoverTool(
+        renderers=[bars],
+        tooltips=[
+            ("", "@of"),
+            ("@label", "@kind"),
+            ("what", "@name"),
+            ("lasts", "@lasts{0.000} ms, from @start{0.000}"),
+            ("sends", "@sent{0,0} bytes"),
+        ],
+    )
+    wheel = WheelZoomTool(dimensions="width")
+    fig.add_tools(hover, PanTool(dimensions="width"), wheel, BoxZoomTool(dimensions="width"))
+    fig.add_tools(ResetTool())
+    fig.toolbar_location = "above"
+    fig.toolbar.logo = None
+    fig.ygrid.grid_line_color = None
+    by_kind = {
+        span.kind: fig.hbar(
+            y=[NOWHERE], left=[0], right=[0], height=0.75, fill_color=span.color,
+            line_color=span.color, hatch_pattern=span.hatch, hatch_color="white",
+            hatch_alpha=0.7, hatch_scale=8,
+        )
+        for span in look.SPANS
+    }  # fmt: skip
+    add_legend(fig, by_kind)
+    return TimelineChart("timeline", fig, source, add_empty_text(fig, "timeline"))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The step that is shown: of which strategy, and its bars."""
+
+    label: str
+    step: int
+    bars: tuple[Bar, ...]
+
+
+def timeline_of(timelines: Mapping[str, Sequence[SpanRow]]) -> Timeline | None:
+    """Return the usual step of the last strategy that was recorded; None while there is none."""
+    recorded = [(label, spans) for label, spans in timelines.items() if spans]
+    if not recorded:
+        return None
+    label, spans = recorded[-1]
+    step = usual_step(spans, WARM_UP_STEPS)
+    return None if step is None else Timeline(label, step, tuple(bars_of(spans, step)))
+
+
+def timeline_columns(shown: Timeline | None) -> Columns:
+    """Return the columns of the figure."""
+    bars = shown.bars if shown else ()
+    drawn = list(bars)
+    if len(bars) > MOST_BARS:
+        longest = sorted(bars, key=lambda bar: bar.start_s - bar.stop_s)[:MOST_BARS]
+        drawn = sorted(longest, key=lambda bar: (bar.rank, bar.start_s))
+    looks = {span.kind: span for span in look.SPANS}
+    spans = [looks.get(bar.kind, looks["other"]) for bar in drawn]
+    return {
+        "label": [f"rank {bar.rank}" for bar in drawn],
+        "of": [f"{shown.label}, step {shown.step + 1}" if shown else "" for bar in drawn],
+        "kind": [bar.kind for bar in drawn],
+        "name": [bar.name or "layers of the model" for bar in drawn],
+        "start": [1e3 * bar.start_s for bar in drawn],
+        "stop": [1e3 * bar.stop_s for bar in drawn],
+        "lasts": [1e3 * (bar.stop_s - bar.start_s) for bar in drawn],
+        "sent": [bar.sent_bytes for bar in drawn],
+        "color": [span.color for span in spans],
+        "hatch": [span.hatch for span in spans],
+    }
