@@ -1,7 +1,7 @@
 """The sentences and number formats that the panel, the figures and the report share.
 
-Every function here takes rows as :class:`workbench.comparison.Comparison` gives them (plain dicts) and
-returns plain text; whoever puts it into HTML escapes it.
+Every function here takes rows as :class:`workbench.comparison.Comparison` gives them (plain dicts)
+and returns plain text; whoever puts it into HTML escapes it.
 """
 
 from __future__ import annotations
