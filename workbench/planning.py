@@ -40,8 +40,8 @@ def plan(
         Micro-batches per step, whose gradients are added up before the update. If left out: one,
         or for a pipeline four for each of its ranks, unless BatchNorm would see the difference.
     options:
-        Stated choices of the strategies, such as ``batch_norm="local"``, ``spatial_dims=3`` or
-        ``fallback="gather"``.
+        ``precision="bf16"``, and stated choices of the strategies, such as ``batch_norm="local"``,
+        ``compression="powersgd"``, ``sync_every=8``, ``spatial_dims=3`` or ``fallback="gather"``.
 
     Raises
     ------
