@@ -15,6 +15,7 @@ from rank_threads import run_on_threads
 from torch import nn
 
 from workbench.errors import RunError
+from workbench.workload import Workload
 
 
 @given(
@@ -44,6 +45,39 @@ def test_a_run_equals_serial(
     assert_same(run, serial)
     assert_bytes(run)
     assert_bytes(serial)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("data=3", "sharded=2", "tensor=2", "pipeline=2", "spatial=3", "channel=2"),
+        *("data=2,tensor=2", "sharded=2,pipeline=2", "data=2,spatial=2"),
+    ],
+)
+def test_micro_batches_add_up_under_every_axis(strategy: str) -> None:
+    source = np.random.default_rng(1)
+    torch.manual_seed(1)
+    work = Workload(
+        model=nn.Sequential(
+            nn.Conv2d(2, 5, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(5, 4, 3, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 6),
+            nn.Tanh(),
+            nn.Linear(6, 3),
+        ),
+        data=(source.normal(size=(23, 2, 7, 5)), source.integers(0, 3, 23)),
+        test_data=(source.normal(size=(7, 2, 7, 5)), source.integers(0, 3, 7)),
+        optimizer=OPTIMIZERS["adam"],
+        batch_size=9,
+        dtype="float64",
+    )
+    run = run_on_threads(work, strategy, STEPS, accumulate=4)
+    assert_same(run, run_on_threads(work, "serial", STEPS, accumulate=4))
+    assert_same(run, run_on_threads(work, "serial", STEPS))
+    assert_bytes(run)
 
 
 def test_serial_is_what_a_user_would_write() -> None:

@@ -94,13 +94,13 @@ class _Trainer:
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
-        pipeline: Pipeline | None = None
+        masters, pipeline = Masters(), None
         if self.plan.stages:
-            model, pipeline = self._staged(model)
+            model, pipeline = self._staged(model, masters)
         else:
-            parallelize(model, self.plan, self.groups, self.share)
+            parallelize(model, self.plan, self.groups, self.share, masters)
         self.model = model
-        masters = Masters(model, self.plan)
+        masters.settle(model)
         self.state = RankState(model, masters.parameters, self.plan, self.groups, context)
         buffers = dict(model.named_buffers())
         self.updater = Updater(
@@ -125,7 +125,7 @@ class _Trainer:
         self.outcome = Outcome()
         self.reported = 0
 
-    def _staged(self, model: nn.Module) -> tuple[nn.Module, Pipeline]:
+    def _staged(self, model: nn.Module, masters: Masters) -> tuple[nn.Module, Pipeline]:
         """Return the model as a pipeline runs it, stage by stage."""
         x = self.plan.inputs[0]
         dtype = input_dtype(self.work, self.plan)
@@ -134,7 +134,7 @@ class _Trainer:
         late = LateWeights()
         if SCHEDULES[self.plan.option("schedule", "1f1b")].splits_backward:
             late.watch(model)
-        parallelize(model, self.plan, self.groups, self.share)
+        parallelize(model, self.plan, self.groups, self.share, masters)
         return model, Pipeline(model, self.plan, self.groups, calls, late, self.context.device)
 
     def run(self) -> Outcome:

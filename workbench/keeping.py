@@ -110,7 +110,8 @@ class RankState:
             for name, value in (*self.parameters.items(), *self.model.named_buffers()):
                 if along.size > 1:
                     if value.is_meta:
-                        value = torch.empty_like(value, device=self.context.device)
+                        like = state[name]  # another rank has it, in the dtype of updates
+                        value = torch.empty(value.shape, dtype=like.dtype, device=like.device)
                     along.broadcast(value.detach(), self.plan.holders(name)[0])
                 cuts = self.plan.parameter_cuts(name)
                 axes = {cut.axis for cut in cuts}

@@ -40,8 +40,8 @@ def plan(
         Micro-batches per step, whose gradients are added up before the update. If left out: one,
         or for a pipeline four for each of its ranks, unless BatchNorm would see the difference.
     options:
-        Stated choices of the strategies, such as ``batch_norm="local"``, ``spatial_dims=3`` or
-        ``fallback="gather"``.
+        ``precision="bf16"``, and stated choices of the strategies, such as ``batch_norm="local"``,
+        ``compression="powersgd"``, ``sync_every=8``, ``spatial_dims=3`` or ``fallback="gather"``.
 
     Raises
     ------
@@ -116,14 +116,21 @@ def _traced(work: Workload, start: Plan) -> tuple[nn.Module, Tensor, Profile]:
             f'in {work.dtype}; use precision="full", or a workload of dtype="float32".'
         )
     batch = torch.empty(shape, dtype=LOW if dtype.is_floating_point else dtype, device="meta")
+    advice = 'let its code take the dtype of new tensors from its input, or use precision="full".'
     try:
-        return lower(model), batch, trace(model, (batch,), start)
+        found = trace(lower(model), (batch,), start)
     except PlanError as error:
         trace(work.make_model(), (torch.empty(shape, dtype=dtype, device="meta"),), start)
-        raise PlanError(
-            f"The model cannot compute in bfloat16: {error} Let its code take the dtype of new "
-            'tensors from its input, or use precision="full".'
-        ) from error
+        raise PlanError(f"The model cannot compute in bfloat16: {error} So {advice}") from error
+    for layer in found.layers:
+        if layer.role in ("linear", "conv") and layer.parameters and layer.arguments:
+            given, own = layer.arguments[0].itemsize, layer.parameters[0].itemsize
+            if given != own:
+                raise PlanError(
+                    f"The model cannot compute in bfloat16: its code gives layer {layer.name!r} "
+                    f"numbers of {given} bytes to multiply with weights of {own}; {advice}"
+                )
+    return model, batch, found
 
 
 def _micro_batches(start: Plan, found: Profile) -> int:

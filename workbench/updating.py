@@ -62,7 +62,7 @@ class Updater:
             plan.buckets,
             groups,
             plan.summed_in_layers,
-            masters.computing,
+            masters,
             plan.compression,
         )
         values = {**masters.parameters, **buffers}

@@ -64,7 +64,8 @@ choices: Decorator = click.option(
     multiple=True,
     metavar="NAME=VALUE",
     callback=_choices,
-    help="A choice of the strategy, such as spatial_dims=3, fallback=gather, batch_norm=local.",
+    help="A choice, such as precision=bf16, compression=powersgd, sync_every=8, spatial_dims=3, "
+    "fallback=gather, batch_norm=local.",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from workbench.comm.comm import Comm
 from workbench.layers.compression import Reducer, reducer
 from workbench.layers.groups import Groups
+from workbench.layers.precision import Masters
 from workbench.plan import Bucket
 from workbench.plan.replicas import WHOLE, Compression
 
@@ -29,9 +30,9 @@ class GradientBuckets:
     summed:
         Names of those whose gradients come added up over samples of several ranks: they count on a
         rank without samples too.
-    computing:
-        By name, what gradients come of; ``parameters`` if left out. Those may be in less precision,
-        and are added up in that of ``parameters``.
+    masters:
+        What is computed with for ``parameters``, where that is something else: gradients come of
+        it, perhaps in less precision, and are added up in that of ``parameters``.
     compression:
         What replicas along the axis data send of a bucket.
 
@@ -47,10 +48,11 @@ class GradientBuckets:
         buckets: Iterable[Bucket],
         groups: Groups,
         summed: Collection[str] = (),
-        computing: Mapping[str, nn.Parameter] | None = None,
+        masters: Masters | None = None,
         compression: Compression = WHOLE,
     ) -> None:
         self.parameters: list[nn.Parameter] = []
+        self.masters = masters
         self.buckets: list[tuple[int, Tensor, Comm, Reducer | None]] = []
         self.slices: list[Tensor] = []
         # Where in the record of all parameters those are that this rank has.
@@ -74,7 +76,7 @@ class GradientBuckets:
             for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                source = parameter if computing is None else computing[name]
+                source = parameter if masters is None else masters.computing[name]
                 self._watch(len(self.parameters), source, name in summed)
                 self.parameters.append(parameter)
                 self.slices.append(piece)
@@ -84,7 +86,7 @@ class GradientBuckets:
 
     def _watch(self, number: int, parameter: nn.Parameter, always: bool) -> None:
         def collect(ready: Tensor) -> None:
-            grad = ready.grad
+            grad = ready.grad if self.masters is None else self.masters.take_gradient(ready)
             if grad is None:  # it comes later, see workbench.layers.late
                 return
             if not (self.counting or always):

@@ -6,7 +6,7 @@ ZeRO stages 2 and 3 (Rajbhandari et al., SC 2020), layer by layer as in FSDP (Zh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,14 +18,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Forward
 from workbench.layers.groups import Groups
-from workbench.layers.precision import LOW
+from workbench.layers.precision import Masters
 from workbench.layers.share import Share
 from workbench.mesh import balanced
 from workbench.plan import Plan
 from workbench.strategies.sharded import AXIS, needs_again, units
 
 
-def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
+def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share, masters: Masters) -> None:
     """Leave on ``model`` the rank's shares of its parameters, and gather them for every call."""
     comm, mine = groups.over(AXIS), units(plan)
     dims = {
@@ -50,12 +50,12 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
         for array in arrays:
             whole = wholes[array.name]
             own = tuple(held for held in holders[id(whole)] if held[0] in inside)
-            dtype = LOW if plan.low and array.itemsize == LOW.itemsize else whole.dtype
             shape, dim = tuple(whole.shape), dims[array.name]
-            pieces.append(Piece(own, shape, dim, whole.requires_grad, dtype))
+            pieces.append(Piece(own, shape, dim, whole.requires_grad, whole.dtype))
         again = layer in needed_again
         keeps = plan.option("stage", "3") == "2"
-        found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again))
+        kept = _widest(masters.of(wholes[array.name]).dtype for array in arrays)
+        found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again, masters, kept))
     made: set[str] = set()  # a share lies in the memory that the first of its units sends
     for unit, arrays in zip(found, mine.values(), strict=True):
         place = 0
@@ -64,7 +64,6 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             start, stop = balanced(whole.shape[piece.dim], comm.size, comm.rank)
             part = whole.detach().narrow(piece.dim, start, stop - start)
             room = unit.flat[place : place + part.numel()].view(part.shape)
-            # What travels in less precision is a copy; the share stays as it is updated.
             lies = room.dtype == part.dtype and array.name not in made
             if not lies:
                 unit.copied.append((room, piece))
@@ -72,6 +71,7 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
                 made.add(array.name)
                 mine_now = room.copy_(part) if lies else part.clone()
                 own_part = nn.Parameter(mine_now, requires_grad=whole.requires_grad)
+                masters.narrow(whole, own_part, piece.dim, start)
                 for module, attribute in holders[id(whole)]:
                     setattr(module, attribute, own_part)
             place += part.numel()
@@ -82,6 +82,10 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
     for unit in found:
         unit.scratch = scratch[unit.kept]
         unit.module.forward = unit.around(unit.module.forward)
+
+
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,15 @@ class Unit:
         share: Share,
         keeps: bool,
         again: bool,
+        masters: Masters,
+        kept: torch.dtype,
     ) -> None:
         self.name, self.module, self.pieces = name, module, pieces
         self.comm, self.share, self.keeps, self.again = comm, share, keeps, again
         self.numel = sum(prod(piece.share_shape(0, comm.size)) for piece in pieces)
         example = pieces[0].share
-        self.kept = example.dtype  # of shares and of the sums of gradients
-        widest = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize)
+        self.masters, self.kept = masters, kept  # the dtype of the sums of gradients
+        widest = _widest(piece.dtype for piece in pieces)
         self.flat = torch.zeros(self.numel, dtype=widest, device=example.device)
         self.copied: list[tuple[Tensor, Piece]] = []
         self.scratch = torch.empty(0)  # one for all units of a rank, of one dtype
@@ -224,7 +230,10 @@ class Unit:
             shape = piece.share_shape(self.comm.rank, size)
             numel = prod(shape)
             wanted = grad is not None and piece.trainable
-            found.append(own[place : place + numel].view(shape) if wanted else None)
+            part = own[place : place + numel].view(shape)
+            if wanted and piece.dtype != self.kept:
+                self.masters.add_gradient(piece.share, part)
+            found.append(part.to(piece.dtype) if wanted else None)
             place += numel
         return found
 

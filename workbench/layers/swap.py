@@ -9,17 +9,22 @@ from workbench.layers.carrier import Seat
 from workbench.layers.carriers import carrier_of
 from workbench.layers.gather import build_opaque
 from workbench.layers.groups import Groups
+from workbench.layers.precision import Masters
 from workbench.layers.sharding import shard
 from workbench.layers.share import Share
 from workbench.plan import LayerPlan, Plan
 
 
-def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> nn.Module:
+def parallelize(
+    model: nn.Module, plan: Plan, groups: Groups, share: Share, masters: Masters | None = None
+) -> nn.Module:
     """Return ``model``, in place, computing this rank's part of ``plan``.
 
     Modules stay where they are, with their parameters, buffers and hooks; those that have to know
-    of the other ranks get another ``forward``.
+    of the other ranks get another ``forward``. Where the plan computes in bfloat16, ``masters`` get
+    the parameters as they are, and the model copies.
     """
+    masters = Masters() if masters is None else masters
     channels.narrow(model, plan, groups.rank)
     channels.adapt(model, plan, groups.rank)
     calls: dict[str, list[LayerPlan]] = {}
@@ -39,7 +44,9 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
         if forward is not None:
             module.forward = forward
     _spell_out_encoders(model, plan)
-    shard(model, plan, groups, share)
+    if plan.low:
+        masters.lower(model)
+    shard(model, plan, groups, share, masters)
     return model
 
 
