@@ -51,6 +51,8 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
     "keeping",  # a rank's shares of parameters and buffers
+    "updating",  # from a rank's gradients to new weights
+    "passes",  # forward and backward of the micro-batches of a step
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "resuming",  # where a run begins that goes on from another
@@ -90,6 +92,8 @@ TORCH = (
         "layers",
         "scoring",
         "previewing",
+        "passes",
+        "updating",
         "engine",
         "verify",
         "keeping",

@@ -87,12 +87,12 @@ def measured(
             row = step(self, number, began_s)
         state = [
             value
-            for entries in self.optimizer.state.values()
+            for entries in self.updater.optimizer.state.values()
             for value in entries.values()
             if isinstance(value, Tensor)
         ]
         own = self.state.own(dict(self.model.named_parameters()))
-        slices = self.gradients.slices or [p for p in own.values() if p.requires_grad]
+        slices = self.updater.gradients.slices or [p for p in own.values() if p.requires_grad]
         found[self.context.rank] = Memory(
             sum(p.nbytes for p in own.values()),
             sum(piece.nbytes for piece in slices),

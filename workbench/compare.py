@@ -50,7 +50,8 @@ def compare(
 
     Two baselines are always measured: one process with one thread, and one process with as many
     threads as the strategies have cores. After the first repeat every strategy's result is
-    proved: five steps in float64, on the same ranks, against the serial run.
+    proved: five steps in float64, on the same ranks, against the serial run. A strategy that is not
+    made to give that result (compressed gradients, steps of its own) is not: its row says so.
 
     Parameters
     ----------
@@ -174,6 +175,8 @@ class Comparison:
                 threads_,
                 resolve_device(device, lab, plan.ranks),
                 plan.bytes_per_step,
+                same_result=False if plan.inexact else None,
+                proof=f"not by design: {plan.inexact}" if plan.inexact else "",
             )
             for plan, threads_ in lines
         ]
@@ -332,10 +335,15 @@ class Comparison:
             raise Stopped
 
     def _to_prove(self) -> list[int]:
-        return [n for n, e in enumerate(self.entries) if e.ranks > 1] if self.prove else []
+        return [
+            n for n, p in enumerate(self._plans) if p.ranks > 1 and not p.inexact and self.prove
+        ]
 
     def _prove_all(self) -> None:
-        """Prove every strategy by a few steps in float64: no error can hide in rounding."""
+        """Prove every strategy by a few steps in float64: no error can hide in rounding.
+
+        What a plan computes in less is left out of its proof, and the row says so.
+        """
         work = self.work.with_(dtype="float64", test_data=None)
         placement = Placement(self.lab)
         self._now = "Proving the result: serial in float64"
@@ -347,6 +355,7 @@ class Comparison:
                 got = self._proof_run(work, number, placement)
                 entry.max_difference = largest_difference(wanted, got)
                 entry.same_result = entry.max_difference <= PROOF_TOLERANCE
+                entry.proof = "in float64" + (", without bf16" if self._plans[number].low else "")
                 self._on_change(self)
         except RunError as error:  # a model may need float32; the times still say what they say
             if self._stop_asked.is_set():
@@ -355,7 +364,12 @@ class Comparison:
 
     def _proof_run(self, work: Workload, number: int, placement: Placement) -> Run:
         run = self._new_run(
-            work, self._plans[number], self.entries[number].threads, PROOF_STEPS, placement, 0
+            work,
+            self._plans[number].in_full,
+            self.entries[number].threads,
+            PROOF_STEPS,
+            placement,
+            0,
         )
         shown = self.runs
         try:

@@ -12,16 +12,28 @@ from torch.optim import Optimizer
 from workbench.cluster.context import RankContext
 from workbench.layers.channels import own_part
 from workbench.layers.groups import Groups
+from workbench.layers.precision import exactly
 from workbench.plan import Plan, assemble
 
 Value = TypeVar("Value")
 
 
 class RankState:
-    """The parameters and buffers of one rank of a plan."""
+    """The parameters and buffers of one rank of a plan.
 
-    def __init__(self, model: nn.Module, plan: Plan, groups: Groups, context: RankContext) -> None:
-        self.model, self.plan, self.groups, self.context = model, plan, groups, context
+    ``parameters`` are those that are updated, by name, which may be others than ``model`` has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        plan: Plan,
+        groups: Groups,
+        context: RankContext,
+    ) -> None:
+        self.model, self.parameters = model, parameters
+        self.plan, self.groups, self.context = plan, groups, context
         self.where = plan.mesh.coordinates(context.rank)
 
     def own(self, state: Mapping[str, Value]) -> dict[str, Value]:
@@ -38,7 +50,7 @@ class RankState:
         """
         kept = {}
         for name, value in self._everything(optimizer, updated):
-            array = value.detach().cpu().numpy()
+            array = exactly(value.detach()).cpu().numpy()
             if self._is_first(name, array.shape):
                 self.context.keep(name, array)
                 kept[name] = (array.shape, str(array.dtype))
@@ -50,7 +62,7 @@ class RankState:
         shares = dict(self.plan.updates)
         with torch.no_grad():
             for kind, state in (
-                ("parameter", dict(self.model.named_parameters())),
+                ("parameter", self.parameters),
                 ("buffer", dict(self.model.named_buffers())),
             ):
                 for name, value in self.own(state).items():
@@ -58,7 +70,7 @@ class RankState:
                         value.copy_(torch.from_numpy(given.copy()))
             for name, parameter in self.own(updated).items():
                 if name in shares:
-                    whole = self.model.get_parameter(name)
+                    whole = self.parameters[name]
                     parameter.copy_(own_part(whole, shares[name], self.plan, self.context.rank))
         for name, parameter in self.own(updated).items():
             for key in arrays:
@@ -73,7 +85,7 @@ class RankState:
     def _everything(
         self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]
     ) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.own(dict(self.model.named_parameters())).items():
+        for name, parameter in self.own(self.parameters).items():
             yield f"parameter:{name}", parameter
         for name, buffer in self.own(dict(self.model.named_buffers())).items():
             yield f"buffer:{name}", buffer
@@ -95,7 +107,7 @@ class RankState:
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         along = self.groups.over("pipeline")
         with torch.no_grad():
-            for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+            for name, value in (*self.parameters.items(), *self.model.named_buffers()):
                 if along.size > 1:
                     if value.is_meta:
                         value = torch.empty_like(value, device=self.context.device)

@@ -63,6 +63,11 @@ class Order:
         turn = step % self.steps_per_epoch
         return min(self.batch_size, self.samples - turn * self.batch_size)
 
+    def taken(self, step: int, degree: int, index: int) -> int:
+        """Return how many samples of the batch of ``step`` rank ``index`` of ``degree`` takes."""
+        filled = self._filled(step % self.steps_per_epoch)
+        return int(np.count_nonzero(filled[slice(*balanced(self.batch_size, degree, index))]))
+
     def rows(self, step: int, degree: int, index: int, accumulate: int = 1) -> tuple[Rows, ...]:
         """Return what rank ``index`` takes in each of the micro-batches of ``step``.
 

@@ -10,7 +10,7 @@ from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import STRATEGIES, pipeline, sharded, spatial
+from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.traced import Flat, Traced
@@ -55,9 +55,6 @@ def plan(
     mesh = parse(strategy)
     chosen = checked_options(options)
     check_workload(work)
-    batch = torch.empty(
-        (work.batch_size, *work.sample_shape), dtype=getattr(torch, work.input_dtype), device="meta"
-    )
     start = Plan(
         workload=work.name,
         batch=Batch(work.batch_size, work.samples),
@@ -65,8 +62,7 @@ def plan(
         mesh=mesh,
         options=tuple(chosen.items()),
     )
-    model = work.make_model()
-    found = trace(model, (batch,), start)
+    model, batch, found = _traced(work, start)
     if accumulate is None:
         accumulate = _micro_batches(start, found)
     check_accumulate(accumulate, work.batch_size)
@@ -101,6 +97,33 @@ def plan(
             "a loss can be shared only of one. Let the model return one tensor, or use data."
         )
     return made
+
+
+def _traced(work: Workload, start: Plan) -> tuple[nn.Module, Tensor, Profile]:
+    """Return the model as it will compute, a batch for it, and what a pass does."""
+    import torch
+
+    from workbench.layers.precision import LOW, lower
+
+    model, dtype = work.make_model(), getattr(torch, work.input_dtype)
+    shape = (work.batch_size, *work.sample_shape)
+    if not start.low:
+        batch = torch.empty(shape, dtype=dtype, device="meta")
+        return model, batch, trace(model, (batch,), start)
+    if work.dtype != "float32":
+        raise PlanError(
+            f'precision="bf16" keeps weights in float32, and the workload {work.name!r} computes '
+            f'in {work.dtype}; use precision="full", or a workload of dtype="float32".'
+        )
+    batch = torch.empty(shape, dtype=LOW if dtype.is_floating_point else dtype, device="meta")
+    try:
+        return lower(model), batch, trace(model, (batch,), start)
+    except PlanError as error:
+        trace(work.make_model(), (torch.empty(shape, dtype=dtype, device="meta"),), start)
+        raise PlanError(
+            f"The model cannot compute in bfloat16: {error} Let its code take the dtype of new "
+            'tensors from its input, or use precision="full".'
+        ) from error
 
 
 def _micro_batches(start: Plan, found: Profile) -> int:
@@ -172,7 +195,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
 def compose(start: Plan, found: Profile) -> Plan:
     """Let every axis of the plan's mesh cut what was found, one after the other."""
     result = replace(
-        start,
+        replicas.check(start),
         layers=tuple(LayerPlan(layer) for layer in found.layers),
         inputs=found.inputs,
         outputs=found.outputs,
@@ -192,7 +215,7 @@ def compose(start: Plan, found: Profile) -> Plan:
 
 def checked_options(options: dict[str, Any]) -> dict[str, str]:
     """Return options as text; PlanError for one that no strategy has or a value that it refuses."""
-    known = {name: values for s in STRATEGIES.values() for name, values in s.options.items()}
+    known = dict(OPTIONS)
     checked = {}
     for name, value in options.items():
         if name not in known:

@@ -35,7 +35,10 @@ class Timed(Protocol):
 
 @dataclass
 class Entry:
-    """One line of a comparison: a strategy with its threads, and its runs, one per repeat."""
+    """One line of a comparison: a strategy with its threads, and its runs, one per repeat.
+
+    ``proof`` says what ``same_result`` rests on, or why it is false without one.
+    """
 
     strategy: str
     ranks: int
@@ -45,6 +48,7 @@ class Entry:
     runs: list[Timed] = field(default_factory=list)
     backend: str = ""
     same_result: bool | None = None
+    proof: str = ""
     max_difference: float | None = None
     complete: bool = False
 
@@ -116,7 +120,9 @@ def _row(
         "speedup_all_threads": median(over_threads) if over_threads else None,
         **shares,
         "bytes_per_step": entry.bytes_per_step,
+        "loss": next((run.history[-1]["loss"] for run in entry.runs[::-1] if run.history), None),
         "same_result": entry.same_result,
+        "proof": entry.proof,
         "max_difference": entry.max_difference,
         "test_accuracy": next((r.accuracy for r in entry.runs if r.accuracy is not None), None),
         "predicted_step_s": None,

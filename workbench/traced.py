@@ -18,7 +18,7 @@ from workbench.windows import Window
 
 Operation = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "exchange"]
 Role = Literal["plain", "conv", "channelwise", "flatten", "linear", "embedding", "heads", "opaque"]
-Phase = Literal["start", "forward", "backward", "update", "record"]
+Phase = Literal["start", "forward", "backward", "update", "record", "average"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ class Sums:
 
     It goes over the axes that cut those dims, and over the data axis too if the layer's result for
     one sample depends on the others (``over_batch``). ``numel`` is what each rank puts in: for one
-    sample if ``per_sample``, else whatever the number of samples.
+    sample if ``per_sample``, else whatever the number of samples. With ``exact`` numbers travel in
+    float32 although the layer computes in less.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Sums:
     phase: Phase
     per_sample: bool = False
     over_batch: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, Plan
 from workbench.planning import checked_options, compose, staged, trace
 from workbench.profile import tensors_in
+from workbench.strategies import replicas
 from workbench.strategies.notation import parse
 from workbench.traced import Traced
 
@@ -108,6 +109,7 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
     """
     mesh = parse(strategy)
     chosen = checked_options(options)
+    _check_exact(chosen)
     _check_module(module, inputs)
     module = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
     values = [_double(x) for x in inputs]
@@ -284,6 +286,17 @@ def _predicted(plan: Plan, rank: int) -> int:
         "record",
     )
     return sum(plan.sent_by(c, rank) for c in (*record, *([arrived] if plan.buckets else ())))
+
+
+def _check_exact(chosen: dict[str, str]) -> None:
+    """Refuse what is about rounding or about steps: one pass in float64 says nothing of it."""
+    defaults = {"precision": "full", "compression": "none"}
+    for name in ("precision", *replicas.OPTIONS):
+        if name in chosen and chosen[name] != defaults.get(name):
+            raise PlanError(
+                f"verify proves one pass in float64, of which {name}={chosen[name]} changes "
+                f"nothing; leave {name} out, and see its loss by wb.compare."
+            )
 
 
 def _check_module(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

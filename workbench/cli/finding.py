@@ -83,10 +83,17 @@ def _why(row: Row, rival: Row) -> str:
 def _sameness(row: Row) -> list[str]:
     if row["same_result"] is None:
         return []
+    proof = row.get("proof", "")
+    if proof.startswith("not by design"):
+        return [
+            f"The result of {row['strategy']} is not that of serial, by design "
+            f"({proof.partition(': ')[2]}): compare the losses."
+        ]
     difference = row["max_difference"]
     by = "" if difference is None else f": the largest difference is {difference:.1e}"
     verdict = "the same as" if row["same_result"] else "NOT the same as"
-    return [f"The result of {row['strategy']} is {verdict} that of serial{by}."]
+    how = f" {proof}" if "bf16" in proof else ""
+    return [f"The result of {row['strategy']} is {verdict} that of serial{how}{by}."]
 
 
 def _ms(seconds: float) -> str:

@@ -75,6 +75,7 @@ def account_table(rows: Sequence[Row]) -> Table:
         )
     table.add_column(f"{unit} sent\nper step", justify="right", no_wrap=True)
     table.add_column("test acc.\n%", justify="right", no_wrap=True)
+    table.add_column("loss at\nthe end", justify="right", no_wrap=True)
     table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
     shares = [[_share(row[f"{share}_share"]) for row in rows] for share in SHARES]
     sent = [None if row["bytes_per_step"] is None else row["bytes_per_step"] / size for row in rows]
@@ -84,6 +85,7 @@ def account_table(rows: Sequence[Row]) -> Table:
         if unit == "B"
         else column(sent),
         [_share(row["test_accuracy"], ".1f") for row in rows],
+        [NOTHING if row.get("loss") is None else f"{row['loss']:.4g}" for row in rows],
         strict=True,
     )
     for row, cells in zip(rows, columns, strict=True):
@@ -98,7 +100,12 @@ def same_result(row: Row) -> Text:
     same, difference = row["same_result"], row["max_difference"]
     if same is None:
         return Text(NOTHING, "dim")
+    proof = row.get("proof", "")
+    if proof.startswith("not by design"):
+        return Text("no, by design", "yellow")
     by = "" if difference is None else f" ({difference:.0e})" if difference else " (0)"
+    if same and "bf16" in proof:
+        return Text(f"in float64{by}", "green")  # what the rounding of bf16 does is not in it
     return Text(f"yes{by}", "green") if same else Text(f"NO{by}", "bold red")
 
 

@@ -8,6 +8,7 @@ from ``floor(o size / outputs)`` to ``ceil((o + 1) size / outputs)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf, prod
 from typing import Any
 
@@ -87,7 +88,7 @@ def _declare(
     return Declared(
         tuple("" if dim in whole else label for dim, label in enumerate(said.labels)),
         tuple((dim, window) for dim, window in said.windows if dim not in whole),
-        _sums(module, x, output_shape, whole),
+        tuple(replace(s, exact=False) for s in _sums(module, x, output_shape, whole)),
         said.refusals,
     )
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Carrier, Declared, Seat, passed
+from workbench.layers.precision import exactly
 from workbench.mesh import BATCH_AXES
 from workbench.plan import LayerPlan, Plan
 from workbench.traced import Refusal, Sums, Traced
@@ -156,7 +157,8 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
-        grad = grads[0].contiguous()
+        dtype, x = x.dtype, exactly(x)
+        grad = exactly(grads[0]).contiguous()
         inverse = (variance + ctx.eps).rsqrt()
         grad_weight, grad_bias = _sums(grad, x, mean, variance, ctx.eps)
         sums = torch.cat((grad_weight, grad_bias))
@@ -169,9 +171,9 @@ class _Normalize(torch.autograd.Function):
         slope = -scale * inverse * along_x / ctx.count
         offset = -scale * along_one / ctx.count - slope * mean
         if ctx.counts:
-            grad_x = _affine(x, slope, offset).add_(_affine(grad, scale, None))
+            grad_x = _affine(x, slope, offset).add_(_affine(grad, scale, None)).to(dtype)
         else:  # a stand-in is not in the statistics
-            grad_x = torch.zeros_like(x)
+            grad_x = torch.zeros_like(x, dtype=dtype)
         return (
             grad_x,
             grad_weight if weight is not None else None,
@@ -193,6 +195,7 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     (Chan, Golub and LeVeque, 1983, eq. 1.7.) In torch's batch-norm kernels, since
     ``torch.var_mean`` over these dims takes twelve times as long on a CPU.
     """
+    x = exactly(x)
     count = max(1, x.numel() // x.shape[1])  # a rank may have no row
     mean = x.sum([d for d in range(x.dim()) if d != 1]) / count
     zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)

@@ -246,7 +246,7 @@ def build_opaque(module: nn.Module, seat: Seat) -> Forward:
             given.append(x)
             return x
 
-        _over_tensors((args, kwargs), note)
+        over_tensors((args, kwargs), note)
         if not given:
             return own(*args, **kwargs)
         planned = seat.call(given[0])
@@ -256,7 +256,7 @@ def build_opaque(module: nn.Module, seat: Seat) -> Forward:
             whole = next(wholes, None)
             return x if whole is None else whole(x)
 
-        args, kwargs = _over_tensors((args, kwargs), gathered)
+        args, kwargs = over_tensors((args, kwargs), gathered)
         results = iter(planned.layer.results)
 
         def own_share(x: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def build_opaque(module: nn.Module, seat: Seat) -> Forward:
             dims = sorted({cut.dim for cut in plain})
             return split(x, [ranges[dim] for dim in dims], dims)
 
-        return _over_tensors(own(*args, **kwargs), own_share)
+        return over_tensors(own(*args, **kwargs), own_share)
 
     return forward
 
@@ -288,21 +288,21 @@ def _gathers(planned: LayerPlan, seat: Seat) -> list[Whole | None]:
     return found
 
 
-def _over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return ``value`` with every tensor in it changed, those in tuples, lists and dicts too."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        changed = {key: _over_tensors(item, change) for key, item in value.items()}
+        changed = {key: over_tensors(item, change) for key, item in value.items()}
         if type(value) is dict:
             return changed
         result = type(value).__new__(type(value))
         result.update(changed)
         return result
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_over_tensors(item, change) for item in value))
+        return type(value)(*(over_tensors(item, change) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(_over_tensors(item, change) for item in value)
+        return type(value)(over_tensors(item, change) for item in value)
     return value
 
 

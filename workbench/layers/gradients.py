@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from workbench.comm.comm import Comm
+from workbench.layers.compression import Reducer, reducer
 from workbench.layers.groups import Groups
 from workbench.plan import Bucket
+from workbench.plan.replicas import WHOLE, Compression
 
 
 class GradientBuckets:
@@ -27,6 +29,11 @@ class GradientBuckets:
     summed:
         Names of those whose gradients come added up over samples of several ranks: they count on a
         rank without samples too.
+    computing:
+        By name, what gradients come of; ``parameters`` if left out. Those may be in less precision,
+        and are added up in that of ``parameters``.
+    compression:
+        What replicas along the axis data send of a bucket.
 
     Attributes
     ----------
@@ -40,9 +47,11 @@ class GradientBuckets:
         buckets: Iterable[Bucket],
         groups: Groups,
         summed: Collection[str] = (),
+        computing: Mapping[str, nn.Parameter] | None = None,
+        compression: Compression = WHOLE,
     ) -> None:
         self.parameters: list[nn.Parameter] = []
-        self.buckets: list[tuple[int, Tensor, Comm]] = []
+        self.buckets: list[tuple[int, Tensor, Comm, Reducer | None]] = []
         self.slices: list[Tensor] = []
         # Where in the record of all parameters those are that this rank has.
         self.places: list[int] = []
@@ -53,13 +62,20 @@ class GradientBuckets:
                 continue  # other ranks of a pipeline have them
             comm = groups.over(*planned.axes)
             members = [parameters[name] for name in planned.names]
+            compress: Reducer | None = None
+            if compression.kind != "none" and "data" in planned.axes:
+                comm = groups.over(*(axis for axis in planned.axes if axis != "data"))
+                shapes = [tuple(p.shape) for p in members]
+                like = members[0].new_empty(sum(p.numel() for p in members))
+                compress = reducer(compression, shapes, like, groups.over("data"), number)
             bucket = comm.allocate(sum(p.numel() for p in members), members[0].dtype)
-            self.buckets.append((number, bucket, comm))
+            self.buckets.append((number, bucket, comm, compress))
             offset = 0
             for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                self._watch(len(self.parameters), parameter, name in summed)
+                source = parameter if computing is None else computing[name]
+                self._watch(len(self.parameters), source, name in summed)
                 self.parameters.append(parameter)
                 self.slices.append(piece)
                 self.places.append(first + place)
@@ -93,8 +109,12 @@ class GradientBuckets:
         for number, arrived in enumerate(self.arrived):
             if not arrived:
                 self.slices[number].zero_()
-        for number, bucket, comm in self.buckets:
-            comm.all_reduce(bucket, name=f"gradients, bucket {number}")
+        for number, bucket, comm, compress in self.buckets:
+            name = f"gradients, bucket {number}"
+            if comm.size > 1:
+                comm.all_reduce(bucket, name=name)
+            if compress is not None:
+                compress(bucket, name)
         record = [0.0] * self.total
         for place, arrived in zip(self.places, self.arrived, strict=True):
             record[place] = float(arrived)

@@ -17,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from workbench.layers.batch_norm import batch_axes, channels_that_are_positions
 from workbench.layers.carrier import Carrier, Declared, Forward, Seat, passed
 from workbench.layers.gather import Together, all_reduce_sum, split
+from workbench.layers.precision import exactly
 from workbench.plan import LayerPlan
 from workbench.traced import Label, Layer, Phase, Refusal, Sums, Traced
 from workbench.windows import Run
@@ -108,7 +109,7 @@ def _build_group_norm(module: nn.Module, seat: Seat) -> Forward | None:
         together, _ = per_shape(input)
         if together.comm.size == 1:
             return _plain(input, own)
-        x, channels = input, input.shape[1]
+        x, channels = exactly(input), input.shape[1]
         shape = (x.shape[0], module.num_groups, channels // module.num_groups, *x.shape[2:])
         groups = x.reshape(shape)
         count = shape[2] * together.count
@@ -126,7 +127,7 @@ def _build_group_norm(module: nn.Module, seat: Seat) -> Forward | None:
             f"{seat.name}: gradient of squares",
         )
         scaled = centred * (squares / count + module.eps).rsqrt().view(ones)
-        return _affine(scaled.reshape(x.shape), module.weight, module.bias)
+        return _affine(scaled.reshape(x.shape), module.weight, module.bias).to(input.dtype)
 
     return forward
 
@@ -181,13 +182,13 @@ def _build_instance_norm(module: nn.Module, seat: Seat) -> Forward | None:
         together, _ = per_shape(input)
         if together.comm.size == 1 and not over:
             return _plain(input, own)
-        x = input.unsqueeze(0) if unbatched else input
+        x = exactly(input.unsqueeze(0) if unbatched else input)
         dims = list(range(2, x.dim()))
         centred, mean, variance = _mean_and_variance(x, dims, together.count, together, seat.name)
         if tracking:
             _track(mean, variance, together.count, over)
         scaled = centred * (variance + module.eps).rsqrt()
-        result = _affine(scaled, module.weight, module.bias)
+        result = _affine(scaled, module.weight, module.bias).to(input.dtype)
         return result.squeeze(0) if unbatched else result
 
     @torch.no_grad()
@@ -244,7 +245,8 @@ def _build_last_dims(module: nn.Module, seat: Seat) -> Forward | None:
         together, ranges = per_shape(input)
         if together.comm.size == 1:
             return _plain(input, own)
-        dims = list(range(input.dim() - number, input.dim()))
+        dims, dtype = list(range(input.dim() - number, input.dim())), input.dtype
+        input = exactly(input)
         if isinstance(module, nn.LayerNorm):
             scaled, _, variance = _mean_and_variance(
                 input, dims, together.count, together, seat.name
@@ -256,8 +258,7 @@ def _build_last_dims(module: nn.Module, seat: Seat) -> Forward | None:
                 f"{seat.name}: squares",
                 f"{seat.name}: gradient of squares",
             )
-            exact = torch.promote_types(input.dtype, torch.float32)  # what torch computes in
-            eps = torch.finfo(exact).eps if module.eps is None else module.eps
+            eps = torch.finfo(input.dtype).eps if module.eps is None else module.eps
             scaled = input * (squares / together.count + eps).rsqrt()
 
         def mine(parameter: Tensor) -> Tensor:
@@ -269,7 +270,7 @@ def _build_last_dims(module: nn.Module, seat: Seat) -> Forward | None:
         if weight is not None:
             scaled = scaled * mine(weight)
         bias = getattr(module, "bias", None)
-        return scaled if bias is None else scaled + mine(bias)
+        return (scaled if bias is None else scaled + mine(bias)).to(dtype)
 
     return forward
 

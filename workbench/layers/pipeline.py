@@ -139,7 +139,8 @@ class Pipeline:
             found = self.plan.crossings[number]
             shape = found.size.of(len(self.inputs[micro][0]))
             dtype: torch.dtype = getattr(torch, found.dtype)
-            dtype = self.real if dtype.is_floating_point else dtype
+            if dtype.is_floating_point and not self.plan.low:
+                dtype = self.real
             room = torch.empty(shape, dtype=dtype, device=self.device)
             name = found.gradient_name if back else found.name
             self.arrived[following] = self.comm.take(room, source, name=name)

@@ -6,7 +6,7 @@ ZeRO stages 2 and 3 (Rajbhandari et al., SC 2020), layer by layer as in FSDP (Zh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Forward
 from workbench.layers.groups import Groups
+from workbench.layers.precision import LOW
 from workbench.layers.share import Share
 from workbench.mesh import balanced
 from workbench.plan import Plan
@@ -49,11 +50,13 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
         for array in arrays:
             whole = wholes[array.name]
             own = tuple(held for held in holders[id(whole)] if held[0] in inside)
-            pieces.append(Piece(own, tuple(whole.shape), dims[array.name], whole.requires_grad))
+            dtype = LOW if plan.low and array.itemsize == LOW.itemsize else whole.dtype
+            shape, dim = tuple(whole.shape), dims[array.name]
+            pieces.append(Piece(own, shape, dim, whole.requires_grad, dtype))
         again = layer in needed_again
         keeps = plan.option("stage", "3") == "2"
         found.append(Unit(layer, module, tuple(pieces), comm, share, keeps, again))
-    lying: set[str] = set()  # those whose share lies in the memory that a unit sends
+    made: set[str] = set()  # a share lies in the memory that the first of its units sends
     for unit, arrays in zip(found, mine.values(), strict=True):
         place = 0
         for piece, array in zip(unit.pieces, arrays, strict=True):
@@ -61,29 +64,38 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
             start, stop = balanced(whole.shape[piece.dim], comm.size, comm.rank)
             part = whole.detach().narrow(piece.dim, start, stop - start)
             room = unit.flat[place : place + part.numel()].view(part.shape)
-            if array.name in lying:
+            # What travels in less precision is a copy; the share stays as it is updated.
+            lies = room.dtype == part.dtype and array.name not in made
+            if not lies:
                 unit.copied.append((room, piece))
-            else:
-                lying.add(array.name)
-                own_part = nn.Parameter(room.copy_(part), requires_grad=whole.requires_grad)
+            if array.name not in made:
+                made.add(array.name)
+                mine_now = room.copy_(part) if lies else part.clone()
+                own_part = nn.Parameter(mine_now, requires_grad=whole.requires_grad)
                 for module, attribute in holders[id(whole)]:
                     setattr(module, attribute, own_part)
             place += part.numel()
     longest = max((unit.numel for unit in found), default=0)
-    scratch = {unit.flat.dtype: unit.flat.new_empty(comm.size * longest) for unit in found}
+    scratch = {
+        unit.kept: unit.flat.new_empty(comm.size * longest, dtype=unit.kept) for unit in found
+    }
     for unit in found:
-        unit.scratch = scratch[unit.flat.dtype]
+        unit.scratch = scratch[unit.kept]
         unit.module.forward = unit.around(unit.module.forward)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One parameter of a layer: who holds it under which name, and how it is cut."""
+    """One parameter of a layer: who holds it under which name, and how it is cut.
+
+    ``dtype`` is that of the whole one, which is computed with.
+    """
 
     holders: tuple[tuple[nn.Module, str], ...]
     shape: tuple[int, ...]
     dim: int
     trainable: bool
+    dtype: torch.dtype
 
     @property
     def share(self) -> nn.Parameter:
@@ -119,7 +131,9 @@ class Unit:
         self.comm, self.share, self.keeps, self.again = comm, share, keeps, again
         self.numel = sum(prod(piece.share_shape(0, comm.size)) for piece in pieces)
         example = pieces[0].share
-        self.flat = torch.zeros(self.numel, dtype=example.dtype, device=example.device)
+        self.kept = example.dtype  # of shares and of the sums of gradients
+        widest = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize)
+        self.flat = torch.zeros(self.numel, dtype=widest, device=example.device)
         self.copied: list[tuple[Tensor, Piece]] = []
         self.scratch = torch.empty(0)  # one for all units of a rank, of one dtype
         self.wholes: list[Tensor] | None = None
@@ -176,7 +190,7 @@ class Unit:
                 numel = prod(shape)
                 found.append(part[places[index] : places[index] + numel].view(shape))
                 places[index] += numel
-            wholes.append(torch.cat(found, piece.dim))
+            wholes.append(torch.cat(found, piece.dim).to(piece.dtype))
         return wholes
 
     def scatter(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -274,16 +288,16 @@ class ShareUpdate:
     ``parameters`` are the shares by name, for the optimizer; what is not shared is the model's own.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, groups: Groups) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], plan: Plan, groups: Groups) -> None:
         self.comm = groups.over(AXIS)
         dims = {name: cut.dim for name, cut in plan.updates}
         self.parameters: dict[str, nn.Parameter] = {}
         self.shared: list[tuple[nn.Parameter, nn.Parameter, Piece]] = []
-        for name, whole in model.named_parameters():
+        for name, whole in parameters.items():
             if name not in dims:
                 self.parameters[name] = whole
                 continue
-            piece = Piece((), tuple(whole.shape), dims[name], whole.requires_grad)
+            piece = Piece((), tuple(whole.shape), dims[name], whole.requires_grad, whole.dtype)
             own = nn.Parameter(self._own(whole.detach(), piece).clone(), whole.requires_grad)
             self.parameters[name] = own
             self.shared.append((whole, own, piece))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from workbench.layers.carrier import Carrier, Declared, Forward, Seat, passed
 from workbench.layers.gather import Together
+from workbench.layers.precision import exactly
 from workbench.traced import Sums, Traced
 
 
@@ -60,7 +61,7 @@ def _build(module: nn.Module, seat: Seat) -> Forward | None:
         if together.comm.size == 1:
             result: Tensor = own(input)
             return result
-        x = input * sign if sign < 0 else input
+        x = exactly(input) * sign if sign < 0 else exactly(input)
         largest = together.largest(_largest(x, dim), f"{seat.name}: largest")
         x = x - largest
         exponentials = x.exp()
@@ -69,7 +70,8 @@ def _build(module: nn.Module, seat: Seat) -> Forward | None:
             f"{seat.name}: sum",
             f"{seat.name}: gradient of sum",
         )
-        return x - total.log() if isinstance(module, nn.LogSoftmax) else exponentials / total
+        logarithm = isinstance(module, nn.LogSoftmax)
+        return (x - total.log() if logarithm else exponentials / total).to(input.dtype)
 
     return forward
 

@@ -4,13 +4,11 @@ Pure: imports nothing of torch, dask or the UI.
 """
 
 from workbench.plan.assembly import assemble
+from workbench.plan.collective import Collective
+from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import in_binary_units
 from workbench.plan.plan import (
     Batch,
-    Bucket,
-    Collective,
-    Cut,
-    CutLabel,
     LayerPlan,
     Plan,
     shares_of,

@@ -90,10 +90,18 @@ def _collective_table(plan: Plan) -> list[str]:
             times = plan.batch.accumulate if c.per_sample else c.times
             rows.append((c.name, c.operation, "+".join(c.axes), c.phase, str(times), sent))
     start = sum(plan.sent_by(c, 0) for c in plan.collectives if c.phase == "start")
+    said = "Sent in one step by the busiest rank"
+    if plan.period > 1:
+        busiest = max(range(plan.ranks), key=plan.sent_bytes)
+        usual, last = plan.sent_bytes(busiest, 0), plan.sent_bytes(busiest, plan.period - 1)
+        said = (
+            f"Sent by the busiest rank in {plan.period - 1} steps {usual:,} bytes each and in the "
+            f"one after that {last:,} bytes; in the mean"
+        )
     return [
         *_aligned(rows, right_from=4),
         "",
-        f"Sent in one step by the busiest rank: {plan.bytes_per_step:,} bytes "
+        f"{said}: {plan.bytes_per_step:,} bytes "
         f"({in_binary_units(plan.bytes_per_step)}); once at the start by rank 0: "
         f"{in_binary_units(start)}.",
     ]

@@ -45,15 +45,42 @@ def memory_of(plan: Plan, rank: int) -> Memory:
         if not plan.holds(array.name, rank):
             continue
         own = plan.owned(array, rank)
-        parameters += own.nbytes
+        kept = plan.kept_itemsize(array)
+        parameters += own.numel * kept
+        if array.itemsize != kept:
+            parameters += own.nbytes  # the copy that is computed with
         if array.trainable:
-            gradients += own.nbytes
+            gradients += own.numel * kept
             ranges = plan.share(
                 array.shape, plan.kept_cuts(f"optimizer::{array.name}", len(array.shape)), rank
             )
             numel = prod(stop - start for start, stop in ranges)
-            optimizer += numel * array.itemsize * alike + beside
-    return Memory(parameters, gradients, optimizer, _activations(plan, rank))
+            optimizer += numel * kept * alike + beside
+    more_gradients, more_optimizer = _of_replicas(plan, rank)
+    return Memory(
+        parameters,
+        gradients + more_gradients,
+        optimizer + more_optimizer,
+        _activations(plan, rank),
+    )
+
+
+def _of_replicas(plan: Plan, rank: int) -> tuple[int, int]:
+    """Return what compression keeps beside gradients, and an outer optimizer beside its state."""
+    arrays = {array.name: array for array in (*plan.buffers, *plan.arrays)}
+    gradients = optimizer = 0
+    for bucket in plan.averaged or plan.buckets:
+        if "data" not in bucket.axes or not plan.holds(bucket.names[0], rank):
+            continue
+        owned = [plan.owned(arrays[name], rank) for name in bucket.names]
+        itemsize = plan.kept_itemsize(owned[0])
+        gradients += plan.compression.kept([array.shape for array in owned], itemsize)
+        if plan.averaging is not None:
+            sent = itemsize * sum(array.numel for array in owned)
+            gradients += sent
+            if plan.averaging.nesterov and owned[0].trainable:
+                optimizer += 2 * sent
+    return gradients, optimizer
 
 
 def _activations(plan: Plan, rank: int) -> int:
@@ -92,7 +119,9 @@ def _of_loss(plan: Plan, rank: int, rows: int) -> int:
         if array is not None:
             shares = plan.share(array.shape, cuts, rank)
             numel = prod(stop - start for start, stop in shares)
-            total += numel // plan.batch.size * rows * array.itemsize
+            # A loss takes them in float32.
+            itemsize = max(array.itemsize, 4) if plan.low else array.itemsize
+            total += numel // plan.batch.size * rows * itemsize
     return total
 
 

@@ -11,110 +11,17 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, shares
+from workbench.plan.collective import Collective
+from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
+from workbench.plan.replicas import WHOLE, Averaging, Compression
 from workbench.plan.stages import Crossing, Stage
-from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Operation, Phase, Traced
+from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Traced
 from workbench.windows import Halo, Run, Window
 
-
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """One collective of a step: every rank along ``axes`` takes part, ``times`` times per step.
-
-    ``numel`` is what one rank puts in: the whole array for an all_reduce, a reduce_scatter and a
-    broadcast, the rank's own piece (equal on all ranks) for an all_gather. Where ranks put in
-    different numbers, ``shares`` has one for each rank along the axes: pieces for an all_gather,
-    and for an exchange what each rank sends to all others together.
-
-    With ``per_sample``, numbers are those of one sample, and the collective happens once in each
-    micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
-    about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
-    axis that cuts features, where that decides. ``places`` are those on the pipeline whose ranks
-    take part, if not all do.
-    """
-
-    name: str
-    operation: Operation
-    axes: tuple[str, ...]
-    numel: int
-    itemsize: int
-    phase: Phase
-    times: int = 1
-    shares: tuple[int, ...] = ()
-    per_sample: bool = False
-    arrays: tuple[str, ...] = ()
-    by_place: tuple[int, ...] = ()
-    places: tuple[int, ...] = ()
-
-    def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
-        """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.
-
-        ``samples`` are those of the rank in each micro-batch. An all_reduce is a reduce_scatter
-        and an all_gather over the balanced split, the volume of the bandwidth-optimal ring
-        (Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms", 2009).
-        """
-        if degree == 1:
-            return 0
-        if self.per_sample:
-            elements = sum(self._elements(degree, index, each) for each in samples)
-        else:
-            elements = self._elements(degree, index, 1) * self.times
-        return elements * self.itemsize
-
-    def _elements(self, degree: int, index: int, samples: int) -> int:
-        numel = samples * (self.shares[index] if self.shares else self.numel)
-        start, stop = balanced(numel, degree, index)
-        own, others = stop - start, degree - 1
-        return {
-            "all_reduce": numel - own + others * own,
-            "reduce_scatter": numel - own,
-            "all_gather": others * numel,
-            "broadcast": others * numel if index == 0 else 0,
-            "exchange": numel,
-        }[self.operation]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How one array is cut: ``dim`` over ``axis``; an array without cuts is whole on every rank.
-
-    ``part`` numbers the dims of the grid that an axis may be laid out on, as in ``spatial=2x2``.
-    ``units`` is how many pieces of the dim go as a whole, such as heads; 0 if all do.
-    ``flat`` is set where the dim was flattened out of several of which one is cut: a rank then owns
-    no single range of it.
-    """
-
-    dim: int
-    axis: str
-    part: int = 0
-    flat: Flat | None = None
-    units: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CutLabel:
-    """Every dim with this label is cut over ``axis``, of whose grid it is dim ``part``.
-
-    ``units`` is how many pieces of the dim go as a whole; 0 if all do.
-    """
-
-    label: str
-    axis: str
-    part: int = 0
-    units: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Parameters, by name, whose gradients are added up together over the ranks along ``axes``.
-
-    ``places`` are those on the pipeline whose ranks have them, if not all do.
-    """
-
-    names: tuple[str, ...]
-    axes: tuple[str, ...]
-    places: tuple[int, ...] = ()
+MASTER_BYTES = 4
+"""Of a number of a parameter that is updated in float32, whatever it is computed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +89,8 @@ class Plan:
     the pipeline whose ranks have a parameter or buffer, by name. ``optimizer_state`` is how many
     numbers the optimizer keeps for each of a parameter's, and how many bytes beside. ``made`` says
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
+    ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
+    instead.
     """
 
     workload: str
@@ -211,6 +120,9 @@ class Plan:
     crossings: tuple[Crossing, ...] = ()
     held: tuple[tuple[str, tuple[int, ...]], ...] = ()
     optimizer_state: tuple[int, int] = (0, 0)
+    compression: Compression = WHOLE
+    averaging: Averaging | None = None
+    averaged: tuple[Bucket, ...] = ()
 
     @property
     def strategy(self) -> str:
@@ -222,28 +134,66 @@ class Plan:
         """Number of ranks."""
         return self.mesh.size
 
+    @property
+    def low(self) -> bool:
+        """Whether forward and backward are in bfloat16, and weights are updated in float32."""
+        return self.option("precision", "full") == "bf16"
+
+    @property
+    def in_full(self) -> Plan:
+        """The same cuts, computed in the workload's own precision."""
+        kept = tuple(option for option in self.options if option[0] != "precision")
+        return replace(self, options=kept)
+
+    @property
+    def inexact(self) -> str:
+        """What makes the result another one than that of the serial run, by design; "" if none."""
+        if self.averaging is not None:
+            outer = ", outer=nesterov" if self.averaging.nesterov else ""
+            return f"sync_every={self.averaging.every}{outer}"
+        kind = self.compression.kind
+        return "" if kind == "none" else f"compression={kind}"
+
+    def kept_itemsize(self, array: Array) -> int:
+        """Return the bytes of one number of a parameter as it is updated, and of its gradients."""
+        return MASTER_BYTES if self.low else array.itemsize
+
     def option(self, name: str, default: str) -> str:
         """Return one of the strategy's stated choices."""
         return dict(self.options).get(name, default)
 
-    def sent_bytes(self, rank: int) -> int:
+    @property
+    def period(self) -> int:
+        """The number of steps after which what is sent repeats itself."""
+        return self.averaging.every if self.averaging is not None else 1
+
+    def sent_bytes(self, rank: int, step: int | None = None) -> int:
         """Return the payload bytes that ``rank`` sends in one step; communicators count the same.
 
-        A short last batch with fewer samples than micro-batches skips the empty ones, and sends
-        less.
+        That is in ``step``, or in the mean over a period, rounded up. A short last batch with fewer
+        samples than micro-batches skips the empty ones, and sends less. A run whose last step ends
+        no period averages after it all the same.
         """
-        return sum(self.sent_by(c, rank) for c in self.collectives if c.phase != "start")
+        every = self._sent(rank, "average")
+        usual = sum(self.sent_by(c, rank) for c in self.collectives if c.phase != "start") - every
+        if step is None:
+            return usual - (-every // self.period)
+        return usual + (every if (step + 1) % self.period == 0 else 0)
+
+    def _sent(self, rank: int, phase: str) -> int:
+        return sum(self.sent_by(c, rank) for c in self.collectives if c.phase == phase)
 
     def sent_by(self, collective: Collective, rank: int) -> int:
-        """Return the payload bytes that ``rank`` sends in one step for one of the collectives."""
+        """Return the payload bytes that ``rank`` sends for one of the collectives, in its step."""
         mesh = self.mesh
         if collective.places and mesh.place(rank, "pipeline") not in collective.places:
             return 0
         samples = self.batch.rows(mesh.replicas, mesh.replica(rank))
         group = mesh.group(rank, *collective.axes)
         if collective.arrays:
-            arrays = {array.name: array for array in self.arrays}
-            own = sum(self.owned(arrays[name], rank).numel for name in collective.arrays)
+            arrays = {array.name: array for array in (*self.buffers, *self.arrays)}
+            shapes = [self.owned(arrays[name], rank).shape for name in collective.arrays]
+            own = self.compression.numbers(collective.part, shapes)
             collective = replace(collective, numel=own)
         if collective.by_place:
             own = collective.by_place[mesh.place(rank, mesh.feature_axis)]
@@ -357,7 +307,7 @@ class Plan:
 
     @property
     def bytes_per_step(self) -> int:
-        """Payload bytes that the busiest rank sends in one step."""
+        """Payload bytes that the busiest rank sends in one step, in the mean over a period."""
         return max(self.sent_bytes(rank) for rank in range(self.ranks))
 
     @property
@@ -367,6 +317,18 @@ class Plan:
         for planned in self.layers:
             for parameter in planned.layer.parameters:
                 found.setdefault(parameter.name, parameter)
+        return tuple(found.values())
+
+    @property
+    def buffers(self) -> tuple[Array, ...]:
+        """All buffers, each once, in the order of their layers."""
+        found: dict[str, Array] = {}
+        for planned in self.layers:
+            layer = planned.layer
+            inside = "" if layer.name == layer.kind else f"{layer.name}."
+            for buffer in layer.buffers:
+                name = f"{inside}{buffer.name}"
+                found.setdefault(name, replace(buffer, name=name))
         return tuple(found.values())
 
     def __str__(self) -> str:

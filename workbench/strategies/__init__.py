@@ -23,4 +23,10 @@ STRATEGIES: Mapping[str, Strategy] = {
     )
 }
 
-__all__ = ["STRATEGIES", "Strategy"]
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "precision": ("full", "bf16"),
+    **{name: values for s in STRATEGIES.values() for name, values in s.options.items()},
+}
+"""Stated choices of all strategies, and those of every run; the first is what happens without."""
+
+__all__ = ["OPTIONS", "STRATEGIES", "Strategy"]

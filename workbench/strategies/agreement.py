@@ -12,48 +12,55 @@ from dataclasses import replace
 
 from workbench.mesh import BATCH_AXES, shares
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
+from workbench.strategies import replicas
 from workbench.traced import Array, Sums
 
 BUCKET_BYTES = 32 * 2**20
+EXACT_BYTES = 4  # of a number in a sum that is taken in float32 at least
+LOW_NOTE = (
+    "precision bf16: forward and backward in bfloat16; weights, optimizer state, sums of gradients "
+    "and of norms, and the loss in float32. Equal to the serial run of the same precision to the "
+    "rounding of bfloat16 (8 bits), since sums are rounded in another order"
+)
 RECORD_NUMBERS = 3  # loss, ranks that were told to stop, ranks that failed
 
 
 def agree(plan: Plan) -> Plan:
     """Add the collectives of a plan that all its axes have cut; one rank needs none."""
+    if plan.low:
+        plan = plan.adding(notes=[LOW_NOTE])
     if plan.mesh.size == 1:
-        return plan
+        # Gradients are added up in float32 over micro-batches too.
+        found = gradient_buckets(plan, ()) if plan.low else ()
+        return replace(plan, buckets=tuple(bucket for bucket, _ in found))
     axes = tuple(axis for axis, degree in plan.mesh.axes if degree > 1)
-    buckets = gradient_buckets(plan, axes)
+    buckets = gradient_buckets(plan, replicas.without_data(plan, axes))
+    plan = replace(plan, buckets=tuple(bucket for bucket, _ in buckets))
+    if plan.inexact:
+        plan = replace(plan, averaged=replicas.averaged(plan)).adding(notes=[replicas.note(plan)])
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
     at_stage = _at_stages(plan)
     return replace(
         plan,
-        buckets=tuple(bucket for bucket, _ in buckets),
         collectives=(
-            *(_initial_value(array, axes) for array in plan.arrays),
+            *(_initial_value(plan, array, axes) for array in plan.arrays),
             *_recomputed(plan, map(at_stage, plan.collectives)),
             *_recomputed(
                 plan, (at_stage(s) for each in plan.layers for s in _layer_sums(plan, each))
             ),
             *_loss_weight(plan, axes),
             *(
-                Collective(
-                    f"gradients, bucket {number}",
-                    "all_reduce",
-                    bucket.axes,
-                    sum(array.numel for array in arrays),
-                    arrays[0].itemsize,
-                    "backward",
-                    arrays=bucket.names,
-                    places=bucket.places,
-                )
+                moved
                 for number, (bucket, arrays) in enumerate(buckets)
-                if bucket.axes  # else no other rank has a gradient of these
+                for moved in replicas.gradient_collectives(
+                    plan, number, bucket, plan.kept_itemsize(arrays[0])
+                )
             ),
-            *_gradient_norm(plan, axes),
+            *_gradient_norm(plan, replicas.without_data(plan, axes)),
             Collective(
                 "record of the step", "all_reduce", axes, RECORD_NUMBERS + trainable, 8, "record"
             ),
+            *replicas.averaging_collectives(plan),
         ),
     )
 
@@ -120,22 +127,24 @@ def gradient_buckets(
             axis for axis in axes if axis not in cutting and not (axis == "pipeline" and places)
         )
         key, share = (over, places), plan.owned(array, 0)
-        last = latest.get((key, array.itemsize))
-        if last is not None and sum(a.nbytes for a in last) + share.nbytes <= BUCKET_BYTES:
+        itemsize = plan.kept_itemsize(array)
+        last = latest.get((key, itemsize))
+        if last is not None and itemsize * sum(a.numel for a in (*last, share)) <= BUCKET_BYTES:
             last.append(share)
         else:
-            latest[key, array.itemsize] = [share]
-            buckets.append((key, latest[key, array.itemsize]))
+            latest[key, itemsize] = [share]
+            buckets.append((key, latest[key, itemsize]))
     return tuple(
         (Bucket(tuple(a.name for a in found), over, places), tuple(found))
         for (over, places), found in buckets
     )
 
 
-def _initial_value(array: Array, axes: tuple[str, ...]) -> Collective:
+def _initial_value(plan: Plan, array: Array, axes: tuple[str, ...]) -> Collective:
     """Return the broadcast of a whole parameter, of which ranks then keep their share."""
     name = f"{array.name}, initial value"
-    return Collective(name, "broadcast", axes, array.numel, array.itemsize, "start")
+    itemsize = plan.kept_itemsize(array)
+    return Collective(name, "broadcast", axes, array.numel, itemsize, "start")
 
 
 def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
@@ -154,7 +163,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.operation,
                     tuple(axis for axis, _ in plan.mesh.axes if axis in axes),
                     sums.numel * _rows_per_sample(plan, planned, sums),
-                    layer.itemsize,
+                    max(layer.itemsize, EXACT_BYTES) if sums.exact else layer.itemsize,
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
@@ -184,7 +193,7 @@ def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:
     """Return what it takes to know the norm of all gradients, where that is limited."""
-    if not plan.option("clip_norm", ""):
+    if not plan.option("clip_norm", "") or not axes:
         return []
     return [Collective("norm of the gradients", "all_reduce", axes, 1, 8, "update")]
 

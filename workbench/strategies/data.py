@@ -12,6 +12,7 @@ from dataclasses import replace
 from workbench.errors import PlanError
 from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, Plan, shares_of
+from workbench.strategies import replicas
 from workbench.strategies.strategy import Strategy
 
 AXIS = "data"
@@ -70,5 +71,5 @@ STRATEGY = Strategy(
         "up once per step."
     ),
     cut=cut,
-    options={"batch_norm": ("synchronized", "local")},
+    options={"batch_norm": ("synchronized", "local"), **replicas.OPTIONS},
 )

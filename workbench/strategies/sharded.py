@@ -43,7 +43,8 @@ def cut(plan: Plan) -> Plan:
             _largest(plan, [array for array in plan.arrays if array.name in cuts], cuts, place)
             for place in _places(plan)
         ]
-        gathered = _collective(plan, "updated parameters", "all_gather", own, "update", times=1)
+        kept = max((plan.kept_itemsize(array) for array in plan.arrays), default=4)
+        gathered = _collective("updated parameters", "all_gather", own, kept, "update", times=1)
         return plan.adding(
             updates=updates,
             collectives=[gathered] if cuts else [],
@@ -165,32 +166,38 @@ def _of_layer(
     """Return what one call of a layer gathers and adds up."""
     degree, name, micro = plan.mesh.degree(AXIS), planned.layer.name, plan.batch.accumulate
     own = [_largest(plan, arrays, cuts, place) for place in _places(plan)]
+    itemsize, kept = (
+        max(find(array) for array in arrays)
+        for find in (lambda array: array.itemsize, plan.kept_itemsize)
+    )
     found = []
     if stage == "3" or first:
         times = micro if stage == "3" else 1
-        found.append(_collective(plan, f"{name}: parameters", "all_gather", own, "forward", times))
+        found.append(
+            _collective(f"{name}: parameters", "all_gather", own, itemsize, "forward", times)
+        )
     gradient = any(result.gradient for result in planned.layer.results)
     if stage == "3" and gradient and needs_again(planned.layer):
         found.append(
-            _collective(plan, f"{name}: parameters again", "all_gather", own, "backward", micro)
+            _collective(f"{name}: parameters again", "all_gather", own, itemsize, "backward", micro)
         )
     if gradient and any(array.trainable for array in arrays):
         whole = [degree * each for each in own]
         found.append(
-            _collective(plan, f"{name}: gradients", "reduce_scatter", whole, "backward", micro)
+            _collective(f"{name}: gradients", "reduce_scatter", whole, kept, "backward", micro)
         )
     return found
 
 
 def _collective(
-    plan: Plan, name: str, operation: str, numels: list[int], phase: str, times: int
+    name: str, operation: str, numels: list[int], itemsize: int, phase: str, times: int
 ) -> Collective:
     return Collective(
         name,
         operation,  # type: ignore[arg-type]
         (AXIS,),
         max(numels),
-        plan.arrays[0].itemsize,
+        itemsize,
         phase,  # type: ignore[arg-type]
         times=times,
         by_place=tuple(numels) if len(numels) > 1 else (),

@@ -79,7 +79,12 @@ def _same(row: Row) -> str:
         return "baseline"
     if row["same_result"] is None:
         return "…"
+    proof = row.get("proof", "")
+    if proof.startswith("not by design"):
+        return escape(proof)
     verdict = "yes" if row["same_result"] else "NO"
+    if proof and proof != "in float64":
+        verdict = escape(f"{verdict}, {proof}")
     difference = row["max_difference"]
     return verdict if difference is None else f"{verdict}, differs ≤ {difference:.1g}"
 
@@ -87,6 +92,11 @@ def _same(row: Row) -> str:
 def _accuracy(row: Row) -> str:
     accuracy = row.get("test_accuracy")
     return "–" if accuracy is None else f"{accuracy:.1%}"
+
+
+def _loss(row: Row) -> str:
+    loss = row.get("loss")
+    return "–" if loss is None else f"{loss:.4g}"
 
 
 def _repeats(row: Row) -> str:
@@ -105,6 +115,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Same result": _same,
     "Compute / comm / wait / optimizer": _where,
     "Sent per step": lambda row: in_binary_units(row["bytes_per_step"] or 0),
+    "Loss at the end": _loss,
     "Test accuracy": _accuracy,
     "Repeats": _repeats,
 }

@@ -17,7 +17,8 @@ HOW_TO_READ = {
     "On the dashed line, n cores are n times faster; the dotted line is one process that has all "
     "the cores as threads, which is what you would use instead.",
     "loss": "Every run takes the same steps on the same batches, so all curves fall to the same "
-    "loss; the faster strategy gets there in less time, further to the left.",
+    "loss (unless the table says: not by design); the faster strategy gets there in less time, "
+    "further to the left.",
     "share": "One bar is one step of one rank. Compute is the work itself; comm moves numbers "
     "between ranks; wait is for slower ranks; optimizer updates the weights. A strategy wins when "
     "compute shrinks by more than comm and wait add.",
@@ -96,10 +97,15 @@ def badge(rows: Sequence[Row]) -> tuple[str, str]:
     if not rows:
         return "none", "Only the serial run: nothing to compare its result with."
     wrong = [row for row in rows if row["same_result"] is False]
+    if wrong and all(row.get("proof", "").startswith("not by design") for row in wrong):
+        named = "; ".join(dict.fromkeys(f"{row['strategy']} ({row['proof']})" for row in wrong))
+        return "no", f"Not the serial result: {named}. Compare loss and accuracy."
     if wrong:
         return "no", f"NOT the same result as serial: {_differences(wrong)}"
     if all(row["same_result"] for row in rows):
-        return "yes", f"Same result as serial: {_differences(rows)}"
+        proofs = {row["proof"] for row in rows if row.get("proof", "in float64") != "in float64"}
+        how = f" ({'; '.join(sorted(proofs))})" if proofs else ""
+        return "yes", f"Same result as serial{how}: {_differences(rows)}"
     return "unknown", "Same result as serial? Not checked yet."
 
 

@@ -1,0 +1,210 @@
+"""Forward and backward of the micro-batches of a step: from samples to gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workbench.cluster.context import RankContext
+from workbench.layers.gather import gather, over_tensors
+from workbench.layers.groups import Groups
+from workbench.layers.pipeline import Pipeline
+from workbench.layers.precision import LOW, exactly
+from workbench.layers.share import Share
+from workbench.losses import loss_weight, on_device
+from workbench.order import Order, Rows
+from workbench.plan import Cut, Plan
+from workbench.previewing import Previewer
+from workbench.profile import tensors_in
+from workbench.recipe import Recipe
+from workbench.updating import Updater
+
+MicroBatch = tuple[Rows, Tensor, Tensor]
+"""Which samples, the samples, and their targets."""
+
+
+def input_dtype(work: Recipe, plan: Plan) -> torch.dtype:
+    """Return the type in which the model is given its samples."""
+    found: torch.dtype = getattr(torch, work.input_dtype)
+    return LOW if plan.low and found.is_floating_point else found
+
+
+class Passes:
+    """Takes a rank's samples forward and backward through its part of the model.
+
+    Gradients are left where backward puts them, for ``gradients`` to collect. Which samples are in
+    hand, ``share`` says to the parallel layers.
+    """
+
+    def __init__(
+        self,
+        work: Recipe,
+        plan: Plan,
+        context: RankContext,
+        groups: Groups,
+        model: nn.Module,
+        pipeline: Pipeline | None,
+        share: Share,
+        updater: Updater,
+        order: Order,
+        previewer: Previewer,
+    ) -> None:
+        self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
+        self.model, self.pipeline, self.share = model, pipeline, share
+        self.updater, self.gradients = updater, updater.gradients
+        self.order, self.previewer = order, previewer
+        self.loss = on_device(work.loss, context.device)
+        self.dtype = input_dtype(work, plan)
+        mesh, rank = plan.mesh, context.rank
+        beside = mesh.group(rank, *(axis for axis, _ in mesh.axes if axis != "data"))
+        self.together = {mesh.replica(other) for other in beside}
+        self.more = 1.0
+        self.loss_kind = plan.option("loss", "mean")
+        self.copies = plan.copies((Cut(0, "data"), *plan.output))
+
+    def load(self, step: int) -> list[MicroBatch]:
+        """Return this rank's samples of every micro-batch of a step."""
+        replicas, replica = self.plan.mesh.replicas, self.plan.mesh.replica(self.context.rank)
+        found = self.order.rows(step, replicas, replica, self.plan.batch.accumulate)
+        return [(rows, *self._load(rows)) for rows in found]
+
+    def _load(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return samples and targets of one micro-batch; a stand-in if there are none."""
+        index = rows.index if len(rows.index) else np.zeros(1, dtype=np.int64)
+        x, y = (
+            torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
+            for name in ("x", "y")
+        )
+        return x.to(self.dtype), y
+
+    def run(self, step: int, micro_batches: list[MicroBatch]) -> float:
+        """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
+        scale = self._scale(step, micro_batches)
+        self.more = self._own_batch(step)
+        if self.pipeline is not None:
+            return self._pipelined(self.pipeline, step, micro_batches, scale)
+        total = 0.0
+        for micro, (rows, x, y) in enumerate(micro_batches):
+            if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
+                continue
+            share = self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            output = self.model(x)
+            if self.plan.made != self.plan.output:
+                output = self._whole_output(output)
+            output = self._in_full(output)
+            self.previewer.take(step, rows, x, output, y)
+            if scale[micro]:
+                loss = self.loss(output, y) * scale[micro]
+                (loss * self.more).backward()
+                total += loss.item()
+            else:
+                self._take_part(output, counting=len(rows.index) > 0)
+        return total
+
+    def _pipelined(
+        self,
+        pipeline: Pipeline,
+        step: int,
+        micro_batches: list[MicroBatch],
+        scale: list[float],
+    ) -> float:
+        """Run all micro-batches through the pipeline; the last stage has the loss."""
+        losses = []
+
+        def begin(micro: int) -> None:
+            rows, share = micro_batches[micro][0], self.share
+            share.step, share.micro = step, micro
+            share.start, share.rows = rows.start, len(rows.index)
+            self.gradients.counting = len(rows.index) > 0
+
+        def finish(micro: int, output: Any) -> list[Tensor]:
+            rows, x, y = micro_batches[micro]
+            output = self._in_full(output)
+            self.previewer.take(step, rows, x, output, y)
+            if not scale[micro]:
+                return [t * 0 for t in tensors_in(output) if t.requires_grad]
+            # Ranks of other stages have no loss to share this one with.
+            loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
+            losses.append(loss.item())
+            return [loss * self.more]
+
+        inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
+        pipeline.run(inputs, begin, finish)
+        self.gradients.counting = True
+        return sum(losses)
+
+    def _in_full(self, output: Any) -> Any:
+        """Return a model's output for a loss, which is taken in float32 at least."""
+        return over_tensors(output, exactly) if self.plan.low else output
+
+    def _take_part(self, output: object, counting: bool) -> None:
+        """Go backward without a loss: other ranks need this one in the collectives on the way.
+
+        Samples whose targets are all left out still count in the statistics of the batch, and so
+        have gradients; a stand-in has none.
+        """
+        ends = [t for t in tensors_in(output) if t.requires_grad]
+        self.gradients.counting = counting
+        if ends:
+            torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
+        self.gradients.counting = True
+
+    def _whole_output(self, output: Tensor) -> Tensor:
+        """Return the output as all ranks of the spatial axis have it, for a loss of the whole."""
+        return gather(
+            output,
+            self.plan.outputs[0],
+            self.plan,
+            self.groups,
+            name="output: whole",
+            backward_name="output: gradient of whole",
+        )
+
+    def _scale(self, step: int, micro_batches: list[MicroBatch]) -> list[float]:
+        """Return what each micro-batch's loss counts for in the loss of the whole batch.
+
+        A rank that has a part of every image counts for its part; one that has the same output as
+        others shares its loss with them.
+        """
+        part = self._part_of_output()
+        if self.loss_kind == "sum":
+            return [(part > 0) * (len(r.index) > 0) / self.copies for r, _, _ in micro_batches]
+        if self.loss_kind == "mean":
+            batch = self.order.batch_total(step)
+            return [part * len(rows.index) / batch / self.copies for rows, _, _ in micro_batches]
+        weights = [
+            float(loss_weight(self.loss, y)) / self.copies if len(rows.index) and part else 0.0
+            for rows, _, y in micro_batches
+        ]
+        whole = torch.tensor([sum(weights)], dtype=torch.float64, device=self.comm.device_type)
+        whole = self.comm.all_reduce(whole, name="weight of the targets")
+        # A batch whose targets are all left out has no loss, in the serial run neither.
+        return [weight / (float(whole) or math.nan) for weight in weights]
+
+    def _own_batch(self, step: int) -> float:
+        """Return how much a gradient counts where replicas make steps of their own.
+
+        Then it is that of the loss of the replica's samples and not of its part of the whole loss.
+        """
+        if self.plan.averaging is None:
+            return 1.0
+        replicas, whole = self.plan.mesh.replicas, self.order.batch_total(step)
+        own = sum(self.order.taken(step, replicas, index) for index in self.together)
+        self.updater.averages.count(own, whole)
+        return whole / own if own else 1.0
+
+    def _part_of_output(self) -> float:
+        """Return this rank's part of the positions of the model's output."""
+        if not self.plan.output:
+            return 1.0
+        shape = self.plan.output_shape
+        ranges = self.plan.share(shape, self.plan.output, self.context.rank)
+        return math.prod(
+            (stop - start) / size for (start, stop), size in zip(ranges, shape, strict=True)
+        )
