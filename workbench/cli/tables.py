@@ -17,8 +17,9 @@ SHARES = ("compute", "comm", "wait", "optimizer")
 
 
 def comparison_tables(rows: Sequence[Row]) -> RenderableType:
-    """Return both tables of a comparison: how fast, and where the time goes."""
-    return Group(speed_table(rows), Text(), account_table(rows))
+    """Return the tables of a comparison: how fast, where the time goes, and what comes out."""
+    tables = (speed_table(rows), account_table(rows), result_table(rows))
+    return Group(tables[0], Text(), tables[1], Text(), tables[2])
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
@@ -64,28 +65,37 @@ def speed_table(rows: Sequence[Row]) -> Table:
 
 
 def account_table(rows: Sequence[Row]) -> Table:
-    """Return where a rank's step goes, what it sends, and whether the result is that of serial."""
-    unit, size = byte_unit([row["bytes_per_step"] for row in rows])
-    table = _table("Where a rank's time goes, what it sends, and what comes out")
+    """Return where a rank's step goes."""
+    table = _table("Where a rank's time goes, % of a step")
     table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     for share in SHARES:
-        table.add_column(
-            f"{'update' if share == 'optimizer' else share}\n%", justify="right", no_wrap=True
-        )
+        table.add_column("update" if share == "optimizer" else share, justify="right", no_wrap=True)
+    for row in rows:
+        cells = (_share(row[f"{share}_share"]) for share in SHARES)
+        table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *cells)
+    return table
+
+
+def result_table(rows: Sequence[Row]) -> Table:
+    """Return time, bytes and what comes out side by side, and whether that is as of serial."""
+    unit, size = byte_unit([row["bytes_per_step"] for row in rows])
+    table = _table("What a step takes, what a rank sends, and what comes out")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    table.add_column("ms\nper step", justify="right", no_wrap=True)
     table.add_column(f"{unit} sent\nper step", justify="right", no_wrap=True)
-    table.add_column("test acc.\n%", justify="right", no_wrap=True)
     table.add_column("loss at\nthe end", justify="right", no_wrap=True)
+    table.add_column("test acc.\n%", justify="right", no_wrap=True)
     table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
-    shares = [[_share(row[f"{share}_share"]) for row in rows] for share in SHARES]
     sent = [None if row["bytes_per_step"] is None else row["bytes_per_step"] / size for row in rows]
     columns = zip(
-        *shares,
+        column(_milliseconds(rows, "step_s")),
         [f"{value:.0f}" if value is not None else NOTHING for value in sent]
         if unit == "B"
         else column(sent),
-        [_share(row["test_accuracy"], ".1f") for row in rows],
         [NOTHING if row.get("loss") is None else f"{row['loss']:.4g}" for row in rows],
+        [_share(row["test_accuracy"], ".1f") for row in rows],
         strict=True,
     )
     for row, cells in zip(rows, columns, strict=True):
