@@ -91,7 +91,7 @@ def test_demo_shows_machine_figures_finding_and_report(compares, lab):
         "yes (3e-15)",
     ):
         assert part in answer.stdout
-    assert "data=2 takes 40.0 ms per step: 2.00 times as fast as 1 process" in answer.stdout
+    assert "data=2 takes 40 ms a step, measured: it is 2.00 times as fast" in answer.stdout
     assert "step 0 of 90" in answer.stderr
     assert Path("workbench-demo.html").is_file()
     assert str(Path("workbench-demo.html").absolute()) in answer.stdout

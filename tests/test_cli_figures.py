@@ -11,7 +11,6 @@ from rich.console import Console
 
 from workbench.cli import follow
 from workbench.cli.figures import column, ranges
-from workbench.cli.finding import finding
 from workbench.cli.tables import comparison_tables
 from workbench.cli.terminal import Terminal, finite
 from workbench.errors import RunError
@@ -63,33 +62,3 @@ def test_numbers_of_a_column_have_the_same_decimals():
 
 def test_numbers_that_json_lacks_become_null():
     assert finite({"a": [1.5, float("nan")], "b": float("inf")}) == {"a": [1.5, None], "b": None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "cores", "sentence"),
-    [
-        ({}, 2, "So data=2 wins here"),
-        ({"step_s_max": 0.05}, 2, "that is a draw"),
-        ({"step_s": 0.06, "comm_share": 0.1, "wait_share": 0.2}, 2,
-         "6.00 ms on communication and 12.0 ms waiting for each other, which is more"),
-        ({"step_s": 0.06, "comm_share": 0.01, "wait_share": 0.01}, 2,
-         "48.0 ms computing their share, where 1 process computes all of it in 40.0 ms"),
-        ({"step_s": 0.09}, 2, "So data=2 loses here to 1 process with 2 threads: of each step"),
-        ({"repeats": 1}, 2, "measure 3 or more"),
-        ({}, 1, "asks for 2 cores where there is 1, so its ranks take turns"),
-        ({}, 2, "is the same as that of serial: the largest difference is 3.0e-15"),
-        ({"same_result": False}, 2, "is NOT the same as that of serial"),
-    ],
-)  # fmt: skip
-def test_the_finding_says_what_was_measured(changes, cores, sentence):
-    assert any(sentence in found for found in finding(rows(**changes), cores))
-
-
-def test_threads_that_do_harm_are_no_rival():
-    one, two, strategy = rows(step_s=0.1)
-    found = finding([one, two | {"step_s": 0.2, "step_s_max": 0.3}, strategy], 2)
-    assert any("loses here to 1 process with 1 thread:" in sentence for sentence in found)
-
-
-def test_there_is_no_finding_without_a_strategy():
-    assert finding(rows()[:2], 2) == []

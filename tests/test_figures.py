@@ -86,17 +86,6 @@ def test_each_axis_has_a_look_of_its_own():
     assert len({span.hatch for span in look.SPANS}) == len(look.SPANS)
 
 
-def test_a_strategy_that_loses_is_told_with_its_reason():
-    slow = row("data=2", 2, 1, 0.1, comm_share=0.3, wait_share=0.1)
-    (sentence,) = texts.verdict([*ROWS[:2], slow])
-    assert "slower (0.80×) than 1 process × 1 thread" in sentence
-    assert "30% of each step is comm and 10% is wait" in sentence
-    (sentence,) = texts.verdict(ROWS)
-    assert "2.00× as fast as 1 process × 1 thread" in sentence
-    assert "1.25× as fast as 1 process × 2 threads" in sentence
-    assert "measured, median of 3 repeats" in sentence
-
-
 @pytest.mark.parametrize(("known", "state"), [(True, "yes"), (False, "no"), (None, "unknown")])
 def test_the_badge_follows_the_proof(known, state):
     found, sentence = texts.badge([ROWS[0], row("data=2", 2, 1, 0.04, same_result=known)])

@@ -30,6 +30,8 @@ ROOMS = (
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
     "speedup",  # from timed runs to a table
+    "why",  # each millisecond beyond the ideal step
+    "findings",  # what a comparison found, in sentences
     "records",  # the folder of a run
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
@@ -79,6 +81,8 @@ PURE = (
     "strategies",
     "spans",
     "speedup",
+    "why",
+    "findings",
 )
 HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
 

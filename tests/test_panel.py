@@ -116,7 +116,7 @@ def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):
     until(lambda: not opened._view._run.disabled, "the end")
     said = shown(opened)
     assert "Same result as serial" in said
-    assert "2.00× as fast as 1 process × 1 thread" in said
+    assert "2.00 times as fast as 1 process with 1 thread" in said
     assert "Measured on 2 workers × 1 thread each, CPU" in said
     assert rooms.threads == {"panel driver"}
 

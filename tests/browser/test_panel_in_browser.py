@@ -62,7 +62,9 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     assert sorted(page.evaluate(POINTS)) == [1, 2, 2]
     badge = page.locator(".wb-badge-yes")
     badge.get_by_text("Same result as serial").wait_for(timeout=10_000)
-    page.get_by_text("× as fast as").or_(page.get_by_text("slower")).first.wait_for(timeout=10_000)
+    page.get_by_text("times as fast as").or_(page.get_by_text("slower")).first.wait_for(
+        timeout=10_000
+    )
 
     # Stop, in the midst of a run.
     set_number(page, "steps", 500)

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from workbench import machine
 from workbench.cli import options
-from workbench.cli.finding import finding
 from workbench.cli.follow import Progressed, follow
-from workbench.cli.tables import comparison_tables
+from workbench.cli.tables import comparison_tables, why_table
 from workbench.cli.terminal import Terminal, figures_command, finite
 from workbench.errors import PlanError
+from workbench.findings import findings, sameness
 
 if TYPE_CHECKING:
     from workbench.compare import Comparison
@@ -153,7 +153,7 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
     """Return what ``--json`` prints: machine, workload, rows, findings, and the runs' folders."""
     return {
         **comparison.to_json(),
-        "finding": finding(comparison.rows, machine.cores()),
+        "finding": _sentences(comparison),
         "runs": [run.folder.name for run in comparison.runs],
     }
 
@@ -161,5 +161,18 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
 def comparison_figures(comparison: Comparison) -> list[RenderableType]:
     """Return what a reader sees: the tables and the findings."""
     rows = comparison.rows
-    sentences = [Text(sentence) for sentence in finding(rows, machine.cores())]
-    return [comparison_tables(rows), *([Text(), *sentences] if sentences else [])]
+    sentences = [Text(sentence) for sentence in _sentences(comparison)]
+    if not sentences:
+        return [comparison_tables(rows)]
+    return [
+        comparison_tables(rows),
+        Text(),
+        why_table(rows, machine.cores()),
+        Text(),
+        *sentences,
+    ]
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    rows = comparison.rows
+    return [*findings(rows, machine.cores()), *sameness(rows)]

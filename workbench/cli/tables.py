@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.cli.figures import NOTHING, byte_unit, column, ranges
+from workbench.why import KINDS, why
 
 Row = Mapping[str, Any]
 SHARES = ("compute", "comm", "wait", "optimizer")
@@ -102,6 +103,25 @@ def result_table(rows: Sequence[Row]) -> Table:
         table.add_row(
             row["strategy"], f"{row['ranks']} × {row['threads']}", *cells, same_result(row)
         )
+    return table
+
+
+def why_table(rows: Sequence[Row], cores: int) -> Table:
+    """Return what each strategy's step takes beyond the ideal, which is serial divided by cores.
+
+    ``rows`` begin with that of one process with one thread; ``cores`` are those of the machine.
+    """
+    table = _table("Why this speed: from the ideal step to the measured one, in ms")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("ideal", justify="right", no_wrap=True)
+    for kind in KINDS:
+        name = "update" if kind == "optimizer" else kind
+        table.add_column(f"+ {name}", justify="right", no_wrap=True)
+    table.add_column("= step", justify="right", no_wrap=True)
+    found = [why(row, rows[0], cores) for row in rows if row["strategy"] != "serial"]
+    for each in found:
+        parts_s = [each.ideal_s, *(each.beyond_s[kind] for kind in KINDS), each.step_s]
+        table.add_row(each.strategy, *column([1e3 * part_s for part_s in parts_s]))
     return table
 
 

@@ -90,4 +90,11 @@ STRATEGY = Strategy(
         "layer to the next where that sends fewer bytes."
     ),
     cut=cut,
+    remedies={
+        "compute": "spatial or data: convolutions with few filters use a core less well",
+        "comm": "spatial or data: sums of whole feature maps travel",
+        "wait": "degrees that divide the numbers of filters, or fewer other programs beside it",
+        "optimizer": "fewer layers that stay whole (print the plan)",
+        "load": "data: here every rank reads the whole batch",
+    },
 )

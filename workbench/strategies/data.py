@@ -72,4 +72,14 @@ STRATEGY = Strategy(
     ),
     cut=cut,
     options={"batch_norm": ("synchronized", "local"), **replicas.OPTIONS},
+    remedies={
+        "compute": "a larger batch: a small share of it uses a core less well",
+        "comm": (
+            "a larger batch, compression, or tensor: the gradients of all weights travel once a "
+            "step, whatever the batch"
+        ),
+        "wait": "shares of equal size, or fewer other programs beside it",
+        "optimizer": "sharded with stage=1, or tensor: here every rank updates all weights",
+        "load": "data that lies in memory, in the dtype of the workload",
+    },
 )

@@ -146,4 +146,17 @@ STRATEGY = Strategy(
         "split_at": (),
         "recompute": ("no", "yes"),
     },
+    remedies={
+        "compute": (
+            "fewer micro-batches (accumulate) or a larger batch: small micro-batches use a "
+            "core less well"
+        ),
+        "comm": "other cuts (split_at), where less crosses",
+        "wait": (
+            "more micro-batches (accumulate), or fewer stages: ranks wait while the pipeline "
+            "fills and drains"
+        ),
+        "optimizer": "stages that have equally many weights (split_at)",
+        "load": "data that lies in memory, in the dtype of the workload",
+    },
 )

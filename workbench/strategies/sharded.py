@@ -225,4 +225,13 @@ STRATEGY = Strategy(
     ),
     cut=cut,
     options={"stage": ("3", "2", "1")},
+    remedies={
+        "compute": "a larger batch, or stage=1, which copies parameters less often",
+        "comm": (
+            "data where memory allows, stage=1, or a larger batch: parameters travel in every step"
+        ),
+        "wait": "shares of equal size, or fewer other programs beside it",
+        "optimizer": "a larger batch, so that an update serves more samples",
+        "load": "data that lies in memory, in the dtype of the workload",
+    },
 )

@@ -346,4 +346,14 @@ STRATEGY = Strategy(
     cut=cut,
     options={"spatial_dims": (), "fallback": ("refuse", "gather")},
     grid=True,
+    remedies={
+        "compute": (
+            "larger images, or data where the batch has several: halos are computed around "
+            "every part"
+        ),
+        "comm": "larger images, or fewer ranks: halos and gradients travel",
+        "wait": "degrees that divide the image, or fewer other programs beside it",
+        "optimizer": "fewer ranks: here every rank updates all weights",
+        "load": "data: here every rank reads whole images",
+    },
 )

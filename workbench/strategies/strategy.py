@@ -23,6 +23,9 @@ class Strategy:
     cut:
         ``plan -> plan``: declares on this axis of ``plan.mesh`` how every layer's input, parameters
         and output are cut, and which collectives that costs. Raises PlanError where it cannot.
+    remedies:
+        What to try, in words, where most of the time is lost to ``compute``, ``comm``, ``wait``,
+        ``optimizer`` or ``load``.
     options:
         Stated choices, name to allowed values; the first is the default. Without values, any text
         that ``cut`` understands.
@@ -35,5 +38,6 @@ class Strategy:
     title: str
     summary: str
     cut: Callable[[Plan], Plan]
+    remedies: Mapping[str, str]
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     grid: bool = False

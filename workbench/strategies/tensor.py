@@ -119,4 +119,14 @@ STRATEGY = Strategy(
         "two layers share one sum where nothing between them needs whole arrays."
     ),
     cut=cut,
+    remedies={
+        "compute": (
+            "fewer ranks, or data: narrow parts of layers use a core less well, and what is "
+            "between them is computed by all"
+        ),
+        "comm": "a smaller batch, or data: the outputs of layers travel, and grow with the batch",
+        "wait": "degrees that divide heads and features, or fewer other programs beside it",
+        "optimizer": "fewer layers that stay whole (print the plan)",
+        "load": "data: here every rank reads the whole batch",
+    },
 )

@@ -10,6 +10,8 @@ from typing import Any
 from bokeh.embed import components
 from bokeh.resources import Resources
 
+from workbench import machine
+from workbench.findings import findings
 from workbench.plan import in_binary_units
 from workbench.ui import figures, table, texts
 
@@ -67,7 +69,8 @@ def report_html(comparison: Any) -> str:
         f"<figcaption>{escape(texts.HOW_TO_READ[chart.name])}</figcaption></figure>"
         for chart in charts
     )
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in texts.verdict(rows))
+    cores = facts["machine"].get("cores") or machine.cores()
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in findings(rows, cores))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -15,6 +15,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench import machine
 from workbench.catalogue import CATALOGUE
+from workbench.findings import findings
 from workbench.strategies import STRATEGIES
 from workbench.ui import figures, form, pictures, table, texts
 from workbench.ui.driver import Described
@@ -253,7 +254,7 @@ def _result(state: State) -> str:
     if not state.bars:
         return ""
     kind, sentence = texts.badge(state.bars)
-    lines = "".join(f"<p>{escape(line)}</p>" for line in texts.verdict(state.bars))
+    lines = "".join(f"<p>{escape(line)}</p>" for line in findings(state.bars, machine.cores()))
     if kind == "none" and state.request is not None and state.request.axis != "serial":
         return ""  # the strategy's turn has not come
     mark = {"yes": "✓ ", "no": "✗ ", "unknown": "… "}.get(kind, "")
