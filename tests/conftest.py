@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import dask
 import pytest
-from leftovers import descendants, rank_processes, until
+from leftovers import descendants, described, rank_processes, until
 
 from workbench.cluster.lab import Lab
 
@@ -17,7 +17,7 @@ def _nothing_is_left() -> Iterator[None]:
     before = set(descendants())
     yield
     left = until(lambda: not (set(descendants()) - before), seconds=10)
-    assert left, [p.cmdline() for p in set(descendants()) - before if p.is_running()]
+    assert left, described(set(descendants()) - before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -52,4 +52,6 @@ def no_rank_is_left() -> Iterator[None]:
     """No rank that the test has started outlives it."""
     before = set(rank_processes())
     yield
-    assert until(lambda: not (set(rank_processes()) - before)), "ranks are left"
+    gone = until(lambda: not (set(rank_processes()) - before), seconds=15)
+    left = set(rank_processes()) - before
+    assert gone or not left, f"ranks are left:\n{described(left)}"

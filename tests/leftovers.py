@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -50,6 +51,32 @@ def forkservers() -> list[psutil.Process]:
 def rank_processes() -> list[psutil.Process]:
     """Return our ranks."""
     return [p for p in descendants() if _is_rank(p)]
+
+
+def described(processes: Iterable[psutil.Process]) -> str:
+    """Return what the kernel says of processes that should have ended, for whoever must find why.
+
+    One line each: its id and its parent's, state, what it waits for, age, threads, command.
+    """
+    lines = []
+    for process in processes:
+        with suppress(*GONE):
+            try:
+                waits_for = Path(f"/proc/{process.pid}/wchan").read_text() or "?"
+            except OSError:
+                waits_for = "?"
+            pending = [
+                " ".join(line.split())
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                if line.startswith(("SigPnd", "ShdPnd", "SigBlk"))
+            ]
+            lines.append(
+                f"{process.pid} of {process.ppid()}, {process.status()} in {waits_for}, "
+                f"{time.time() - process.create_time():.1f} s old, "
+                f"{process.num_threads()} threads, "
+                f"{', '.join(pending)}: {' '.join(process.cmdline())}"
+            )
+    return "\n".join(lines)
 
 
 def marked(mark: str) -> list[psutil.Process]:

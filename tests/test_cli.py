@@ -204,12 +204,16 @@ def test_an_interruption_stops_the_runs_and_closes_the_cluster(compares, lab, nu
 
     comparison = Interrupted(looks=100)
     compares(comparison)
-    handler = signal.getsignal(number)
-    answer = workbench("demo")
-    assert answer.exit_code == code
-    assert comparison.stopped_on == ["MainThread"]
-    assert not lab.open
-    assert signal.getsignal(number) is handler
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    found = signal.signal(number, handler)  # a shell's background jobs begin with SIGINT ignored
+    try:
+        answer = workbench("demo")
+        assert answer.exit_code == code
+        assert comparison.stopped_on == ["MainThread"]
+        assert not lab.open
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, found)
 
 
 def test_verify_proves_a_strategy():

@@ -139,10 +139,11 @@ def test_a_stop_told_to_one_rank_stops_all_after_the_same_step() -> None:
     assert all(o.stopped for o in run.outcomes)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks_together() -> None:
+@pytest.mark.parametrize("strategy", ["serial", "data=2"])
+def test_a_loss_that_is_no_number_ends_the_run_on_all_ranks_together(strategy: str) -> None:
     work = workload(20, 6).with_(optimizer=partial(torch.optim.SGD, lr=1e300))
     with pytest.raises(RunError, match=r"not a number any more at step \d"):
-        run_on_threads(work, "data=2", STEPS)
+        run_on_threads(work, strategy, STEPS)
 
 
 def test_spans_tile_a_step_and_never_overlap() -> None:

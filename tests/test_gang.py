@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from dataclasses import replace
 
 import dask.array as da
@@ -12,9 +14,12 @@ import psutil
 import pytest
 import rank_targets
 from gangs import LIMIT_S, Watched
-from leftovers import alive, lives, until
+from leftovers import alive, forkservers, lives, until
 
 from workbench.cluster.lab import Lab
+from workbench.cluster.launcher import Launcher
+from workbench.cluster.rank_host import ask_host
+from workbench.cluster.seat import Seat
 from workbench.errors import PlanError, RunError
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_rank_is_left")]
@@ -179,6 +184,41 @@ def test_kill_ends_a_gang_that_is_starting(lab: Lab):
     assert not gang.join(LIMIT_S).ok
     assert len(gang.ends) == 1
     assert Watched(lab, rank_targets.greet).finish().ok
+
+
+def test_kill_ends_ranks_that_are_forked_after_it(lab: Lab):
+    """A forkserver that still loads torch forks when the run is over and its meeting closed."""
+    gang = Watched(lab, rank_targets.wait)
+    starter = threading.Thread(target=gang.finish)
+    servers = forkservers()
+    for server in servers:
+        server.suspend()
+    try:
+        starter.start()
+        workers = [host.worker for host in lab.hosts]
+        question = (ask_host, lab.id, "reports", gang.run_id)
+        assert until(lambda: all(lab.ask(*question, workers=workers).values()), LIMIT_S)
+        time.sleep(0.3)  # they are at their requests to fork
+        gang.kill()
+        assert not gang.join(LIMIT_S).ok
+    finally:
+        for server in servers:
+            server.resume()
+    starter.join(LIMIT_S)
+    assert not starter.is_alive()
+    assert Watched(lab, rank_targets.greet).finish().ok  # its forks wait behind those
+
+
+def test_a_rank_that_cannot_be_given_its_orders_is_killed():
+    launcher = Launcher()
+    try:
+        seat = Seat("test", 0, lambda kind, data: None)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            seat.launch(launcher, b"", {}, meeting=1 << 30)
+        assert seat.ended.wait(LIMIT_S)
+        assert seat.report()["outcome"]["exit_code"] == -signal.SIGKILL
+    finally:
+        launcher.close()
 
 
 def test_kill_also_ends_what_a_rank_has_started(lab: Lab):

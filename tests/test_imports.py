@@ -48,6 +48,7 @@ ROOMS = (
     "layers",  # parallel layers
     "tracking",  # labels of dims, followed through a model's code
     "profile",  # model -> layers
+    "mixing",  # code that mixes samples, which replicas cannot
     "dividing",  # a model -> the stages of a pipeline
     "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
@@ -94,6 +95,7 @@ TORCH = (
     *(
         "tracking",
         "profile",
+        "mixing",
         "dividing",
         "planning",
         "layers",

@@ -192,6 +192,7 @@ class _Trainer:
             self.updater.apply()
         optimizer_s = perf_counter() - optimizing_s
         self.updater.share(step, last)
+        whole_loss = self.updater.known(step, agreed)
         stop_s = perf_counter()
         self.spans.end_step()
         comm_s, wait_s = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
@@ -200,7 +201,7 @@ class _Trainer:
             "step": step,
             "time_s": stop_s - began_s,
             "step_s": step_s,
-            "loss": agreed.loss,
+            "loss": whole_loss,
             "samples_per_s": self.order.batch_total(step) / step_s,
             "compute_s": step_s - comm_s - wait_s - optimizer_s - load_s,
             "comm_s": comm_s,

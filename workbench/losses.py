@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import isclose
+from types import CellType, FunctionType
 from typing import Any, Literal
 
 import torch
@@ -55,8 +56,47 @@ def loss_weight(loss: Callable[..., Tensor], targets: Tensor) -> Tensor:
 
 
 def on_device(loss: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """Return the loss with its tensors, such as class weights, on ``device``."""
-    return loss.to(device) if isinstance(loss, nn.Module) else loss
+    """Return the loss with its tensors, such as class weights, on ``device``.
+
+    They are found in a module, among the arguments of a partial, in what a function has closed
+    over, and in its defaults.
+    """
+    moved: Callable[..., Tensor] = _moved(loss, device)
+    return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor | nn.Module):
+        return value.to(device)
+    if isinstance(value, partial):
+        keywords = {key: _moved(item, device) for key, item in value.keywords.items()}
+        arguments = (_moved(item, device) for item in value.args)
+        return partial(_moved(value.func, device), *arguments, **keywords)
+    if isinstance(value, FunctionType):
+        return _function_on(value, device)
+    return value
+
+
+def _function_on(function: FunctionType, device: torch.device) -> FunctionType:
+    """Return a function of one's own code with the tensors that it holds on ``device``."""
+    cells = function.__closure__ or ()
+    try:
+        held = [cell.cell_contents for cell in cells]
+    except ValueError:  # a name that nothing has been given to yet
+        return function
+    defaults, named = function.__defaults__ or (), function.__kwdefaults__ or {}
+    holders = (Tensor, nn.Module, partial)
+    if not any(isinstance(item, holders) for item in (*held, *defaults, *named.values())):
+        return function
+    made = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        tuple(_moved(item, device) for item in defaults),
+        tuple(CellType(_moved(item, device)) for item in held),
+    )
+    made.__kwdefaults__ = {key: _moved(item, device) for key, item in named.items()}
+    return made
 
 
 def loss_kind(

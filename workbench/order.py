@@ -79,7 +79,9 @@ class Order:
         first, last = balanced(self.batch_size, degree, index)
         order = _shuffled(self, epoch, first, last)
         offset = self._edge(first)
-        edges = self._edges()[first:last]
+        edges = _edges(self)[first:last]
+        if accumulate == 1 and filled.all():  # most batches of most runs
+            return (Rows(order[edges - offset + turn], first, self.batch_size),)
         micro_batches = []
         for micro in range(accumulate):
             places = np.arange(self.batch_size) % accumulate == micro
@@ -92,13 +94,16 @@ class Order:
     def _edge(self, stratum: int) -> int:
         return stratum * self.samples // self.batch_size
 
-    def _edges(self) -> np.ndarray:
-        return np.arange(self.batch_size + 1, dtype=np.int64) * self.samples // self.batch_size
-
     def _filled(self, turn: int) -> np.ndarray:
         """Return which strata still have a sample in batch ``turn`` of an epoch."""
-        result: np.ndarray = np.diff(self._edges()) > turn
+        result: np.ndarray = np.diff(_edges(self)) > turn
         return result
+
+
+@lru_cache(maxsize=8)
+def _edges(order: Order) -> np.ndarray:
+    """Return where the strata begin, and where the last one ends."""
+    return np.arange(order.batch_size + 1, dtype=np.int64) * order.samples // order.batch_size
 
 
 @lru_cache(maxsize=8)  # the order of an epoch serves all its steps
@@ -109,7 +114,7 @@ def _shuffled(order: Order, epoch: int, first: int, last: int) -> np.ndarray:
     counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
     that can start anywhere: no rank draws the keys of another.
     """
-    edges = order._edges()[first : last + 1]
+    edges = _edges(order)[first : last + 1]
     start, stop = int(edges[0]), int(edges[-1])
     generator = np.random.Philox(key=np.array([order.seed, epoch], dtype=np.uint64))
     generator.advance(start // _KEYS_PER_BLOCK)

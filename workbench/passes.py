@@ -81,13 +81,16 @@ class Passes:
         )
         return x.to(self.dtype), y
 
-    def run(self, step: int, micro_batches: list[MicroBatch]) -> float:
-        """Run forward and backward of all micro-batches; returns this rank's part of the loss."""
+    def run(self, step: int, micro_batches: list[MicroBatch]) -> Tensor | float:
+        """Run forward and backward of all micro-batches; returns this rank's part of the loss.
+
+        It is left where it was computed: to read a number is to wait for the device.
+        """
         scale = self._scale(step, micro_batches)
         self.more = self._own_batch(step)
         if self.pipeline is not None:
             return self._pipelined(self.pipeline, step, micro_batches, scale)
-        total = 0.0
+        total: Tensor | float = 0.0
         for micro, (rows, x, y) in enumerate(micro_batches):
             if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
                 continue
@@ -100,9 +103,9 @@ class Passes:
             output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
             if scale[micro]:
-                loss = self.loss(output, y) * scale[micro]
-                (loss * self.more).backward()
-                total += loss.item()
+                loss = _times(self.loss(output, y), scale[micro])
+                _times(loss, self.more).backward()
+                total = total + loss.detach().double()
             else:
                 self._take_part(output, counting=len(rows.index) > 0)
         return total
@@ -113,7 +116,7 @@ class Passes:
         step: int,
         micro_batches: list[MicroBatch],
         scale: list[float],
-    ) -> float:
+    ) -> Tensor | float:
         """Run all micro-batches through the pipeline; the last stage has the loss."""
         losses = []
 
@@ -131,7 +134,7 @@ class Passes:
                 return [t * 0 for t in tensors_in(output) if t.requires_grad]
             # Ranks of other stages have no loss to share this one with.
             loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
-            losses.append(loss.item())
+            losses.append(loss.detach().double())
             return [loss * self.more]
 
         inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
@@ -172,6 +175,8 @@ class Passes:
         A rank that has a part of every image counts for its part; one that has the same output as
         others shares its loss with them.
         """
+        if self.comm.size == 1 and len(micro_batches) == 1:
+            return [1.0]
         part = self._part_of_output()
         if self.loss_kind == "sum":
             return [(part > 0) * (len(r.index) > 0) / self.copies for r, _, _ in micro_batches]
@@ -208,3 +213,7 @@ class Passes:
         return math.prod(
             (stop - start) / size for (start, stop), size in zip(ranges, shape, strict=True)
         )
+
+
+def _times(loss: Tensor, factor: float) -> Tensor:
+    return loss if factor == 1.0 else loss * factor

@@ -83,6 +83,8 @@ def plan(
             f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
             "or torch.optim.Adam."
         )
+    if mesh.replicas > 1:
+        start = start.adding(notes=_on_samples(model, batch, found))
     start = replace(start, options=(*start.options, ("loss", kind)))
     if work.clip_norm is not None:
         start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
@@ -131,6 +133,28 @@ def _traced(work: Workload, start: Plan) -> tuple[nn.Module, Tensor, Profile]:
                     f"numbers of {given} bytes to multiply with weights of {own}; {advice}"
                 )
     return model, batch, found
+
+
+def _on_samples(model: nn.Module, batch: Tensor, found: Profile) -> list[str]:
+    """Return notes on what replicas do otherwise than the serial run; refuse where that is known.
+
+    Raises
+    ------
+    PlanError
+        If a layer's gradients depend on the whole batch.
+    """
+    from torch import nn
+
+    from workbench.mixing import notes_on_samples
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+            raise PlanError(
+                f"Layer {name!r} ({type(module).__name__}) divides its gradients by how often a "
+                "row comes in the whole batch (scale_grad_by_freq), of which each replica sees a "
+                "part; use scale_grad_by_freq=False, or serial."
+            )
+    return notes_on_samples(model, (batch,), sum(layer.forward_flops for layer in found.layers))
 
 
 def _micro_batches(start: Plan, found: Profile) -> int:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
 from workbench.traced import Adapted, Layer, Mix, Traced
+from workbench.tracking import own_backward
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
@@ -125,8 +127,18 @@ def _run(
 
     noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), noting, watch, reads, Literals(watch):
+        with (
+            calls.hooked(),
+            torch.enable_grad(),
+            noting,
+            own_backward.noted(watch),
+            watch,
+            reads,
+            Literals(watch),
+        ):
             output = model(*inputs)
+    except PlanError:
+        raise
     except Exception as error:
         raise calls.refusal(error, inputs) from error
     outputs = tensors_in(output)

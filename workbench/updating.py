@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +23,12 @@ from workbench.recipe import Recipe
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all ranks have agreed on after a step's backward pass."""
+    """What all ranks have agreed on after a step's backward pass.
 
-    loss: float
+    The loss of the only rank there is may still be on its way, see :meth:`Updater.known`.
+    """
+
+    loss: Tensor | float
     stop: bool
 
 
@@ -76,7 +79,7 @@ class Updater:
         """What the optimizer updates, by name: parameters or shares of them."""
         return self.shares.parameters
 
-    def agree(self, step: int, loss: float) -> Agreed:
+    def agree(self, step: int, loss: Tensor | float) -> Agreed:
         """Add up gradients and losses over the ranks and decide together whether to go on.
 
         Raises
@@ -86,17 +89,38 @@ class Updater:
         """
         arrived = self.gradients.reduce()
         self.stop_asked = self.stop_asked or "stop" in self.context.commands()
-        mine = [loss, float(self.stop_asked), float(not np.isfinite(loss)), *arrived]
-        whole = self.comm.all_reduce(self._numbers(mine), name="record of the step").tolist()
-        if whole[2]:
+        if self.comm.size == 1:
+            self.gradients.release([bool(n) for n in arrived])
+            return Agreed(loss, self.stop_asked)
+        mine = self._numbers([0.0, float(self.stop_asked), 0.0, *arrived])
+        mine[0] = loss
+        mine[2] = ~mine[0].isfinite()
+        whole = self.comm.all_reduce(mine, name="record of the step").tolist()
+        agreed = Agreed(math.nan if whole[2] else whole[0], bool(whole[1]))
+        self.known(step, agreed)
+        self.gradients.release([bool(n) for n in whole[3:]])
+        return agreed
+
+    def known(self, step: int, agreed: Agreed) -> float:
+        """Return the loss of the whole batch; waits until it has been computed.
+
+        One rank asks when all of its step is under way: a device that must answer in the middle has
+        nothing to do meanwhile.
+
+        Raises
+        ------
+        RunError
+            If it is not a number.
+        """
+        loss = float(agreed.loss)
+        if not math.isfinite(loss):
             raise RunError(
-                f"The loss is not a number any more at step {step} (it is {whole[0]}). "
+                f"The loss is not a number any more at step {step} (it is {loss}). "
                 "Try a smaller learning rate, or look for extreme values in the data.",
                 rank=self.context.rank,
                 step=step,
             )
-        self.gradients.release([bool(n) for n in whole[3:]])
-        return Agreed(float(whole[0]), bool(whole[1]))
+        return loss
 
     def clip(self) -> None:
         """Scale all gradients down where their norm is limited and more, alike on all ranks."""

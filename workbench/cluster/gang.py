@@ -32,6 +32,7 @@ _SILENCE_S = 1.0  # events can get lost: after as long without one the hosts are
 _MOST_BETWEEN_LOOKS_S = 5.0
 _LOOK_LIMIT_S = 2.0
 _MARGIN_S = 10.0
+_KILL_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Gang:
             for order, shares in zip(orders, self._shares, strict=True):
                 self._starting[order["rank"]] = submit(self._lab, order, shares)
         except BaseException:
+            self._free_workers()  # some ranks may have started
             self._lab.leave(self)
             raise
         self._shares = ()  # the tasks hold the data now; it is the caller's to keep it for longer
@@ -158,7 +160,7 @@ class Gang:
         if not self._ended.is_set():
             self._stopped = self._stopped or reason
             self._inbox.put({"kind": "stop"})
-            self._kill_ranks()
+            self._kill_ranks(self._workers())
 
     def join(self, timeout_s: float) -> GangEnd:
         """Wait for the end and return it.
@@ -249,21 +251,37 @@ class Gang:
 
     def _conclude(self) -> GangEnd:
         """Free the workers and return the end."""
-        for future in self._starting.values():
-            with suppress(Exception):  # of a cluster that may be gone; nothing depends on it
-                future.cancel()
-        self._starting.clear()
         error: RunError | None = None
         results: tuple[Any, ...] = ()
         try:
             if self._tally.done:
                 results = self._results()
-            else:
-                error = self._tally.error(_reports(self._kill_ranks()), self._stopped)
-            self._ask(ask_host, self._lab.id, "end_meeting", self.run_id, timeout_s=KILL_LIMIT_S)
+            reports = self._free_workers()
+            if not self._tally.done:
+                error = self._tally.error(reports, self._stopped)
         except Exception as problem:
             error = error or RunError(f"The end of run {self.run_id} was not clean: {problem}")
         return GangEnd(error is None, error, results)
+
+    def _free_workers(self) -> list[Mapping[str, Any]]:
+        """Leave nothing of the gang on the workers; return the last reports of killed ranks."""
+        for future in self._starting.values():
+            with suppress(Exception):  # of a cluster that may be gone; nothing depends on it
+                future.cancel()
+        self._starting.clear()
+        reports: list[Mapping[str, Any]] = []
+        if not self._tally.done:
+            waiting = self._workers()
+            for _ in range(_KILL_TRIES):
+                answers = self._kill_ranks(waiting)
+                reports += _reports(answers)
+                # Of a busy machine a question may be lost, and its ranks would go on for ever.
+                waiting -= {w for w, said in answers.items() if not isinstance(said, TimeoutError)}
+                if not waiting or self._lab.client.status != "running":
+                    break
+        with suppress(RunError):  # no connection: the workers of a client that is gone know
+            self._ask(ask_host, self._lab.id, "end_meeting", self.run_id, timeout_s=KILL_LIMIT_S)
+        return reports
 
     def _results(self) -> tuple[Any, ...]:
         results = []
@@ -276,19 +294,22 @@ class Gang:
             results.append(pickle.loads(answer))
         return tuple(results)
 
-    # These two run on any thread.
+    # These run on any thread.
 
-    def _kill_ranks(self) -> dict[str, Any]:
-        """Kill whatever ranks there are and return the hosts' answers."""
+    def _kill_ranks(self, workers: set[str]) -> dict[str, Any]:
+        """Kill whatever ranks there are on ``workers`` and return the hosts' answers."""
+        question = (kill_on_host, self._lab.id, self.run_id)
         try:
-            return self._ask(kill_on_host, self._lab.id, self.run_id, timeout_s=KILL_LIMIT_S)
+            return self._lab.ask(*question, workers=workers, timeout_s=KILL_LIMIT_S)
         except RunError:  # no connection: hosts kill the ranks of a client that is gone
             return {}
 
     def _ask(self, function: Callable[..., Any], *args: Any, timeout_s: float) -> dict[str, Any]:
         """Ask every host that has a rank and is still there."""
-        workers = {host.worker for host in self._tally.hosts} - self._tally.gone
-        return self._lab.ask(function, *args, workers=workers, timeout_s=timeout_s)
+        return self._lab.ask(function, *args, workers=self._workers(), timeout_s=timeout_s)
+
+    def _workers(self) -> set[str]:
+        return {host.worker for host in self._tally.hosts} - self._tally.gone
 
 
 def _reports(answers: Mapping[str, Any]) -> list[Mapping[str, Any]]:

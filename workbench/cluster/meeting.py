@@ -27,6 +27,10 @@ class Meeting:
     descriptor: int | None = None
     folder: Path | None = None
 
+    def another_descriptor(self) -> int | None:
+        """Return a descriptor of the meeting that is the caller's to close, if it has one."""
+        return None if self.descriptor is None else os.dup(self.descriptor)
+
     def close(self) -> None:
         """Free what the host holds of it."""
         if self.descriptor is not None:

@@ -77,15 +77,17 @@ class RankHost(WorkerPlugin):
             The run has been stopped meanwhile, or the rank could not be started.
         """
         run_id, rank = order["run_id"], order["rank"]
-        own = None
         with self._lock:
             if run_id in self._stopped:
                 raise RunError(f"Run {run_id} has been stopped.")
             self._drop_finished()
             seat = self._seats[run_id, rank] = Seat(run_id, rank, self._teller(run_id, rank))
             meeting = self._meetings.get(run_id)
+            # A descriptor of our own: who stops the run closes the meeting's while we wait.
+            descriptor = meeting.another_descriptor() if meeting else None
         try:
-            descriptor = meeting.descriptor if meeting else (own := enter(order["meeting"]))
+            if meeting is None:
+                descriptor = enter(order["meeting"])
             order = {**order, "address": get_address_host(self._worker.address)}
             work = pickle.dumps(order)
             try:
@@ -96,12 +98,12 @@ class RankHost(WorkerPlugin):
                 pid = seat.launch(self._living_launcher(), work, arrays, descriptor)
         except BaseException:
             with self._lock:
-                del self._seats[run_id, rank]
+                self._seats.pop((run_id, rank), None)
             seat.ended.set()
             raise
         finally:
-            if own is not None:
-                os.close(own)
+            if descriptor is not None:
+                os.close(descriptor)
         if run_id in self._stopped:
             seat.kill()
         return pid

@@ -71,7 +71,7 @@ class Seat:
         RunError
             The forkserver gave no rank.
         OSError
-            The rank ended before it had taken its orders.
+            The rank ended before it had taken its orders, or they could not be sent; it is killed.
         """
         ours, theirs = socket.socketpair()
         log, log_end = os.pipe()
@@ -88,14 +88,11 @@ class Seat:
             os.close(log_end)
         name = f"workbench-rank-{self.rank}"
         threading.Thread(target=self._attend, args=[log], name=name, daemon=True).start()
-        self._channel.send("step", b"", [_descriptor(self._step)])
-        if meeting is not None:
-            self._channel.send("meeting", b"", [meeting])
-        for key, array in arrays.items():
-            mapped = shared(array)
-            body = json.dumps([key, mapped.shape, mapped.dtype.str]).encode()
-            self._channel.send("array", body, [_descriptor(mapped)])
-        self._channel.send("go", order)
+        try:
+            self._give(order, arrays, meeting)
+        except BaseException:
+            self.kill()  # else it waits for its orders as long as we live, and nobody knows of it
+            raise
         return self.pid
 
     def command(self, text: str) -> None:
@@ -130,6 +127,16 @@ class Seat:
             log = self._log.decode(errors="replace")
             report["outcome"] = {**failure, "log": log, "exit_code": self._exit_code}
         return report
+
+    def _give(self, order: bytes, arrays: Mapping[str, NDArray[Any]], meeting: int | None) -> None:
+        self._channel.send("step", b"", [_descriptor(self._step)])
+        if meeting is not None:
+            self._channel.send("meeting", b"", [meeting])
+        for key, array in arrays.items():
+            mapped = shared(array)
+            body = json.dumps([key, mapped.shape, mapped.dtype.str]).encode()
+            self._channel.send("array", body, [_descriptor(mapped)])
+        self._channel.send("go", order)
 
     def _note_exit(self, code: int | None) -> None:
         self._exit_code = code

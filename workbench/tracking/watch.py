@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from workbench.errors import PlanError
 from workbench.traced import Label, Mix
 from workbench.tracking import layout  # noqa: F401 - registers its rules
 from workbench.tracking.arithmetic import RANDOM, pointwise, random
@@ -216,10 +217,27 @@ class Literals(TorchFunctionMode):
         if func in _LEAVERS and not self.watch.blind:
             hit = labels_in(tag for x in tensors_in(args) for tag in tags_of(x))
             self.watch.report(self.watch.names.all(hit), f"Tensor.{func.__name__}", "")
+        if func is Tensor.register_hook and not self.watch.blind:
+            hit = labels_in(tags_of(args[0]))
+            what = "Tensor.register_hook, whose hook sees a share of the gradient"
+            self.watch.report(self.watch.names.all(hit), what, "")
+        if func in _BACKWARD:
+            layer, kind = self.watch.where()
+            raise PlanError(
+                f"{f'Layer {layer!r} ({kind})' if layer else f'{kind}.forward'} asks for gradients "
+                f"({_BACKWARD[func]}), and a model is planned without working out any; write the "
+                "derivative out as a formula, or take it in the loss."
+            )
         return func(*args, **(kwargs or {}))
 
 
 _MAKERS = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor}
+
+_BACKWARD = {
+    torch.autograd.grad: "torch.autograd.grad",
+    torch.autograd.backward: "torch.autograd.backward",
+    Tensor.backward: "Tensor.backward",
+}
 
 _LEAVERS = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 """After these torch does not see what becomes of the values."""
