@@ -203,6 +203,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         units=found.units,
         adapted=found.adapted,
         exposed=found.exposed,
+        resized=found.resized,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

@@ -11,6 +11,7 @@ from workbench.layers.gather import build_opaque
 from workbench.layers.groups import Groups
 from workbench.layers.sharding import shard
 from workbench.layers.share import Share
+from workbench.layers.sizes import look_away, resize
 from workbench.plan import LayerPlan, Plan
 
 
@@ -39,7 +40,9 @@ def parallelize(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> n
         if forward is not None:
             module.forward = forward
     _spell_out_encoders(model, plan)
+    modes = resize(model, plan, groups.rank)
     shard(model, plan, groups, share)
+    look_away(model, modes)
     return model
 
 

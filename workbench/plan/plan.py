@@ -17,7 +17,7 @@ from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.replicas import WHOLE, Averaging, Compression
 from workbench.plan.stages import Crossing, Stage
-from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Traced
+from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Resized, Traced
 from workbench.windows import Halo, Run, Window
 
 MASTER_BYTES = 4
@@ -82,6 +82,7 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
     that code takes them apart into, and ``adapted`` the numbers that it takes for that.
+    ``resized`` are modules whose code gives sizes of whole arrays.
     ``exposed`` are parameters and buffers that code reads where no layer that has them is called.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
@@ -112,6 +113,7 @@ class Plan:
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
+    resized: tuple[Resized, ...] = ()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None

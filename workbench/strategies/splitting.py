@@ -35,7 +35,8 @@ class Splittable:
     """One call of a layer as these strategies see it.
 
     ``source`` and ``made`` are the labels of the features that it reads and makes, ``inputs`` and
-    ``outputs`` their numbers. ``ways`` are the choices that there are.
+    ``outputs`` their numbers. ``ways`` are the choices that there are. A layer that makes several
+    ``things`` side by side, such as queries, keys and values, has ``made`` features of each.
     """
 
     layer: Layer
@@ -44,6 +45,7 @@ class Splittable:
     inputs: int
     outputs: int
     ways: tuple[str, ...]
+    things: int = 1
 
     def choice(self, kept: frozenset[Label], degree: int) -> str:
         """Return how the layer is split, given which labels stay cut; "" if it stays whole."""
@@ -52,14 +54,25 @@ class Splittable:
         return "" if choice == "filters" and self.outputs < degree else choice
 
     def parameter_cuts(
-        self, choice: str, axis: str, units: Callable[[Label], int]
+        self, choice: str, axis: str, units: Callable[[Label], int], stays: bool
     ) -> list[tuple[str, Cut]]:
-        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label."""
+        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label.
+
+        ``stays`` says whether what the layer makes stays cut.
+        """
         layer = self.layer
         if choice == "heads":
             return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
+        if self.things > 1 and stays:
+            flat = Flat((("", self.things), (str(self.made), self.outputs // self.things)))
+            return [
+                (p.name, Cut(int(layer.turned and len(p.shape) > 1), axis, flat=flat))
+                for p in (*layer.parameters, *layer.tied)
+            ]
         # A transposed convolution and an embedding count what they read in the weight's first dim.
-        turned = layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
+        turned = (
+            layer.turned or layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
+        )
         found = []
         for parameter in (*layer.parameters, *layer.tied):
             is_weight = len(parameter.shape) > 1
@@ -106,7 +119,11 @@ def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
 
 def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int) -> list[str]:
     """Return the labels of features all of whose readers can do with a part."""
-    candidates = {one.made: one.outputs for one in found if isinstance(one.made, str) and one.made}
+    candidates = {
+        one.made: one.outputs // one.things
+        for one in found
+        if isinstance(one.made, str) and one.made
+    }
     whole = {name for mix in plan.mixes for label in mix.labels for name in _names(label)}
     whole |= {name for array in plan.outputs for label in array.labels for name in _names(label)}
     split_in = {one.layer.name: one for one in found}
@@ -154,6 +171,8 @@ def _crossing(plan: Plan) -> set[str]:
 def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: bool) -> bool:
     """Return whether ``layer`` can do with a part of the features in ``dim`` of ``array``."""
     label = array.labels[dim]
+    if one is not None and one.things > 1 and made and dim == layer.feature_dim(array):
+        return True
     if isinstance(label, Flat) or not label.startswith("out:"):
         return False
     if layer.role in ("conv", "linear", "embedding", "heads"):
@@ -313,7 +332,9 @@ def _planned(
         one = by_name[layer.name]
         choice = one.choice(kept, plan.mesh.degree(axis))
         if choice:
-            parameters += one.parameter_cuts(choice, axis, lambda label: _units(plan, label, kept))
+            parameters += one.parameter_cuts(
+                choice, axis, lambda label: _units(plan, label, kept), one.made in kept
+            )
     elif layer.role == "channelwise" and any(c.dim == 1 and c.axis == axis for c in into):
         prefix = layer.parameters[0].name.rpartition(".")[0] if layer.parameters else layer.name
         state = [p.name for p in layer.parameters]

@@ -14,7 +14,7 @@ from workbench.plan import Plan
 from workbench.strategies.channel import convolution
 from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Layer
+from workbench.traced import Flat, Layer
 
 AXIS = "tensor"
 
@@ -61,9 +61,11 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     weights = [p for p in (*layer.parameters, *layer.tied) if len(p.shape) == 2]
     if len(weights) != 1 or not made.labels:
         return None
+    label, things = made.labels[-1], 1
     tied = len({user.name for user in users[weights[0].name]}) > 1
     if tied and not all(
-        user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
+        not user.turned
+        and user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
         for user in users[weights[0].name]
     ):
         return None
@@ -77,8 +79,11 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     source = layer.arguments[0]
     if len(source.shape) < 2 or (outputs < degree and source.shape[-1] < degree):
         return None
-    ways = ("filters",) if tied else ("filters", "channels")
-    return Splittable(layer, source.labels[-1], made.labels[-1], source.shape[-1], outputs, ways)
+    ways: tuple[str, ...] = ("filters",) if tied else ("filters", "channels")
+    if isinstance(label, Flat) and not tied:  # several things side by side, each of them split
+        ((_, things), (label, _)) = label.parts
+        ways = ("filters",)
+    return Splittable(layer, source.labels[-1], label, source.shape[-1], outputs, ways, things)
 
 
 def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
