@@ -151,6 +151,8 @@ class Layer:
         in which the label :attr:`heads` counts them.
     turned:
         The weight counts what the layer reads in dim 0 and what it makes in dim 1.
+    watched:
+        It does not answer for itself: its code has been watched, and what that mixes is known.
     saved:
         Arrays kept for the backward pass, each once in the model, parameters aside; those of code
         around the layers are with the layer before.
@@ -178,6 +180,7 @@ class Layer:
     by_heads: tuple[tuple[str, int, Flat], ...] = ()
     saved: tuple[Traced, ...] = ()
     turned: bool = False
+    watched: bool = False
 
     @property
     def heads(self) -> str:

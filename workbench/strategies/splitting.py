@@ -171,6 +171,8 @@ def _crossing(plan: Plan) -> set[str]:
 def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: bool) -> bool:
     """Return whether ``layer`` can do with a part of the features in ``dim`` of ``array``."""
     label = array.labels[dim]
+    if layer.watched:
+        return True
     if one is not None and one.things > 1 and made and dim == layer.feature_dim(array):
         return True
     if isinstance(label, Flat) or not label.startswith("out:"):

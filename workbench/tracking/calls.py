@@ -274,6 +274,7 @@ class Calls:
             sums=tuple(call.sums),
             role="opaque" if call.opaque else "plain",
             tied=() if call.opaque else self._tied.get(module, ()),
+            watched=not (call.opaque or call.carrier or self.watch.blind),
         )
         if said is not None:
             layer = replace(
