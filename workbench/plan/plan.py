@@ -92,6 +92,8 @@ class Plan:
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
     ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
     instead.
+    ``loss_dim`` is the dim of the output that counts classes, if the loss can be computed of shares
+    of them; 0 if not.
     """
 
     workload: str
@@ -125,6 +127,7 @@ class Plan:
     compression: Compression = WHOLE
     averaging: Averaging | None = None
     averaged: tuple[Bucket, ...] = ()
+    loss_dim: int = 0
 
     @property
     def strategy(self) -> str:
@@ -297,6 +300,19 @@ class Plan:
                 if cut.label in carried
             ]
         return tuple(found)
+
+    @property
+    def class_label(self) -> Label:
+        """Label of the classes in the output, if the loss can be computed of shares of them."""
+        labels = self.outputs[0].labels if self.loss_dim and len(self.outputs) == 1 else ()
+        return labels[self.loss_dim] if self.loss_dim < len(labels) else ""
+
+    @property
+    def class_cuts(self) -> tuple[Cut, ...]:
+        """How the output is cut in classes where the loss is computed; none if it is whole."""
+        if not self.class_label:
+            return ()
+        return tuple(cut for cut in self.cuts_of(self.outputs[0]) if cut.dim == self.loss_dim)
 
     def memory(self, rank: int) -> Memory:
         """Return what ``rank`` keeps, in bytes: predicted."""

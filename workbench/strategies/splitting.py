@@ -13,6 +13,7 @@ from itertools import product
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
+from workbench.strategies.classes import of_loss
 from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
@@ -108,7 +109,7 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
     by_name = {one.layer.name: one for one in found}
     layers = tuple(_planned(plan, axis, planned, by_name, kept) for planned in plan.layers)
     plan = replace(plan, layers=layers)
-    collectives = [c for one in found for c in _collectives(plan, axis, one, kept)]
+    collectives = _all_collectives(plan, axis, found, kept)
     return plan.adding(collectives=collectives, notes=_notes(plan, by_name))
 
 
@@ -125,7 +126,13 @@ def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int
         if isinstance(one.made, str) and one.made
     }
     whole = {name for mix in plan.mixes for label in mix.labels for name in _names(label)}
-    whole |= {name for array in plan.outputs for label in array.labels for name in _names(label)}
+    whole |= {
+        name
+        for array in plan.outputs
+        for label in array.labels
+        for name in _names(label)
+        if label != plan.class_label or array.labels.count(label) > 1
+    }
     split_in = {one.layer.name: one for one in found}
     for planned in plan.layers:
         layer = planned.layer
@@ -222,7 +229,7 @@ def _cheapest(
     degree = plan.mesh.degree(axis)
 
     def cost(kept: frozenset[Label]) -> tuple[int, int]:
-        moved = [c for one in found for c in _collectives(plan, axis, one, kept)]
+        moved = _all_collectives(plan, axis, found, kept)
         busiest = max(
             sum(c.sent_bytes(degree, index, (plan.batch.size,)) for c in moved)
             for index in range(degree)
@@ -242,6 +249,15 @@ def _cheapest(
         if cost(nearest) >= cost(best):
             return best
         best = nearest
+
+
+def _all_collectives(
+    plan: Plan, axis: str, found: Sequence[Splittable], kept: frozenset[Label]
+) -> list[Collective]:
+    """Return what all layers cost, and the loss."""
+    moved = [c for one in found for c in _collectives(plan, axis, one, kept)]
+    last = [one.layer.name for one in found if one.made and one.made == plan.class_label]
+    return [*moved, *of_loss(plan, axis, last[-1], kept)] if last else moved
 
 
 def _collectives(
