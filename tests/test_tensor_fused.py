@@ -30,7 +30,7 @@ class FusedAttention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias)
 
     def _heads(self, x: Tensor) -> Tensor:
-        samples, length, width = x.shape
+        samples, length = x.shape[:2]
         if self.way == "chunk":  # by the width of what is given, which on a share is another
             return x.view(samples, length, -1, self.width // self.heads).transpose(1, 2)
         return x.view(samples, length, self.heads, self.width // self.heads).transpose(1, 2)

@@ -163,9 +163,16 @@ def _run(
 
     noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), noting, watch, reads, Literals(watch):
-            with Noting(calls.current):
-                output = model(*inputs)
+        with (
+            calls.hooked(),
+            torch.enable_grad(),
+            noting,
+            watch,
+            reads,
+            Literals(watch),
+            Noting(calls.current),
+        ):
+            output = model(*inputs)
     except Exception as error:
         raise calls.refusal(error, inputs) from error
     outputs = tensors_in(output)

@@ -21,10 +21,10 @@ from workbench.layers.carrier import Forward
 from workbench.plan import Plan
 from workbench.traced import Resized, Size
 
-_SHAPE = {Tensor.view, Tensor.reshape, Tensor.expand, torch.reshape}
-_UNFLATTEN = {Tensor.unflatten, torch.unflatten}
-_SPLIT = {Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes}
-_NARROW = {Tensor.narrow, torch.narrow}
+_SHAPE: set[Any] = {Tensor.view, Tensor.reshape, Tensor.expand, torch.reshape}
+_UNFLATTEN: set[Any] = {Tensor.unflatten, torch.unflatten}
+_SPLIT: set[Any] = {Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes}
+_NARROW: set[Any] = {Tensor.narrow, torch.narrow}
 TAKE_SIZES = {*_SHAPE, *_UNFLATTEN, *_SPLIT, *_NARROW, Tensor.__getitem__}
 """Functions of torch that are given sizes, or places that are sums of them."""
 
@@ -68,9 +68,7 @@ def given_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given 
         return Given(name, sizes, dims, lambda new: ((x, first, tuple(new)), {}))
     if func in _NARROW and len(rest) == 3 and all(isinstance(n, int) for n in rest):
         dim = rest[0] % x.dim()
-        return Given(
-            name, rest[1:], (dim, dim), lambda new: ((x, dim, *new), {}), of_argument=True
-        )
+        return Given(name, rest[1:], (dim, dim), lambda new: ((x, dim, *new), {}), of_argument=True)
     return _split(x, rest, kwargs, name) if func in _SPLIT else None
 
 

@@ -7,7 +7,6 @@ what it does: a small layer of it is made and has to compute ``x @ weight + bias
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,14 +19,19 @@ from workbench.layers.linear import build_linear, declare_linear
 from workbench.traced import Traced
 
 _READS, _MAKES = 2, 3
+_tried: dict[type, bool] = {}
 
 
-@lru_cache(maxsize=256)
 def _is_turned_linear(kind: type[nn.Module]) -> bool:
     """Return whether modules of class ``kind`` compute ``x @ weight + bias``, found by trying."""
     if kind.__name__ != "Conv1D":
         return False
-    make: Any = kind
+    if kind not in _tried:
+        _tried[kind] = _computes_so(kind)
+    return _tried[kind]
+
+
+def _computes_so(make: Any) -> bool:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             layer = make(_MAKES, _READS).double()

@@ -13,8 +13,9 @@ from collections.abc import Collection
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
+from workbench.strategies.splitting import Splittable, split, splittable
 from workbench.strategies.strategy import Strategy
+from workbench.strategies.wording import exposed_note
 from workbench.traced import Layer
 
 AXIS = "channel"

@@ -14,21 +14,10 @@ from itertools import product
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
 from workbench.strategies.classes import of_loss
+from workbench.strategies.wording import notes
 from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
-
-WORDS = {
-    ("conv", "filters"): "split in filters",
-    ("conv", "channels"): "split in input channels, results added up",
-    ("conv", "groups"): "split in groups",
-    ("linear", "filters"): "split in columns (outputs)",
-    ("linear", "channels"): "split in rows (inputs), results added up",
-    ("embedding", "filters"): "split in features",
-    ("embedding", "channels"): "split in rows (vocabulary), results added up",
-    ("heads", "heads"): "split in heads, results added up",
-}
-"""What is said of a layer, from its role and the plan's choice."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +60,7 @@ class Splittable:
                 for p in (*layer.parameters, *layer.tied)
             ]
         # A transposed convolution and an embedding count what they read in the weight's first dim.
-        turned = (
-            layer.turned or layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
-        )
+        turned = layer.turned or layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
         found = []
         for parameter in (*layer.parameters, *layer.tied):
             is_weight = len(parameter.shape) > 1
@@ -110,7 +97,7 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
     layers = tuple(_planned(plan, axis, planned, by_name, kept) for planned in plan.layers)
     plan = replace(plan, layers=layers)
     collectives = _all_collectives(plan, axis, found, kept)
-    return plan.adding(collectives=collectives, notes=_notes(plan, by_name))
+    return plan.adding(collectives=collectives, notes=notes(plan, by_name))
 
 
 def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
@@ -205,13 +192,6 @@ def is_exposed(layer: Layer, plan: Plan) -> bool:
     names |= {buffer.name for buffer in layer.buffers}
     names |= {f"{layer.name}.{buffer.name}" for buffer in layer.buffers}
     return not names.isdisjoint(plan.exposed)
-
-
-def exposed_note(plan: Plan) -> str:
-    """Return why layers stay whole whose parameters other code reads; "" if there are none."""
-    if not plan.exposed:
-        return ""
-    return f"code reads {plan.exposed[0]!r} where its layer is not called, so that stays whole"
 
 
 def _names(label: Label) -> list[str]:
@@ -366,17 +346,6 @@ def _planned(
         parameters=(*planned.parameters, *parameters),
         choice=choice,
     )
-
-
-def _notes(plan: Plan, by_name: dict[str, Splittable]) -> list[str]:
-    ways: dict[str, list[str]] = {}
-    for planned in plan.layers:
-        layer = planned.layer
-        if layer.role not in ("conv", "linear", "embedding", "heads") or not layer.arguments:
-            continue
-        way = WORDS.get((layer.role, planned.choice if layer.name in by_name else ""))
-        ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)
-    return [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
 
 
 def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[Splittable]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies.channel import convolution
-from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
+from workbench.strategies.splitting import Splittable, split, splittable
 from workbench.strategies.strategy import Strategy
+from workbench.strategies.wording import exposed_note
 from workbench.traced import Flat, Layer
 
 AXIS = "tensor"
@@ -64,8 +65,7 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     label, things = made.labels[-1], 1
     tied = len({user.name for user in users[weights[0].name]}) > 1
     if tied and not all(
-        not user.turned
-        and user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
+        not user.turned and user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
         for user in users[weights[0].name]
     ):
         return None

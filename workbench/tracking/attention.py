@@ -13,10 +13,7 @@ from workbench.tracking.tags import Tag, labels_in, lost
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
 @rule("_scaled_dot_product_fused_attention_overrideable")
 def _attention(op: Operation) -> list[list[Tag]]:
-    """Samples and heads are computed each by itself, and so are rows of queries.
-
-    Every key meets every query, and the features of a head are added up.
-    """
+    """Take samples, heads and queries each by itself; every key meets all queries of its head."""
     query, key, value = op.tensors[:3]
     mask: Tensor | None = op.given.get("attn_mask", op.given.get("attn_bias"))
     if any(x.dim() != 4 for x in (query, key, value)) or query.shape[1] != key.shape[1]:
@@ -27,7 +24,9 @@ def _attention(op: Operation) -> list[list[Tag]]:
     apart: list[Label] = []
     found: list[Tag] = []
     for dim in (0, 1, 2):
-        met: list[Tag] = [of_query[dim]] if dim == 2 else [of_query[dim], of_key[dim], of_value[dim]]
+        met: list[Tag] = [of_query[dim]]
+        if dim < 2:
+            met += [of_key[dim], of_value[dim]]
         own = dim - 4 + mask.dim() if mask is not None else -1
         if mask is not None and own >= 0:
             tag = tags_of(mask)[own]
@@ -43,4 +42,7 @@ def _attention(op: Operation) -> list[list[Tag]]:
     if mixed or apart:
         op.mix(dict.fromkeys((*mixed, *apart)))
     found.append(lost(of_value[3]) if set(mixed) & set(labels_in(of_value[3:])) else of_value[3])
-    return [found, *(found[: r.dim()] if r.dim() == 3 else [""] * r.dim() for r in op.results[1:])]
+    statistics: list[list[Tag]] = [
+        found[:3] if result.dim() == 3 else [""] * result.dim() for result in op.results[1:]
+    ]
+    return [found, *statistics]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
+from workbench.tracking.graph import nodes_of, reached
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.shares import call_event, spec_of
@@ -119,7 +120,7 @@ class Calls:
 
         ``outputs`` are the nodes of the model's outputs: gradients flow where those are reached.
         """
-        reached = _reached(outputs)
+        found_by = reached(outputs)
         names = self.watch.names
         saved: dict[int, tuple[Traced, ...]] = {}
         for number, seen in self._saved:
@@ -134,7 +135,7 @@ class Calls:
             _settled(
                 replace(each.layer, saved=saved.get(number, ())),
                 names,
-                [not reached.isdisjoint(nodes) for nodes in each.nodes],
+                [not found_by.isdisjoint(nodes) for nodes in each.nodes],
             )
             for number, each in enumerate(self._found)
         ]
@@ -288,7 +289,7 @@ class Calls:
                 by_heads=_by_heads(layer, said, self.names[module]),
             )
         # The weights of attention may be a view of what gives the output: only the view is theirs.
-        nodes = tuple(_nodes(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
+        nodes = tuple(nodes_of(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
         self._found.append(_Found(layer, nodes))
 
     def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -348,27 +349,6 @@ def _as_first(arguments: Sequence[Traced], x: Tensor) -> Tags:
             return none
         found.append(label if isinstance(label, str) and size == own else "")
     return tuple(found)
-
-
-def _reached(nodes: Sequence[Any]) -> set[Any]:
-    """Return all nodes of the autograd graph that backward passes through."""
-    todo = [node for node in nodes if node is not None]
-    found = set(todo)
-    while todo:
-        for node, _ in todo.pop().next_functions:
-            if node is not None and node not in found:
-                found.add(node)
-                todo.append(node)
-    return found
-
-
-def _nodes(x: Tensor, given: Sequence[Any]) -> list[Any]:
-    """Return the nodes that made ``x``: of a view what it views too, which stays if it changes."""
-    found = [x.grad_fn]
-    inputs = [y for z in tensors_in(given) for y in (z, z._base)]
-    if x._base is not None and not any(x._base is y for y in inputs):
-        found.append(x._base.grad_fn)
-    return [node for node in found if node is not None]
 
 
 def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:

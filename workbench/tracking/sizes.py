@@ -160,5 +160,6 @@ def resized(
                 size = what.sizes[place]
                 parts = tuple((agreed.find(name), n or size) for name, n in what.parts[place])
                 sizes[number, place] = Size(number, what.function, place, parts)
-        found.append(Resized(names[module], tuple(inside), tuple(sizes[at] for at in sorted(sizes))))
+        in_order = tuple(sizes[at] for at in sorted(sizes))
+        found.append(Resized(names[module], tuple(inside), in_order))
     return tuple(found)
