@@ -17,6 +17,7 @@ from workbench.strategies.classes import of_loss
 from workbench.strategies.wording import notes
 from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
+MESSAGE_BYTES = 2**14  # one collective more costs as much time as so many bytes in one
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
 
 
@@ -214,7 +215,7 @@ def _cheapest(
             sum(c.sent_bytes(degree, index, (plan.batch.size,)) for c in moved)
             for index in range(degree)
         )
-        return busiest, -len(kept)
+        return busiest + MESSAGE_BYTES * len(moved), -len(kept)
 
     if len(free) <= MOST_AT_ONCE:
         picks = product((False, True), repeat=len(free))
