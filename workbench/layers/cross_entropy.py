@@ -98,7 +98,12 @@ class _CrossEntropy(torch.autograd.Function):
         divisor = row_weight.sum() if how.reduction == "mean" else torch.ones_like(rows.sum())
         ctx.how, ctx.total = how, total
         ctx.save_for_backward(
-            exponentials.div_(summed[0].unsqueeze(1)), place, here, counted, row_weight, divisor
+            exponentials.div_(summed[0].unsqueeze(1)),
+            place,
+            here,
+            counted.to(x),
+            row_weight,
+            divisor,
         )
         return rows.sum() / divisor
 
