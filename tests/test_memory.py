@@ -110,7 +110,20 @@ def measured(
     return found
 
 
-WORK = {"residual": residual, "gpt": gpt, "images": images}
+def fused() -> Workload:
+    """Attention with one layer for queries, keys and values, and classes that are split."""
+    from test_tensor_fused import FusedAttention
+
+    layers = [nn.Linear(5, 48), FusedAttention("timm", 48, 3), nn.Flatten(), nn.Linear(480, 99)]
+    return Workload(
+        model=nn.Sequential(*layers),
+        data=(source.normal(size=(128, 10, 5)), source.integers(0, 99, 128)),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        batch_size=128,
+    )
+
+
+WORK = {"residual": residual, "gpt": gpt, "images": images, "fused": fused}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +140,7 @@ WORK = {"residual": residual, "gpt": gpt, "images": images}
         ("gpt", "data=2", {}),
         ("gpt", "tensor=2", {}),
         ("gpt", "pipeline=2", {"accumulate": 4}),
+        ("fused", "tensor=2", {}),
         ("images", "serial", {}),
         ("images", "data=2", {}),
         ("images", "channel=2", {}),

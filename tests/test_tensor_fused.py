@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.plan import assemble
+from workbench.resuming import Start
 from workbench.workload import Workload
 
 
@@ -198,3 +200,20 @@ def test_shares_of_a_layer_for_three_are_put_together_in_their_places() -> None:
     parts = {0: thirds[:, :8].reshape(24, 12), 1: thirds[:, 8:].reshape(12, 12)}
     cuts = found.parameter_cuts("qkv.weight")
     assert np.array_equal(assemble(parts, cuts, found.mesh, np.concatenate), whole)
+    lazy = {rank: da.from_array(part, chunks=part.shape) for rank, part in parts.items()}
+    together = assemble(lazy, cuts, found.mesh, da.concatenate)
+    assert np.array_equal(together.compute(scheduler="sync"), whole)
+
+
+def test_another_run_goes_on_from_such_shares() -> None:
+    """Weights and the state of the optimizer, cut anew from arrays in two chunks."""
+    found = planned(FusedAttention("timm"), "tensor=3", 5, 12)
+    whole = np.arange(36 * 12).reshape(36, 12)
+    arrays = {
+        f"{kind}:qkv.weight": da.from_array(whole, chunks=(18, 12))
+        for kind in ("parameter", "optimizer:momentum_buffer")
+    }
+    for rank in range(3):
+        for share in Start(arrays, 0).shares(found, rank).values():
+            wanted = whole.reshape(3, 3, 4, 12)[:, rank].reshape(12, 12)
+            assert np.array_equal(share.compute(scheduler="sync"), wanted)
