@@ -74,6 +74,7 @@ def test_a_layer_for_queries_keys_and_values_is_split_by_heads(way: str) -> None
     found = planned(FusedAttention(way), "tensor=2", 5, 12)
     assert choices(found) == {"qkv": "filters", "proj": "channels"}
     weight, bias = (a for a in found.arrays if a.name.startswith("qkv"))
+    assert "split in columns (outputs), each of 3 parts by itself: qkv" in found.notes
     # Three times two heads of four features, and three times one.
     assert [found.owned(weight, rank).shape for rank in (0, 1)] == [(24, 12), (12, 12)]
     assert [found.owned(bias, rank).shape for rank in (0, 1)] == [(24,), (12,)]

@@ -138,6 +138,7 @@ def test_the_plan_says_what_travels_instead_of_the_outputs() -> None:
         "head: sums of classes": (21, True),
     }
     assert "head: sums of classes" in str(found)
+    assert "cross-entropy of shares of the classes: no rank has all outputs" in found.notes
 
 
 @pytest.mark.parametrize(

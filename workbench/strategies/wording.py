@@ -27,8 +27,14 @@ def notes(plan: Plan, split: Collection[str]) -> list[str]:
         if layer.role not in ("conv", "linear", "embedding", "heads") or not layer.arguments:
             continue
         way = WORDS.get((layer.role, planned.choice if layer.name in split else ""))
+        parts = next((cut.flat.parts[0][1] for _, cut in planned.parameters if cut.flat), 0)
+        if way and layer.role == "linear" and parts:
+            way = f"{way}, each of {parts} parts by itself"
         ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)
-    return [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
+    found = [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
+    if plan.class_cuts:
+        found.append("cross-entropy of shares of the classes: no rank has all outputs")
+    return found
 
 
 def exposed_note(plan: Plan) -> str:
