@@ -33,6 +33,8 @@ def shared_loss(loss: Loss, plan: Plan, groups: Groups) -> Loss:
 
     def shared(output: Tensor, targets: Tensor) -> Tensor:
         own = output.movedim(dim, -1).reshape(-1, output.shape[dim])
+        if own.dtype in (torch.bfloat16, torch.float16):
+            own = own.float()  # as autocast has it for the whole loss
         own_options = _Options(classes, made.shape[dim], comm, names, **options)
         result: Tensor = _CrossEntropy.apply(own, targets.reshape(-1), own_options)
         return result
