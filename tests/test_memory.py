@@ -94,7 +94,9 @@ def measured(
         own = self.state.own(dict(self.model.named_parameters()))
         shared = {id(p): p for p in self.updater.gradients.parameters}
         slices = [piece for piece in self.updater.gradients.slices if piece is not None]
-        for p, piece in zip(self.updater.gradients.parameters, self.updater.gradients.slices, strict=True):
+        for p, piece in zip(
+            self.updater.gradients.parameters, self.updater.gradients.slices, strict=True
+        ):
             slices += [p] if piece is None else []
         slices += [p for p in own.values() if p.requires_grad and id(p) not in shared]
         found[self.context.rank] = Memory(
