@@ -92,7 +92,13 @@ def measured(
             if isinstance(value, Tensor)
         ]
         own = self.state.own(dict(self.model.named_parameters()))
-        slices = self.updater.gradients.slices or [p for p in own.values() if p.requires_grad]
+        shared = {id(p): p for p in self.updater.gradients.parameters}
+        slices = [piece for piece in self.updater.gradients.slices if piece is not None]
+        for p, piece in zip(
+            self.updater.gradients.parameters, self.updater.gradients.slices, strict=True
+        ):
+            slices += [p] if piece is None else []
+        slices += [p for p in own.values() if p.requires_grad and id(p) not in shared]
         found[self.context.rank] = Memory(
             sum(p.nbytes for p in own.values()),
             sum(piece.nbytes for piece in slices),
@@ -106,7 +112,20 @@ def measured(
     return found
 
 
-WORK = {"residual": residual, "gpt": gpt, "images": images}
+def fused() -> Workload:
+    """Attention with one layer for queries, keys and values, and classes that are split."""
+    from test_tensor_fused import FusedAttention
+
+    layers = [nn.Linear(5, 48), FusedAttention("timm", 48, 3), nn.Flatten(), nn.Linear(480, 99)]
+    return Workload(
+        model=nn.Sequential(*layers),
+        data=(source.normal(size=(128, 10, 5)), source.integers(0, 99, 128)),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        batch_size=128,
+    )
+
+
+WORK = {"residual": residual, "gpt": gpt, "images": images, "fused": fused}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +142,7 @@ WORK = {"residual": residual, "gpt": gpt, "images": images}
         ("gpt", "data=2", {}),
         ("gpt", "tensor=2", {}),
         ("gpt", "pipeline=2", {"accumulate": 4}),
+        ("fused", "tensor=2", {}),
         ("images", "serial", {}),
         ("images", "data=2", {}),
         ("images", "channel=2", {}),

@@ -79,10 +79,10 @@ def test_attention_of_plain_layers_equals_serial(
     assert prove(net, x, strategy=strategy).refusal is None
 
 
-def test_heads_that_are_taken_apart_in_other_ways_are_gathered() -> None:
-    """The width is that of the whole array here, and heads would get other sizes."""
+def test_heads_from_the_width_of_the_whole_array_are_split_too() -> None:
     found = planned(Heads("by width"), "tensor=2", 5, 12)
-    assert moved(found)["query: whole output"] == "all_gather"
+    assert choices(found)["query"] == "filters"
+    assert "query: whole output" not in moved(found)
 
 
 def test_fewer_heads_than_ranks_are_gathered() -> None:

@@ -17,6 +17,7 @@ from rank_threads import ThreadRun, run_on_threads
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
+from workbench.planning import plan
 from workbench.workload import Workload
 
 transformers = pytest.importorskip("transformers")
@@ -159,6 +160,60 @@ def test_a_published_model_equals_serial_or_is_refused(name: str, strategy: str)
     assert state.keys() == expected.state.keys()
     for key, value in expected.state.items():
         np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("GPT-2", "attn.c_attn", "attn.c_proj"),
+        ("GPT-2", "mlp.c_fc", "mlp.c_proj"),
+        ("BERT", "attention.self.query", "attention.output.dense"),
+        ("ViT", "attention.q_proj", "attention.o_proj"),
+    ],
+)
+def test_blocks_of_published_models_are_split_in_pairs(name: str, first: str, last: str) -> None:
+    found = plan(serial(name)[0], "tensor=2")
+    ways = {p.layer.name: p.choice for p in found.layers}
+    of = [(way, layer) for layer, way in ways.items() if layer.endswith((first, last))]
+    assert len(of) == 4  # two blocks
+    assert {way for way, layer in of if layer.endswith(first)} == {"filters"}
+    assert {way for way, layer in of if layer.endswith(last)} == {"channels"}
+    gathered = {c.name for c in found.collectives if c.name.endswith(": whole output")}
+    assert not [name for name in gathered if first in name or last in name]
+
+
+def test_a_turned_weight_is_cut_in_its_own_dims() -> None:
+    found = plan(gpt2(), "tensor=2")
+    arrays = {a.name.partition("h.0.")[2]: a for a in found.arrays if "h.0." in a.name}
+    shapes = {
+        name: [found.owned(arrays[name], rank).shape for rank in (0, 1)]
+        for name in ("attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight")
+    }
+    assert shapes == {
+        "attn.c_attn.weight": [(16, 24)] * 2,
+        "attn.c_attn.bias": [(24,)] * 2,
+        "attn.c_proj.weight": [(8, 16)] * 2,
+    }
+
+
+class Conv1D(nn.Module):
+    """Of the same name, but computes something else."""
+
+    def __init__(self, makes: int, reads: int) -> None:
+        super().__init__()
+        self.nf = makes
+        self.weight = nn.Parameter(torch.randn(reads, makes))
+        self.bias = nn.Parameter(torch.zeros(makes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(x, -1) @ self.weight + self.bias
+
+
+def test_another_class_of_that_name_is_not_taken_for_a_linear_layer() -> None:
+    from workbench.layers.carriers import carrier_of
+
+    assert carrier_of(Conv1D(3, 2)) is None
+    assert carrier_of(transformers.pytorch_utils.Conv1D(3, 2)) is not None
 
 
 def test_the_table_of_the_docs_says_the_same() -> None:

@@ -34,6 +34,43 @@ def class_dim(loss: Callable[..., Tensor]) -> int | None:
     return None if _class_options(loss) is None else 1
 
 
+def shared_class_dim(
+    loss: Callable[..., Tensor],
+    output_shape: Sequence[int],
+    target_shape: Sequence[int],
+    target_dtype: str,
+) -> int:
+    """Return the dim of classes if ranks that have some each can compute the loss together.
+
+    That is cross-entropy with classes as targets; 0 for all else. Shapes are those of a batch.
+    """
+    dim = (class_dim(loss) or 0) % max(1, len(output_shape))
+    rest = (*output_shape[:dim], *output_shape[dim + 1 :])
+    fits = dim > 0 and tuple(target_shape) == rest and not target_dtype.startswith("float")
+    return dim if fits and cross_entropy_options(loss) is not None else 0
+
+
+def cross_entropy_options(loss: Callable[..., Tensor]) -> dict[str, Any] | None:
+    """Return weight, ignore_index, reduction and label_smoothing of cross-entropy; else None."""
+    names = ("weight", "ignore_index", "reduction", "label_smoothing")
+    found: dict[str, Any] = {}
+    if type(loss) in (nn.CrossEntropyLoss, NextByteLoss):
+        found = {name: getattr(loss, name) for name in names}
+    elif isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
+        found = dict(loss.keywords)
+    elif loss is not F.cross_entropy:
+        return None
+    defaults = {"weight": None, "ignore_index": _DEFAULT_IGNORED, "reduction": "mean"}
+    found = {**defaults, "label_smoothing": 0.0, **found}
+    known = found.keys() == set(names) and found["reduction"] in ("mean", "sum")
+    return found if known else None
+
+
+def smooths_labels(loss: Callable[..., Tensor]) -> bool:
+    """Return whether the loss is cross-entropy with smoothed labels."""
+    return bool((cross_entropy_options(loss) or {}).get("label_smoothing"))
+
+
 def ignored_label(loss: Callable[..., Tensor]) -> int | None:
     """Return the label that the loss leaves out if one was chosen, which torch's default is not."""
     options = _class_options(loss) or {}

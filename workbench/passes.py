@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
+from workbench.layers.cross_entropy import shared_loss
 from workbench.layers.gather import gather, over_tensors
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
@@ -58,6 +59,7 @@ class Passes:
         self.updater, self.gradients = updater, updater.gradients
         self.order, self.previewer = order, previewer
         self.loss = on_device(work.loss, context.device)
+        self.loss_of_share = shared_loss(self.loss, plan, groups)
         self.dtype = input_dtype(work, plan)
         mesh, rank = plan.mesh, context.rank
         beside = mesh.group(rank, *(axis for axis, _ in mesh.axes if axis != "data"))
@@ -102,8 +104,8 @@ class Passes:
                 output = self._whole_output(output)
             output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
-            if scale[micro]:
-                loss = _times(self.loss(output, y), scale[micro])
+            loss = self._loss(output, y, scale[micro])
+            if loss is not None:
                 _times(loss, self.more).backward()
                 total = total + loss.detach().double()
             else:
@@ -130,10 +132,10 @@ class Passes:
             rows, x, y = micro_batches[micro]
             output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
-            if not scale[micro]:
-                return [t * 0 for t in tensors_in(output) if t.requires_grad]
             # Ranks of other stages have no loss to share this one with.
-            loss = self.loss(output, y) * (scale[micro] * self.plan.mesh.degree("pipeline"))
+            loss = self._loss(output, y, scale[micro] * self.plan.mesh.degree("pipeline"))
+            if loss is None:
+                return [t * 0 for t in tensors_in(output) if t.requires_grad]
             losses.append(loss.detach().double())
             return [loss * self.more]
 
@@ -145,6 +147,13 @@ class Passes:
     def _in_full(self, output: Any) -> Any:
         """Return a model's output for a loss, which is taken in float32 at least."""
         return over_tensors(output, exactly) if self.plan.low else output
+
+    def _loss(self, output: Tensor, y: Tensor, scale: float) -> Tensor | None:
+        """Return what a micro-batch adds to the loss; None if it has no sample that counts."""
+        if not scale and not self.plan.class_cuts:
+            return None
+        loss = self.loss_of_share(output, y)  # ranks with shares of classes do so together
+        return _times(loss, scale) if scale else None
 
     def _take_part(self, output: object, counting: bool) -> None:
         """Go backward without a loss: other ranks need this one in the collectives on the way.

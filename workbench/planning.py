@@ -51,6 +51,7 @@ def plan(
     import torch
 
     from workbench.inputs import check_loss, check_workload
+    from workbench.losses import shared_class_dim, smooths_labels
 
     mesh = parse(strategy)
     chosen = checked_options(options)
@@ -72,6 +73,10 @@ def plan(
     if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
         start = replace(start, targets=_targets(work, found.outputs[0], kind))
+        sizes = (found.output_shapes[0], (work.batch_size, *work.target_shape))
+        start = replace(start, loss_dim=shared_class_dim(work.loss, *sizes, work.target_dtype))
+        if start.loss_dim and smooths_labels(work.loss):
+            start = replace(start, options=(*start.options, ("smoothed_labels", "yes")))
     else:
         kind = "mean"
         start = start.adding(
@@ -234,6 +239,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         units=found.units,
         adapted=found.adapted,
         exposed=found.exposed,
+        resized=found.resized,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

@@ -8,7 +8,7 @@ layers by what their carriers declare and through all other code as it is watche
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
-from workbench.traced import Adapted, Layer, Mix, Traced
+from workbench.traced import Adapted, Flat, Layer, Mix, Resized, Traced
 from workbench.tracking import own_backward
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
+from workbench.tracking.sizes import Noting
 from workbench.tracking.tags import Merged, as_labels
 from workbench.tracking.watch import Literals, Watch, set_tags, tensors_in
 
@@ -50,6 +51,11 @@ class Profile:
         Into how many pieces code takes features apart, by their label, such as heads.
     adapted:
         Numbers that modules keep of such pieces.
+    resized:
+        Modules whose code gives sizes of whole arrays, which are others on a share.
+    parted:
+        Layers whose features code takes apart into several things, such as queries, keys and
+        values, and how many.
     exposed:
         Parameters and buffers that code reads where no layer that holds them is called.
     """
@@ -63,6 +69,8 @@ class Profile:
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
+    resized: tuple[Resized, ...] = ()
+    parted: tuple[tuple[str, int], ...] = ()
 
 
 def profile(
@@ -92,13 +100,42 @@ def profile(
     PlanError
         If the model does not accept inputs of these shapes; names the layer.
     """
+    found = _once(model, inputs, dims, opaque, features, {})
+    fused = dict(found.parted)
+    while features and fused:
+        again = _once(model, inputs, dims, opaque, features, fused)
+        good = {name: count for name, count in fused.items() if _stays_apart(again, name)}
+        if good == fused:
+            return again
+        fused = good
+    return found
+
+
+def _once(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    dims: tuple[int, ...] | None,
+    opaque: frozenset[str],
+    features: bool,
+    fused: Mapping[str, int],
+) -> Profile:
     tensors = tuple(torch.empty_like(x, device="meta") for x in inputs)
     try:
-        return _run(on_meta(model), inputs, tensors, dims, opaque, features)
+        return _run(on_meta(model), inputs, tensors, dims, opaque, features, fused)
     except Exception:
         # The model looks at values, or is at fault: zeros on the CPU tell which.
         tensors = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
-        return _run(copy.deepcopy(model).cpu(), inputs, tensors, dims, opaque, features)
+        return _run(copy.deepcopy(model).cpu(), inputs, tensors, dims, opaque, features, fused)
+
+
+def _stays_apart(found: Profile, name: str) -> bool:
+    """Return whether code treats alike all features of each thing that a layer makes."""
+    mixed = {label for mix in found.mixes for label in mix.labels}
+    made = [layer.results[0].labels[-1] for layer in found.layers if layer.name == name]
+    return bool(made) and all(
+        isinstance(label, Flat) and mixed.isdisjoint(part for part, _ in label.parts)
+        for label in made
+    )
 
 
 def _run(
@@ -108,12 +145,13 @@ def _run(
     dims: tuple[int, ...] | None,
     opaque: frozenset[str],
     features: bool,
+    fused: Mapping[str, int],
 ) -> Profile:
     for x, asked in zip(inputs, given, strict=True):
         x.requires_grad_(asked.requires_grad)
     labels = _label(inputs, dims)
     watch = Watch(labels)
-    calls = Calls(model, watch, opaque)
+    calls = Calls(model, watch, opaque, fused)
     reads = Reads(model, calls.running)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
@@ -135,6 +173,7 @@ def _run(
             watch,
             reads,
             Literals(watch),
+            Noting(calls.current),
         ):
             output = model(*inputs)
     except PlanError:
@@ -151,22 +190,29 @@ def _run(
     layers = calls.layers([x.grad_fn for x in outputs])
     mixes = list(watch.mixes)
     adapted = _adapted(model, watch) if features else ()
+    resized: tuple[Resized, ...] = ()
     if features:
         labels = (*labels, *watch.names.introduced)
     if labels:
+        first = Pass(
+            model,
+            specs,
+            calls.names,
+            calls.returned,
+            watch.events,
+            mixes,
+            labels,
+            watch.names,
+            adapted,
+            calls.sizes,
+        )
         with torch.enable_grad(), forget:
-            first = Pass(
-                model,
-                specs,
-                calls.names,
-                calls.returned,
-                watch.events,
-                mixes,
-                labels,
-                watch.names,
-                adapted,
-            )
-            mixes += other_sizes(first)
+            more, resized = other_sizes(first)
+            if more and adapted:  # code may rather go on with the numbers of the whole
+                other, sizes = other_sizes(replace(first, adapted=(), places=set()))
+                if _concerned(other) < _concerned(more):
+                    more, resized, adapted = other, sizes, ()
+        mixes += more
     names = watch.names
     return Profile(
         layers,
@@ -181,7 +227,14 @@ def _run(
         names.units,
         adapted,
         reads.exposed({layer.name for layer in layers if layer.arguments}),
+        resized,
+        tuple((label.removeprefix("out:"), n) for label, n in names.parted.items()),
     )
+
+
+def _concerned(mixes: Sequence[Mix]) -> int:
+    """Return the number of labels that code mixes."""
+    return len({label for mix in mixes for label in mix.labels})
 
 
 def _adapted(model: nn.Module, watch: Watch) -> tuple[Adapted, ...]:

@@ -149,6 +149,10 @@ class Layer:
     by_heads:
         Of attention: its parameters with the dim that heads make, and what that was flattened from,
         in which the label :attr:`heads` counts them.
+    turned:
+        The weight counts what the layer reads in dim 0 and what it makes in dim 1.
+    watched:
+        It does not answer for itself: its code has been watched, and what that mixes is known.
     saved:
         Arrays kept for the backward pass, each once in the model, parameters aside; those of code
         around the layers are with the layer before.
@@ -175,6 +179,8 @@ class Layer:
     tied: tuple[Array, ...] = ()
     by_heads: tuple[tuple[str, int, Flat], ...] = ()
     saved: tuple[Traced, ...] = ()
+    turned: bool = False
+    watched: bool = False
 
     @property
     def heads(self) -> str:
@@ -221,6 +227,32 @@ class Adapted:
     attribute: str
     label: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size that code gives as a number, of dims of which ranks have a share.
+
+    It is the one at ``place`` in call ``number`` of a function that takes sizes; ``parts`` are the
+    labelled dims that it counts, with their sizes.
+    """
+
+    number: int
+    function: str
+    place: int
+    parts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A module whose code works with sizes of whole arrays, and the modules that it calls.
+
+    On a rank those sizes are those of its shares.
+    """
+
+    module: str
+    inside: tuple[str, ...]
+    sizes: tuple[Size, ...]
 
 
 @dataclass(frozen=True, slots=True)

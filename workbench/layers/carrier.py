@@ -44,6 +44,7 @@ class Declared:
     refusals: tuple[Refusal, ...] = ()
     role: str = "plain"
     groups: int = 1
+    turned: bool = False
     by_heads: tuple[tuple[str, int, Flat], ...] = ()
 
 
@@ -128,11 +129,20 @@ class Carrier:
     build:
         ``(module, seat) -> forward``, which takes and gives the rank's shares; None leaves the
         module's own. Called once per rank for every layer that a plan may concern.
+    like:
+        Whether a class that is none of torch's computes what this carrier serves.
     """
 
     kinds: tuple[type[nn.Module], ...]
     declare: Callable[[nn.Module, tuple[Traced, ...], tuple[int, ...]], Declared]
     build: Callable[[nn.Module, Seat], Forward | None]
+    like: Callable[[type[nn.Module]], bool] | None = None
+
+    def serves(self, module: nn.Module) -> bool:
+        """Return whether ``module`` is a layer that this carrier knows."""
+        return any(computes_as(module, kind) for kind in self.kinds) or (
+            self.like is not None and self.like(type(module))
+        )
 
 
 def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -18,8 +18,9 @@ from workbench.layers import (
     resample,
     shuffle,
     softmax,
+    turned,
 )
-from workbench.layers.carrier import Carrier, computes_as
+from workbench.layers.carrier import Carrier
 
 CARRIERS: tuple[Carrier, ...] = (
     *convolution.CARRIERS,
@@ -33,6 +34,7 @@ CARRIERS: tuple[Carrier, ...] = (
     *dropout.CARRIERS,
     *softmax.CARRIERS,
     *linear.CARRIERS,
+    *turned.CARRIERS,
     *embedding.CARRIERS,
     *attention.CARRIERS,
 )
@@ -45,6 +47,6 @@ def carrier_of(module: nn.Module) -> Carrier | None:
     nobody else knows what it computes.
     """
     for carrier in CARRIERS:
-        if any(computes_as(module, kind) for kind in carrier.kinds):
+        if carrier.serves(module):
             return carrier
     return None

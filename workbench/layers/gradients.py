@@ -20,6 +20,7 @@ class GradientBuckets:
 
     The gradient leaves ``parameter.grad`` as soon as backward has made it, while it is still in the
     processor's cache, and lies where every rank can read it: the all_reduce moves nothing twice.
+    Of a parameter that no other rank has, the gradient stays where backward has put it.
 
     Parameters
     ----------
@@ -36,10 +37,6 @@ class GradientBuckets:
     compression:
         What replicas along the axis data send of a bucket.
 
-    Attributes
-    ----------
-    counting:
-        Whether what backward makes counts; not that of a stand-in for samples a rank has not.
     """
 
     def __init__(
@@ -53,8 +50,9 @@ class GradientBuckets:
     ) -> None:
         self.parameters: list[nn.Parameter] = []
         self.masters = masters
+        self._in_place: list[nn.Parameter] = []  # of these a stand-in's gradient may be in the way
         self.buckets: list[tuple[int, Tensor, Comm, Reducer | None]] = []
-        self.slices: list[Tensor] = []
+        self.slices: list[Tensor | None] = []  # None for those that stay where they are
         # Where in the record of all parameters those are that this rank has.
         self.places: list[int] = []
         self.total = 0
@@ -62,8 +60,16 @@ class GradientBuckets:
             first, self.total = self.total, self.total + len(planned.names)
             if planned.names[0] not in parameters:
                 continue  # other ranks of a pipeline have them
-            comm = groups.over(*planned.axes)
             members = [parameters[name] for name in planned.names]
+            sources = members
+            if masters is not None:
+                sources = [masters.computing[name] for name in planned.names]
+            same = all(one is other for one, other in zip(members, sources, strict=True))
+            if same and not planned.axes:
+                for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
+                    self._add(parameter, parameter, None, first + place, name in summed)
+                continue
+            comm = groups.over(*planned.axes)
             compress: Reducer | None = None
             if compression.kind != "none" and "data" in planned.axes:
                 comm = groups.over(*(axis for axis in planned.axes if axis != "data"))
@@ -76,15 +82,45 @@ class GradientBuckets:
             for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                 piece = bucket[offset : offset + parameter.numel()].view(parameter.shape)
                 offset += parameter.numel()
-                source = parameter if masters is None else masters.computing[name]
-                self._watch(len(self.parameters), source, name in summed)
-                self.parameters.append(parameter)
-                self.slices.append(piece)
-                self.places.append(first + place)
+                self._add(parameter, sources[place], piece, first + place, name in summed)
         self.arrived = [False] * len(self.parameters)
-        self.counting = True
+        self._counting = True
+        self._aside: dict[nn.Parameter, Tensor] = {}
 
-    def _watch(self, number: int, parameter: nn.Parameter, always: bool) -> None:
+    def _add(
+        self,
+        parameter: nn.Parameter,
+        source: nn.Parameter,
+        piece: Tensor | None,
+        place: int,
+        always: bool,
+    ) -> None:
+        self._watch(len(self.parameters), source, piece, always)
+        if piece is None and not always:
+            self._in_place.append(parameter)
+        self.parameters.append(parameter)
+        self.slices.append(piece)
+        self.places.append(place)
+
+    @property
+    def counting(self) -> bool:
+        """Whether what backward makes counts; not that of a stand-in for samples a rank has not."""
+        return self._counting
+
+    @counting.setter
+    def counting(self, counts: bool) -> None:
+        if counts == self._counting:
+            return
+        self._counting = counts
+        for parameter in self._in_place:
+            if counts:  # what a stand-in has made is dropped
+                parameter.grad = self._aside.pop(parameter, None)
+            elif parameter.grad is not None:
+                self._aside[parameter], parameter.grad = parameter.grad, None
+
+    def _watch(
+        self, number: int, parameter: nn.Parameter, piece: Tensor | None, always: bool
+    ) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad if self.masters is None else self.masters.take_gradient(ready)
             if grad is None:  # it comes later, see workbench.layers.late
@@ -94,10 +130,13 @@ class GradientBuckets:
                 return
             if grad.layout != torch.strided:
                 grad = grad.to_dense()
+            if piece is None:
+                ready.grad, self.arrived[number] = grad, True
+                return
             if self.arrived[number]:
-                self.slices[number].add_(grad)
+                piece.add_(grad)
             else:
-                self.slices[number].copy_(grad)
+                piece.copy_(grad)
                 self.arrived[number] = True
             ready.grad = None
 
@@ -108,9 +147,9 @@ class GradientBuckets:
 
         A parameter without one contributes zeros, for it may have one on another rank.
         """
-        for number, arrived in enumerate(self.arrived):
-            if not arrived:
-                self.slices[number].zero_()
+        for piece, arrived in zip(self.slices, self.arrived, strict=True):
+            if not arrived and piece is not None:
+                piece.zero_()
         for number, bucket, comm, compress in self.buckets:
             name = f"gradients, bucket {number}"
             if comm.size > 1:
@@ -126,5 +165,10 @@ class GradientBuckets:
         """Hand the sums to the optimizer as ``parameter.grad``, where any rank had a gradient."""
         own = zip(self.parameters, self.slices, self.places, strict=True)
         for parameter, piece, place in own:
-            parameter.grad = piece if anywhere[place] else None
+            if piece is not None:
+                parameter.grad = piece
+            elif parameter.grad is None:  # elsewhere there is one
+                parameter.grad = torch.zeros_like(parameter)
+            if not anywhere[place]:
+                parameter.grad = None
         self.arrived = [False] * len(self.parameters)

@@ -15,24 +15,25 @@ from workbench.traced import Flat, Label, Refusal, Traced
 Part = tuple[Label, int]
 
 
-def _declare_linear(
+def declare_linear(
     module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
 ) -> Declared:
+    """Say that the last dim of the output counts what the layer makes."""
     return Declared((*arguments[0].labels[:-1], OUT), role="linear")
 
 
-def _build_linear(module: nn.Module, seat: Seat) -> Forward | None:
+def build_linear(module: nn.Module, seat: Seat, turned: bool = False) -> Forward | None:
     """Return a forward that knows of the calls whose inputs are cut, or None if there are none.
 
     A rank that has some of the features but the whole weight multiplies the columns that go with
-    them, and the products are added up over the ranks.
+    them, and the products are added up over the ranks. A weight that is ``turned`` has what it
+    reads in dim 0.
     """
-    assert isinstance(module, nn.Linear)
     own: Forward = module.forward
     ways: dict[int, Forward] = {}
     for planned in seat.calls:
         if planned.choice == "channels" and not is_split(planned):
-            ways[id(planned)] = _by_columns(module, planned, seat)
+            ways[id(planned)] = _by_columns(module, planned, seat, turned)
         elif planned.choice == "gather":
             ways[id(planned)] = _gathered(own, planned, seat)
     if not ways:
@@ -45,7 +46,9 @@ def _build_linear(module: nn.Module, seat: Seat) -> Forward | None:
     return forward
 
 
-def _by_columns(module: nn.Linear, planned: LayerPlan, seat: Seat) -> Callable[[Tensor], Tensor]:
+def _by_columns(
+    module: nn.Module, planned: LayerPlan, seat: Seat, turned: bool = False
+) -> Callable[[Tensor], Tensor]:
     last = len(planned.layer.input_shape) - 1
     together = Together(seat, planned, (last,))
     cuts = tuple(cut for cut in planned.input if cut.dim == last)
@@ -58,10 +61,12 @@ def _by_columns(module: nn.Linear, planned: LayerPlan, seat: Seat) -> Callable[[
         return split(weight, ranges, (1,))
 
     def forward(input: Tensor) -> Tensor:
-        products = nn.functional.linear(input, columns(module.weight))
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        products = nn.functional.linear(input, columns(weight.t() if turned else weight))
         name = seat.name
         result = together.sum(products, f"{name}: outputs", f"{name}: gradients of outputs")
-        return result if module.bias is None else result + module.bias
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        return result if bias is None else result + bias
 
     return forward
 
@@ -162,7 +167,7 @@ def _as_it_is(module: nn.Module, seat: Seat) -> None:
 
 
 CARRIERS = (
-    Carrier((nn.Linear,), _declare_linear, _build_linear),
+    Carrier((nn.Linear,), declare_linear, build_linear),
     Carrier((nn.Flatten,), _declare_flatten, _build_flatten),
     Carrier((nn.Unflatten,), _declare_unflatten, _as_it_is),
     Carrier((nn.Identity,), _declare_identity, _as_it_is),

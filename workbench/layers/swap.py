@@ -12,6 +12,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.precision import Masters
 from workbench.layers.sharding import shard
 from workbench.layers.share import Share
+from workbench.layers.sizes import look_away, resize
 from workbench.plan import LayerPlan, Plan
 
 
@@ -44,9 +45,11 @@ def parallelize(
         if forward is not None:
             module.forward = forward
     _spell_out_encoders(model, plan)
+    modes = resize(model, plan, groups.rank)
     if plan.low:
         masters.lower(model)
     shard(model, plan, groups, share, masters)
+    look_away(model, modes)
     return model
 
 

@@ -115,7 +115,10 @@ def _activations(plan: Plan, rank: int) -> int:
 def _of_loss(plan: Plan, rank: int, rows: int) -> int:
     """Return what a loss keeps: as much as the outputs, and the targets."""
     total = 0
-    for array, cuts in (*((o, plan.output) for o in plan.outputs), (plan.targets, plan.target)):
+    for array, cuts in (
+        *((o, (*plan.output, *plan.class_cuts)) for o in plan.outputs),
+        (plan.targets, plan.target),
+    ):
         if array is not None:
             shares = plan.share(array.shape, cuts, rank)
             numel = prod(stop - start for start, stop in shares)

@@ -17,7 +17,7 @@ from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.replicas import WHOLE, Averaging, Compression
 from workbench.plan.stages import Crossing, Stage
-from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Traced
+from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Resized, Traced
 from workbench.windows import Halo, Run, Window
 
 MASTER_BYTES = 4
@@ -82,6 +82,7 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
     that code takes them apart into, and ``adapted`` the numbers that it takes for that.
+    ``resized`` are modules whose code gives sizes of whole arrays.
     ``exposed`` are parameters and buffers that code reads where no layer that has them is called.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
@@ -91,6 +92,8 @@ class Plan:
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
     ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
     instead.
+    ``loss_dim`` is the dim of the output that counts classes, if the loss can be computed of shares
+    of them; 0 if not.
     """
 
     workload: str
@@ -112,6 +115,7 @@ class Plan:
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
+    resized: tuple[Resized, ...] = ()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None
@@ -123,6 +127,7 @@ class Plan:
     compression: Compression = WHOLE
     averaging: Averaging | None = None
     averaged: tuple[Bucket, ...] = ()
+    loss_dim: int = 0
 
     @property
     def strategy(self) -> str:
@@ -295,6 +300,19 @@ class Plan:
                 if cut.label in carried
             ]
         return tuple(found)
+
+    @property
+    def class_label(self) -> Label:
+        """Label of the classes in the output, if the loss can be computed of shares of them."""
+        labels = self.outputs[0].labels if self.loss_dim and len(self.outputs) == 1 else ()
+        return labels[self.loss_dim] if self.loss_dim < len(labels) else ""
+
+    @property
+    def class_cuts(self) -> tuple[Cut, ...]:
+        """How the output is cut in classes where the loss is computed; none if it is whole."""
+        if not self.class_label:
+            return ()
+        return tuple(cut for cut in self.cuts_of(self.outputs[0]) if cut.dim == self.loss_dim)
 
     def memory(self, rank: int) -> Memory:
         """Return what ``rank`` keeps, in bytes: predicted."""

@@ -13,8 +13,9 @@ from collections.abc import Collection
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
+from workbench.strategies.splitting import Splittable, split, splittable
 from workbench.strategies.strategy import Strategy
+from workbench.strategies.wording import exposed_note
 from workbench.traced import Layer
 
 AXIS = "channel"
@@ -36,7 +37,7 @@ def cut(plan: Plan) -> Plan:
     tied = {array.name for planned in plan.layers for array in planned.layer.tied}
     found = splittable(plan, lambda layer: convolution(layer, degree, tied))
     if not found:
-        raise PlanError(_nothing_to_split(plan, degree))
+        raise PlanError(_nothing_to_split(plan, degree, tied))
     return split(plan, AXIS, found)
 
 
@@ -65,7 +66,7 @@ def convolution(layer: Layer, degree: int, tied: Collection[str] = ()) -> Splitt
     return Splittable(layer, source.labels[1], made.labels[1], inputs, outputs, ways)
 
 
-def _nothing_to_split(plan: Plan, degree: int) -> str:
+def _nothing_to_split(plan: Plan, degree: int, tied: Collection[str]) -> str:
     convolutions = [p.layer for p in plan.layers if p.layer.role == "conv" and p.layer.arguments]
     if not convolutions:
         return (
@@ -75,9 +76,14 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
     if read := exposed_note(plan):
         return f"{plan.mesh} finds no convolution that can be split: {read}; use data={degree}."
     widest = max(max(c.input_shape[1], c.output_shape[1]) for c in convolutions)
+    nearest = f"data={degree}"
+    for fewer in range(min(widest, degree - 1), 1, -1):
+        if splittable(plan, lambda layer, d=fewer: convolution(layer, d, tied)):  # type: ignore[misc]
+            nearest = f"channel={fewer}"
+            break
     return (
         f"{plan.mesh}: no convolution can be split in {degree}. The widest has {widest} channels, "
-        f"groups are split only whole; the nearest is channel={max(2, min(widest, degree - 1))}."
+        f"groups are split only whole; the nearest is {nearest}."
     )
 
 

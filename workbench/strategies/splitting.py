@@ -13,21 +13,12 @@ from itertools import product
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
+from workbench.strategies.classes import of_loss
+from workbench.strategies.wording import notes
 from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
 
+MESSAGE_BYTES = 2**14  # one collective more costs as much time as so many bytes in one
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
-
-WORDS = {
-    ("conv", "filters"): "split in filters",
-    ("conv", "channels"): "split in input channels, results added up",
-    ("conv", "groups"): "split in groups",
-    ("linear", "filters"): "split in columns (outputs)",
-    ("linear", "channels"): "split in rows (inputs), results added up",
-    ("embedding", "filters"): "split in features",
-    ("embedding", "channels"): "split in rows (vocabulary), results added up",
-    ("heads", "heads"): "split in heads, results added up",
-}
-"""What is said of a layer, from its role and the plan's choice."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,8 @@ class Splittable:
     """One call of a layer as these strategies see it.
 
     ``source`` and ``made`` are the labels of the features that it reads and makes, ``inputs`` and
-    ``outputs`` their numbers. ``ways`` are the choices that there are.
+    ``outputs`` their numbers. ``ways`` are the choices that there are. A layer that makes several
+    ``things`` side by side, such as queries, keys and values, has ``made`` features of each.
     """
 
     layer: Layer
@@ -44,6 +36,7 @@ class Splittable:
     inputs: int
     outputs: int
     ways: tuple[str, ...]
+    things: int = 1
 
     def choice(self, kept: frozenset[Label], degree: int) -> str:
         """Return how the layer is split, given which labels stay cut; "" if it stays whole."""
@@ -52,14 +45,23 @@ class Splittable:
         return "" if choice == "filters" and self.outputs < degree else choice
 
     def parameter_cuts(
-        self, choice: str, axis: str, units: Callable[[Label], int]
+        self, choice: str, axis: str, units: Callable[[Label], int], stays: bool
     ) -> list[tuple[str, Cut]]:
-        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label."""
+        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label.
+
+        ``stays`` says whether what the layer makes stays cut.
+        """
         layer = self.layer
         if choice == "heads":
             return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
+        if self.things > 1 and stays:
+            flat = Flat((("", self.things), (str(self.made), self.outputs // self.things)))
+            return [
+                (p.name, Cut(int(layer.turned and len(p.shape) > 1), axis, flat=flat))
+                for p in (*layer.parameters, *layer.tied)
+            ]
         # A transposed convolution and an embedding count what they read in the weight's first dim.
-        turned = layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
+        turned = layer.turned or layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
         found = []
         for parameter in (*layer.parameters, *layer.tied):
             is_weight = len(parameter.shape) > 1
@@ -95,8 +97,8 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
     by_name = {one.layer.name: one for one in found}
     layers = tuple(_planned(plan, axis, planned, by_name, kept) for planned in plan.layers)
     plan = replace(plan, layers=layers)
-    collectives = [c for one in found for c in _collectives(plan, axis, one, kept)]
-    return plan.adding(collectives=collectives, notes=_notes(plan, by_name))
+    collectives = _all_collectives(plan, axis, found, kept)
+    return plan.adding(collectives=collectives, notes=notes(plan, by_name))
 
 
 def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
@@ -106,9 +108,19 @@ def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
 
 def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int) -> list[str]:
     """Return the labels of features all of whose readers can do with a part."""
-    candidates = {one.made: one.outputs for one in found if isinstance(one.made, str) and one.made}
+    candidates = {
+        one.made: one.outputs // one.things
+        for one in found
+        if isinstance(one.made, str) and one.made
+    }
     whole = {name for mix in plan.mixes for label in mix.labels for name in _names(label)}
-    whole |= {name for array in plan.outputs for label in array.labels for name in _names(label)}
+    whole |= {
+        name
+        for array in plan.outputs
+        for label in array.labels
+        for name in _names(label)
+        if label != plan.class_label or array.labels.count(label) > 1
+    }
     split_in = {one.layer.name: one for one in found}
     for planned in plan.layers:
         layer = planned.layer
@@ -154,6 +166,10 @@ def _crossing(plan: Plan) -> set[str]:
 def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: bool) -> bool:
     """Return whether ``layer`` can do with a part of the features in ``dim`` of ``array``."""
     label = array.labels[dim]
+    if layer.watched:
+        return True
+    if one is not None and one.things > 1 and made and dim == layer.feature_dim(array):
+        return True
     if isinstance(label, Flat) or not label.startswith("out:"):
         return False
     if layer.role in ("conv", "linear", "embedding", "heads"):
@@ -179,13 +195,6 @@ def is_exposed(layer: Layer, plan: Plan) -> bool:
     return not names.isdisjoint(plan.exposed)
 
 
-def exposed_note(plan: Plan) -> str:
-    """Return why layers stay whole whose parameters other code reads; "" if there are none."""
-    if not plan.exposed:
-        return ""
-    return f"code reads {plan.exposed[0]!r} where its layer is not called, so that stays whole"
-
-
 def _names(label: Label) -> list[str]:
     return [name for name, _ in label.parts if name] if isinstance(label, Flat) else [label]
 
@@ -201,12 +210,12 @@ def _cheapest(
     degree = plan.mesh.degree(axis)
 
     def cost(kept: frozenset[Label]) -> tuple[int, int]:
-        moved = [c for one in found for c in _collectives(plan, axis, one, kept)]
+        moved = _all_collectives(plan, axis, found, kept)
         busiest = max(
             sum(c.sent_bytes(degree, index, (plan.batch.size,)) for c in moved)
             for index in range(degree)
         )
-        return busiest, -len(kept)
+        return busiest + MESSAGE_BYTES * len(moved), -len(kept)
 
     if len(free) <= MOST_AT_ONCE:
         picks = product((False, True), repeat=len(free))
@@ -221,6 +230,15 @@ def _cheapest(
         if cost(nearest) >= cost(best):
             return best
         best = nearest
+
+
+def _all_collectives(
+    plan: Plan, axis: str, found: Sequence[Splittable], kept: frozenset[Label]
+) -> list[Collective]:
+    """Return what all layers cost, and the loss."""
+    moved = [c for one in found for c in _collectives(plan, axis, one, kept)]
+    last = [one.layer.name for one in found if one.made and one.made == plan.class_label]
+    return [*moved, *of_loss(plan, axis, last[-1], kept)] if last else moved
 
 
 def _collectives(
@@ -313,7 +331,9 @@ def _planned(
         one = by_name[layer.name]
         choice = one.choice(kept, plan.mesh.degree(axis))
         if choice:
-            parameters += one.parameter_cuts(choice, axis, lambda label: _units(plan, label, kept))
+            parameters += one.parameter_cuts(
+                choice, axis, lambda label: _units(plan, label, kept), one.made in kept
+            )
     elif layer.role == "channelwise" and any(c.dim == 1 and c.axis == axis for c in into):
         prefix = layer.parameters[0].name.rpartition(".")[0] if layer.parameters else layer.name
         state = [p.name for p in layer.parameters]
@@ -327,17 +347,6 @@ def _planned(
         parameters=(*planned.parameters, *parameters),
         choice=choice,
     )
-
-
-def _notes(plan: Plan, by_name: dict[str, Splittable]) -> list[str]:
-    ways: dict[str, list[str]] = {}
-    for planned in plan.layers:
-        layer = planned.layer
-        if layer.role not in ("conv", "linear", "embedding", "heads") or not layer.arguments:
-            continue
-        way = WORDS.get((layer.role, planned.choice if layer.name in by_name else ""))
-        ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)
-    return [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
 
 
 def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[Splittable]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies.channel import convolution
-from workbench.strategies.splitting import Splittable, exposed_note, split, splittable
+from workbench.strategies.splitting import Splittable, split, splittable
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Layer
+from workbench.strategies.wording import exposed_note
+from workbench.traced import Flat, Layer
 
 AXIS = "tensor"
 
@@ -27,20 +28,21 @@ def cut(plan: Plan) -> Plan:
             f"{plan.mesh} cuts features and positions of the same arrays, which is not offered; "
             f"use tensor={degree * plan.mesh.degree('spatial')}, or data with one of the two."
         )
-    for planned in plan.layers:
-        heads = planned.layer.head_count
-        if 0 < heads < degree:
-            raise PlanError(
-                f"{plan.mesh} splits attention by heads, and layer {planned.layer.name!r} has "
-                f"{heads}; " + (f"use tensor={heads}." if heads > 1 else f"use data={degree}.")
-            )
+    with_heads = [p.layer for p in plan.layers if p.layer.head_count]
+    fewest = min(with_heads, key=lambda layer: layer.head_count, default=None)
+    if fewest is not None and fewest.head_count < degree:
+        heads = fewest.head_count
+        raise PlanError(
+            f"{plan.mesh} splits attention by heads, and layer {fewest.name!r} has "
+            f"{heads}; " + (f"use tensor={heads}." if heads > 1 else f"use data={degree}.")
+        )
     users: dict[str, list[Layer]] = {}
     for planned in plan.layers:
         for array in (*planned.layer.parameters, *planned.layer.tied):
             users.setdefault(array.name, []).append(planned.layer)
     found = splittable(plan, lambda layer: _layer(layer, users, degree))
     if not found:
-        raise PlanError(_nothing_to_split(plan, degree))
+        raise PlanError(_nothing_to_split(plan, degree, users))
     return split(plan, AXIS, found)
 
 
@@ -61,9 +63,10 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     weights = [p for p in (*layer.parameters, *layer.tied) if len(p.shape) == 2]
     if len(weights) != 1 or not made.labels:
         return None
+    label, things = made.labels[-1], 1
     tied = len({user.name for user in users[weights[0].name]}) > 1
     if tied and not all(
-        user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
+        not user.turned and user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
         for user in users[weights[0].name]
     ):
         return None
@@ -77,8 +80,11 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     source = layer.arguments[0]
     if len(source.shape) < 2 or (outputs < degree and source.shape[-1] < degree):
         return None
-    ways = ("filters",) if tied else ("filters", "channels")
-    return Splittable(layer, source.labels[-1], made.labels[-1], source.shape[-1], outputs, ways)
+    ways: tuple[str, ...] = ("filters",) if tied else ("filters", "channels")
+    if isinstance(label, Flat) and not tied:  # several things side by side, each of them split
+        ((_, things), (label, _)) = label.parts
+        ways = ("filters",)
+    return Splittable(layer, source.labels[-1], label, source.shape[-1], outputs, ways, things)
 
 
 def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
@@ -91,7 +97,7 @@ def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
     )
 
 
-def _nothing_to_split(plan: Plan, degree: int) -> str:
+def _nothing_to_split(plan: Plan, degree: int, users: dict[str, list[Layer]]) -> str:
     sizes = [
         max(size for array in planned.layer.parameters for size in array.shape[:2])
         for planned in plan.layers
@@ -104,9 +110,14 @@ def _nothing_to_split(plan: Plan, degree: int) -> str:
         )
     if read := exposed_note(plan):
         return f"{plan.mesh} finds no layer that can be split: {read}; use data={degree}."
+    nearest = f"data={degree}"
+    for fewer in range(min(max(sizes), degree - 1), 1, -1):
+        if splittable(plan, lambda layer, d=fewer: _layer(layer, users, d)):  # type: ignore[misc]
+            nearest = f"tensor={fewer}"
+            break
     return (
         f"{plan.mesh}: no layer can be split in {degree}. The widest has {max(sizes)} features; "
-        f"the nearest is tensor={max(2, min(max(sizes), degree - 1))}."
+        f"the nearest is {nearest}."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
+from workbench.tracking.graph import nodes_of, reached
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.shares import call_event, spec_of
-from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, labels_in
+from workbench.tracking.sizes import CallSizes
+from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, fused, labels_in
 from workbench.tracking.watch import Watch, set_tags, tensors_in
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class _Open:
     carrier: Carrier | None = None
     opaque: bool = False
     inner: Carrier | None = None
+    sizes: CallSizes = field(default_factory=CallSizes)
     sums: list[Sums] = field(default_factory=list)
 
 
@@ -53,10 +56,25 @@ class Calls:
         Names of the modules; one that stands in several places has the first.
     returned:
         For each layer that answers for itself what its calls returned, in order.
+    sizes:
+        For each other module the sizes that its code gives, call by call.
+
+    Parameters
+    ----------
+    fused:
+        Layers that make several things at once, such as queries, keys and values, and how many.
     """
 
-    def __init__(self, model: nn.Module, watch: Watch, opaque: frozenset[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        watch: Watch,
+        opaque: frozenset[str],
+        fused: Mapping[str, int] | None = None,
+    ) -> None:
         self.model, self.watch, self.opaque = model, watch, opaque
+        self.fused = fused or {}
+        self.sizes: dict[nn.Module, list[CallSizes]] = {}
         self.names = {module: name for name, module in model.named_modules()}
         self.returned: dict[nn.Module, list[Any]] = {}
         self._arrays = arrays_by_owner(model)
@@ -65,7 +83,8 @@ class Calls:
         self._saved: list[tuple[int, list[Tensor]]] = []
         self._kept = {p.untyped_storage()._cdata for p in model.parameters()}
         self._open: list[_Open] = []
-        _carrier_of(model)  # what it imports is none of the model's faults
+        for module in self.names:
+            _carrier_of(module)  # what it imports and tries is none of the model's faults
         watch.where = self._where
 
     @contextmanager
@@ -101,7 +120,7 @@ class Calls:
 
         ``outputs`` are the nodes of the model's outputs: gradients flow where those are reached.
         """
-        reached = _reached(outputs)
+        found_by = reached(outputs)
         names = self.watch.names
         saved: dict[int, tuple[Traced, ...]] = {}
         for number, seen in self._saved:
@@ -116,7 +135,7 @@ class Calls:
             _settled(
                 replace(each.layer, saved=saved.get(number, ())),
                 names,
-                [not reached.isdisjoint(nodes) for nodes in each.nodes],
+                [not found_by.isdisjoint(nodes) for nodes in each.nodes],
             )
             for number, each in enumerate(self._found)
         ]
@@ -126,12 +145,18 @@ class Calls:
         """Return the layers whose calls have begun and not ended, by name."""
         return (self.names[call.module] or type(call.module).__name__ for call in self._open)
 
+    def current(self) -> CallSizes | None:
+        """Return where to note the sizes that code gives now; None inside of layers."""
+        return self._open[-1].sizes if self._open and not self.watch.blind else None
+
     def _where(self) -> tuple[str, str]:
         module = self._open[-1].module if self._open else self.model
         return self.names[module], type(module).__name__
 
     def _enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         call = _Open(module, [*args, kwargs], self.watch.flops)
+        if self._open:
+            self._open[-1].sizes.inside.append(self.names[module])
         given = tensors_in(call.args)
         if not self.watch.blind:
             call.opaque = self.names[module] in self.opaque
@@ -160,6 +185,8 @@ class Calls:
             self._open[-1].inside += flops
         if call.opaque or call.carrier:
             self.watch.blind -= 1
+        else:
+            self.sizes.setdefault(module, []).append(call.sizes)
         declared = self._answer(call, output)
         if (call.opaque or call.carrier) and self.watch.inputs:
             self.returned.setdefault(module, []).append(spec_of(output, tags_of))
@@ -200,7 +227,10 @@ class Calls:
         self._check_others(call, said)
         own = f"out:{self.names[call.module] or type(call.module).__name__}"
         self.watch.names.introduce(own)
-        tags: Tags = tuple(own if label == "out" else label for label in said.labels)
+        made: Tag = own
+        if said.role == "linear" and first.dim():
+            made = fused(own, first.shape[-1], self.fused.get(own.removeprefix("out:"), 1))
+        tags: Tags = tuple(made if label == "out" else label for label in said.labels)
         set_tags(first, tags if len(tags) == first.dim() else ("",) * first.dim())
         for x in others:
             set_tags(x, tags_of(first) if x.shape == first.shape else ("",) * x.dim())
@@ -245,6 +275,7 @@ class Calls:
             sums=tuple(call.sums),
             role="opaque" if call.opaque else "plain",
             tied=() if call.opaque else self._tied.get(module, ()),
+            watched=not (call.opaque or call.carrier or self.watch.blind),
         )
         if said is not None:
             layer = replace(
@@ -254,10 +285,11 @@ class Calls:
                 refusals=said.refusals,
                 role=said.role,  # type: ignore[arg-type]
                 groups=said.groups,
+                turned=said.turned,
                 by_heads=_by_heads(layer, said, self.names[module]),
             )
         # The weights of attention may be a view of what gives the output: only the view is theirs.
-        nodes = tuple(_nodes(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
+        nodes = tuple(nodes_of(x, call.args)[: None if n == 0 else 1] for n, x in enumerate(outs))
         self._found.append(_Found(layer, nodes))
 
     def _functional(self, layers: Sequence[Layer]) -> list[Layer]:
@@ -317,27 +349,6 @@ def _as_first(arguments: Sequence[Traced], x: Tensor) -> Tags:
             return none
         found.append(label if isinstance(label, str) and size == own else "")
     return tuple(found)
-
-
-def _reached(nodes: Sequence[Any]) -> set[Any]:
-    """Return all nodes of the autograd graph that backward passes through."""
-    todo = [node for node in nodes if node is not None]
-    found = set(todo)
-    while todo:
-        for node, _ in todo.pop().next_functions:
-            if node is not None and node not in found:
-                found.add(node)
-                todo.append(node)
-    return found
-
-
-def _nodes(x: Tensor, given: Sequence[Any]) -> list[Any]:
-    """Return the nodes that made ``x``: of a view what it views too, which stays if it changes."""
-    found = [x.grad_fn]
-    inputs = [y for z in tensors_in(given) for y in (z, z._base)]
-    if x._base is not None and not any(x._base is y for y in inputs):
-        found.append(x._base.grad_fn)
-    return [node for node in found if node is not None]
 
 
 def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:

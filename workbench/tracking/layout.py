@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -10,7 +11,18 @@ from torch import Tensor
 from workbench.traced import Label
 from workbench.tracking.operation import Operation, everything, report_meeting, rule, tags_of
 from workbench.tracking.regroup import regroup
-from workbench.tracking.tags import EVEN, Even, Lost, Tag, labels_in, labels_of, lost, lost_in
+from workbench.tracking.tags import (
+    EVEN,
+    Even,
+    Lost,
+    Merged,
+    Tag,
+    is_fused,
+    labels_in,
+    labels_of,
+    lost,
+    lost_in,
+)
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", even=True)
@@ -82,12 +94,31 @@ def _part(op: Operation) -> list[list[Tag]]:
     tags = list(tags_of(op.first))
     if op.name not in ("select", "unbind") and all(r.shape == op.first.shape for r in op.results):
         return [tags]
+    if pieces := _whole_things(op, tags[dim], dim):
+        return [[*tags[:dim], piece, *tags[dim + 1 :]] for piece in pieces]
     if hit := labels_of(tags[dim]):
+        sizes = [op.first.shape[dim], *(r.shape[dim] for r in op.results if r.dim() == len(tags))]
+        single = op.name in ("select", "unbind")
+        op.names.part(tags[dim], sizes[0] // (1 if single else max(1, gcd(*sizes))))
         op.mix(hit, f"{op.said} of dim {dim}")
         tags[dim] = lost(tags[dim])
     if op.name in ("select", "unbind"):
         del tags[dim]
     return [tags] * len(op.results)
+
+
+def _whole_things(op: Operation, tag: Tag, dim: int) -> list[Tag]:
+    """Return the tags of parts that are whole things of several side by side; none if not so."""
+    if not isinstance(tag, Merged) or not is_fused(tag) or op.name in ("select", "unbind"):
+        return []
+    (none, _), (label, size) = tag.parts
+    start = 0
+    if op.name in ("slice", "narrow"):
+        start = op.given["start"] or 0
+    sizes = [result.shape[dim] for result in op.results]
+    if op.given.get("step", 1) != 1 or start % size or any(n % size or not n for n in sizes):
+        return []
+    return [label if n == size else Merged(((none, n // size), (label, size))) for n in sizes]
 
 
 @rule("cat", "_cat", even=True)

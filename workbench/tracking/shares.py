@@ -8,9 +8,9 @@ what they return. Numbers have to be those of the first pass, and sizes have to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.traced import Adapted, Flat, Label, Mix
+from workbench.traced import Adapted, Flat, Label, Mix, Resized
 from workbench.tracking.naming import user_name
+from workbench.tracking.sizes import CallSizes, Fitting, Frame, Place, resized
 from workbench.tracking.tags import Even, Lost, Merged, Names, Tag, Tags, labels_in
 from workbench.tracking.watch import Event, Literals, Watch, tensors_in
 
@@ -112,10 +113,12 @@ class Pass:
     labels: tuple[str, ...]
     agreed: Names
     adapted: tuple[Adapted, ...] = ()
+    sizes: Mapping[nn.Module, Sequence[CallSizes]] = field(default_factory=dict)
+    places: set[Place] = field(default_factory=set)
 
 
-def other_sizes(first: Pass) -> list[Mix]:
-    """Return what does not follow the sizes of labelled dims.
+def other_sizes(first: Pass) -> tuple[list[Mix], tuple[Resized, ...]]:
+    """Return what does not follow the sizes of labelled dims, and sizes that have to be put right.
 
     Labels that the first pass found mixed are compared in their numbers only: their arrays have
     gone whole on the way.
@@ -129,7 +132,7 @@ def other_sizes(first: Pass) -> list[Mix]:
             found += _compared(first, labels, _twice, strict) or _compared(
                 first, labels, _half, strict
             )
-    return found
+    return found, resized(first.names, first.sizes, first.places, first.agreed)
 
 
 def _twice(places: dict[str, int], agreed: Names) -> Scale:
@@ -160,26 +163,28 @@ def _compared(
     first: Pass, labels: Sequence[str], make: Callable[[dict[str, int], Names], Scale], strict: bool
 ) -> list[Mix]:
     """Run with all ``labels`` of another size; where that shows, find out which it was."""
-    together = _findings(
-        first, labels, make({name: i for i, name in enumerate(labels)}, first.agreed), strict
-    )
+    scale = make({name: i for i, name in enumerate(labels)}, first.agreed)
+    together = _findings(first, labels, scale, strict)
     if not together or len(labels) == 1:
         return together
     by_place: dict[Mix, tuple[Label, ...]] = {}
-    for label in labels:
-        for mix in _findings(first, (label,), make({label: 0}, first.agreed), strict):
+    half = len(labels) // 2  # most of many labels are harmless, and are so together
+    for some in (labels[:half], labels[half:]):
+        for mix in _compared(first, some, make, strict):
             key = replace(mix, labels=())
-            by_place[key] = (*by_place.get(key, ()), label)
+            by_place[key] = (*by_place.get(key, ()), *mix.labels)
     return [replace(mix, labels=found) for mix, found in by_place.items()] or together
 
 
 def _findings(first: Pass, labels: Sequence[Label], scale: Scale, strict: bool) -> list[Mix]:
     second = _Second(first, scale)
-    error = second.run()
+    error = second.run(fitting=strict)
     found = list(_differences(first.events, second.watch.events, labels, scale, strict))
     if error and strict and not found:
         layer, kind = second.where()
         found.append(Mix(layer, kind, error, tuple(labels), "take sizes from x.shape"))
+    if not found and not error:
+        first.places |= second.fitting.fitted
     return found
 
 
@@ -244,19 +249,24 @@ class _Second:
         self.first, self.scale = first, scale
         self.watch = Watch()
         self.watch.where = self.where
-        self.stack: list[nn.Module] = []
+        self.stack: list[Frame] = []
+        self.calls: dict[nn.Module, int] = {}
+        self.fitting = Fitting(first.sizes, scale, self._frame)
 
     def where(self) -> tuple[str, str]:
         """Return name and class of the module whose ``forward`` runs."""
-        module = self.stack[-1] if self.stack else self.first.model
+        module = self.stack[-1].module if self.stack else self.first.model
         return self.first.names[module], type(module).__name__
 
-    def run(self) -> str:
-        """Run; returns what went wrong, or ""."""
+    def _frame(self) -> Frame | None:
+        return self.stack[-1] if self.stack and not self.watch.blind else None
+
+    def run(self, fitting: bool) -> str:
+        """Run, with sizes put right if ``fitting``; returns what went wrong, or ""."""
         with self._standing_in(), self._adapted():
             inputs = [spec.stand_in(self.scale) for spec in self.first.inputs]
             try:
-                with self.watch, Literals(self.watch):
+                with self.watch, Literals(self.watch), self.fitting if fitting else nullcontext():
                     output = self.first.model(*inputs)
             except Exception as error:
                 if self.watch.running is not None:
@@ -304,10 +314,11 @@ class _Second:
                 setattr(modules[module], attribute, size)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
-        self.stack.append(module)
+        call = self.calls[module] = self.calls.get(module, -1) + 1
+        self.stack.append(Frame(module, call))
 
     def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
-        while self.stack.pop() is not module:
+        while self.stack.pop().module is not module:
             pass
 
     def _stand_in(self, module: nn.Module) -> Callable[..., Any]:

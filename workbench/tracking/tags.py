@@ -45,6 +45,27 @@ Tags = tuple[Tag, ...]
 EVEN = Even()
 
 
+def fused(label: str, size: int, count: int) -> Tag:
+    """Return the tag of ``size`` features that are ``count`` things side by side, each a layer's.
+
+    The label then counts the features of each of them.
+    """
+    if count < 2 or size % count:
+        return label
+    return Merged((("", count), (label, size // count)))
+
+
+def is_fused(tag: Tag) -> bool:
+    """Return whether a dim has several things side by side, of each of which there are features."""
+    return (
+        isinstance(tag, Merged)
+        and len(tag.parts) == 2
+        and not tag.parts[0][0]
+        and isinstance(tag.parts[1][0], str)
+        and tag.parts[1][0].startswith("out:")
+    )
+
+
 def labels_of(tag: Tag) -> tuple[Label, ...]:
     """Return the labels that a dim carries, those of merged dims one by one."""
     if isinstance(tag, Merged):
@@ -78,6 +99,9 @@ def as_labels(tags: Tags, shape: Sequence[int]) -> tuple[Label, ...]:
     """
     found: list[Label] = [tag if isinstance(tag, str | Flat) else "" for tag in tags]
     for dim, tag in enumerate(tags):
+        if isinstance(tag, Merged) and is_fused(tag):
+            found[dim] = Flat(tuple((str(part), size) for part, size in tag.parts))
+    for dim, tag in enumerate(tags):
         if isinstance(tag, Lost) and len(tag.labels) == 1 and shape[dim] > 1:
             (label,) = tag.labels
             alone = sum(label == other or label in lost_in((other,)) for other in tags) == 1
@@ -96,6 +120,12 @@ class Names:
         self._order: dict[str, int] = {}
         self._units: dict[str, int] = {}
         self.splits: list[tuple[str, int, int]] = []
+        self.parted: dict[str, int] = {}
+
+    def part(self, tag: Tag, count: int) -> None:
+        """Note that code takes the features of a layer apart into ``count`` things of their own."""
+        if isinstance(tag, str) and tag.startswith("out:") and count > 1:
+            self.parted.setdefault(tag, count)
 
     def introduce(self, label: str) -> None:
         """Note that ``label`` exists: the earlier of two that are the same gives both its name."""

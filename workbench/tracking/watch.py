@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from workbench.errors import PlanError
 from workbench.traced import Label, Mix
-from workbench.tracking import layout  # noqa: F401 - registers its rules
+from workbench.tracking import attention, layout  # noqa: F401 - register their rules
 from workbench.tracking.arithmetic import RANDOM, pointwise, random
 from workbench.tracking.operation import EVEN_SAFE, RULES, Operation, everything, tags_of
 from workbench.tracking.tags import Even, Names, Tag, Tags, labels_in, labels_of, lost

@@ -10,7 +10,7 @@ from math import prod
 
 from workbench.errors import PlanError
 from workbench.plan import LayerPlan, Plan, in_binary_units
-from workbench.strategies.splitting import WORDS
+from workbench.strategies.wording import WORDS
 from workbench.ui import look
 from workbench.windows import Halo, Run, Window, cells
 
