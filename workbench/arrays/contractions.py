@@ -29,7 +29,6 @@ class Product:
             return torch.nn.functional.linear(x, y)
         return x @ y
 
-
     def summed(self, node: Node) -> dict[int, tuple[int, ...]]:
         """Return the inner dim of both."""
         x, y = node.shapes[:2]

@@ -313,9 +313,7 @@ class _Layer:
             for first in range(0, len(keys), _COMBINED_AT_ONCE):
                 some = [TaskRef(k) for k in keys[first : first + _COMBINED_AT_ONCE]]
                 above.append((self.partial_name, *key[1:], level, first))
-                self.partials[above[-1]] = Task(
-                    above[-1], combined, program, number, List(*some)
-                )
+                self.partials[above[-1]] = Task(above[-1], combined, program, number, List(*some))
             keys = above
         at_end: Needs = {}
         need(at_end, node, last_parts(rule, node, box))
@@ -373,9 +371,8 @@ def titles(network: Network, kept: Iterable[int], last: str) -> dict[int, str]:
     found = {}
     for number in kept:
         node = network.nodes[number]
-        found[number] = last if number == network.output else "_".join(
-            filter(None, (node.title, node.where.replace("-", "_")))
-        )
+        where = (node.where or last).replace("-", "_")
+        found[number] = last if number == network.output else f"{where}_{node.title}"
     return found
 
 

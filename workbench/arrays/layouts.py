@@ -44,9 +44,7 @@ def _cut(node: Node, dim: int, given: list[Chunks]) -> tuple[int, ...]:
 def _goes_with(node: Node, dim: int) -> list[tuple[int, int]]:
     """Return which dims of which arrays the places of a dim of the result go with."""
     rule, size = rule_of(node), node.shape[dim]
-    first, last = (
-        rule.needs(node, _thin(node, dim, row)) for row in (0, size - 1)
-    )
+    first, last = (rule.needs(node, _thin(node, dim, row)) for row in (0, size - 1))
     found = []
     for place, (one, other) in enumerate(zip(first, last, strict=True)):
         if one is None or other is None:

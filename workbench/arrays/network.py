@@ -169,7 +169,9 @@ def record(code: Callable[..., Any], inputs: Sequence[Tensor], name: str) -> Net
                 'strategy="data", which calls the model as it is.'
             ) from error
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise PlanError(f"{name} does not take arrays of {shapes}: {_first_line(error)}.") from error
+        raise PlanError(
+            f"{name} does not take arrays of {shapes}: {_first_line(error)}."
+        ) from error
     return recorder.network()
 
 
@@ -204,9 +206,8 @@ class _SpelledOut(torch.overrides.TorchFunctionMode):
                 return _wrapped(args[0], args[1] if len(args) > 1 else kwargs["pad"])
         if func is torch.nn.functional.linear:
             x, weight, bias = (*args, *kwargs.values(), None)[:3]
-            if x.dim() > 1:
-                made = torch.ops.workbench.linear(x, weight)
-                return made if bias is None else made + bias
+            made = torch.ops.workbench.linear(x, weight)
+            return made if bias is None else made + bias
         if func in _PRODUCTS and args[0].dim() > 2 and len(args) == 2 and args[1].dim() == 2:
             return torch.ops.workbench.linear(args[0], args[1].t())
         return func(*args, **kwargs)

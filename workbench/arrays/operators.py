@@ -12,31 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from workbench.arrays import ALONG, ELEMENTWISE, OF_TORCH, WINDOWED
 from workbench.arrays.checks import check_array
 from workbench.arrays.graphs import lower
 from workbench.arrays.network import record
 from workbench.errors import PlanError
 
 Operator = Callable[..., da.Array]
-
-_ELEMENTWISE = (
-    *("relu", "relu6", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "softplus"),
-    *("softsign", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink"),
-    *("tanhshrink", "logsigmoid", "threshold", "prelu", "glu"),
-)
-_WINDOWED = (
-    *("conv1d", "conv2d", "conv3d"),
-    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("interpolate", "pad", "pixel_shuffle", "pixel_unshuffle"),
-)
-_ALONG = (
-    *("linear", "softmax", "log_softmax", "normalize"),
-    *("batch_norm", "layer_norm", "group_norm", "instance_norm"),
-)
-_OF_TORCH = ("matmul", "sigmoid", "tanh")
 
 
 def operator(function: Callable[..., Any], name: str = "") -> Operator:
@@ -108,8 +90,8 @@ def _document(function: Callable[..., Any], title: str) -> str:
 
 
 def _all() -> dict[str, Operator]:
-    found = {n: operator(getattr(F, n), n) for n in (*_ELEMENTWISE, *_WINDOWED, *_ALONG)}
-    return {**found, **{n: operator(getattr(torch, n), n) for n in _OF_TORCH}}
+    found = {n: operator(getattr(F, n), n) for n in (*ELEMENTWISE, *WINDOWED, *ALONG)}
+    return {**found, **{n: operator(getattr(torch, n), n) for n in OF_TORCH}}
 
 
 OPERATORS = _all()

@@ -135,9 +135,7 @@ class Resampling(Windowed):
         scales = [s for s in node.args[first : first + self.dims] if s is not None]
         scales += [s for name, s in node.kwargs if name.startswith("scales") and s is not None]
         if len(scales) == self.dims:
-            return nn.Upsample(
-                scale_factor=tuple(scales), mode=self.mode, align_corners=align
-            )
+            return nn.Upsample(scale_factor=tuple(scales), mode=self.mode, align_corners=align)
         return nn.Upsample(tuple(node.shape[2:]), mode=self.mode, align_corners=align)
 
     def windows(self, node: Node) -> Sequence[Window]:

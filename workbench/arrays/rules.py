@@ -15,16 +15,14 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from workbench.arrays import (
-    contractions,
-    convolutions,
-    moves,
-    pools,
-    reductions,
-    reshaping,
-)
 from workbench.arrays.boxes import Box, spread, whole, within
+from workbench.arrays.contractions import RULES as CONTRACTIONS
+from workbench.arrays.convolutions import RULES as CONVOLUTIONS
+from workbench.arrays.moves import RULES as MOVES
 from workbench.arrays.network import Node, operation
+from workbench.arrays.pools import RULES as POOLS
+from workbench.arrays.reductions import RULES as REDUCTIONS
+from workbench.arrays.reshaping import RULES as RESHAPING
 from workbench.windows import Run
 
 
@@ -89,12 +87,12 @@ _BY_CHANNEL = ("aten.native_batch_norm", "aten._native_batch_norm_legit_no_train
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_MORE_POINTWISE, _POINTWISE),
     **dict.fromkeys(_BY_CHANNEL, ByChannel()),
-    **convolutions.RULES,
-    **pools.RULES,
-    **moves.RULES,
-    **reshaping.RULES,
-    **contractions.RULES,
-    **reductions.RULES,
+    **CONVOLUTIONS,
+    **POOLS,
+    **MOVES,
+    **RESHAPING,
+    **CONTRACTIONS,
+    **REDUCTIONS,
 }
 
 

@@ -45,5 +45,3 @@ def _alone() -> bool:
 
     worker = getattr(thread_state, "execution_state", {}).get("worker")
     return worker is not None and worker.state.nthreads == 1
-
-

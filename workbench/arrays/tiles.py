@@ -103,9 +103,7 @@ def _cut(network: Network, ref: int, values: Mapping[Box, Tensor], box: Box) -> 
     return values[outer][within(box, outer)]
 
 
-def inner_box(
-    rule: Splittable, node: Node, box: Box, inner: Sequence[Run]
-) -> list[Box | None]:
+def inner_box(rule: Splittable, node: Node, box: Box, inner: Sequence[Run]) -> list[Box | None]:
     """Return what a partial result needs, for ranges of the dims that are summed over."""
     found: list[Box | None] = []
     summed = rule.summed(node)
@@ -123,6 +121,4 @@ def inner_box(
 def last_parts(rule: Splittable, node: Node, box: Box) -> list[Box | None]:
     """Return what the end of a sum needs: the arrays that are not summed over."""
     summed = rule.summed(node)
-    return [
-        None if place in summed else part for place, part in enumerate(rule.needs(node, box))
-    ]
+    return [None if place in summed else part for place, part in enumerate(rule.needs(node, box))]

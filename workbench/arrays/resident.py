@@ -1,0 +1,144 @@
+"""A model that stays on every worker: sent once, loaded once in each process."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+from dask._task_spec import List, Task, TaskRef
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from torch import nn
+
+from workbench.arrays.graphs import as_array
+from workbench.arrays.threads import few_threads
+from workbench.pickling import dump, load
+
+_KEPT = 4
+_loaded: OrderedDict[str, nn.Module] = OrderedDict()
+_lock = Lock()
+
+
+class Resident:
+    """A model as bytes, which a process loads when it is first asked for.
+
+    Dask moves the bytes to each worker that needs them, once. Models of user's own code travel with
+    that code.
+    """
+
+    def __init__(self, data: bytes, token: str, state: dict[str, np.ndarray] | None = None) -> None:
+        self.data, self.token, self.state = data, token, state
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Resident:
+        """Return a model that is set to what it computes now."""
+        data = dump({"model": model})
+        return cls(data, tokenize(data))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, in eval mode; the same object for all tasks of the process."""
+        with _lock:
+            if self.token not in _loaded:
+                _loaded[self.token] = self._load()
+                while len(_loaded) > _KEPT:
+                    _loaded.popitem(last=False)
+            _loaded.move_to_end(self.token)
+            return _loaded[self.token]
+
+    def _load(self) -> nn.Module:
+        parts = load(self.data)
+        model: nn.Module = parts["model"] if "model" in parts else parts["recipe"].make_model()
+        if self.state is not None:
+            own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            with torch.no_grad():
+                for name, value in self.state.items():
+                    own[name].copy_(torch.from_numpy(np.array(value)))
+        return model.eval()
+
+    def __sizeof__(self) -> int:
+        state = sum(x.nbytes for x in self.state.values()) if self.state else 0
+        return len(self.data) + state
+
+
+def batches(x: da.Array, size: int) -> list[list[int]]:
+    """Return numbers of consecutive chunks of samples, each list with at most ``size`` samples.
+
+    A chunk is never torn: one that is larger makes a batch by itself, which is gone through in
+    several passes.
+    """
+    found: list[list[int]] = []
+    total = 0
+    for number, samples in enumerate(x.chunks[0]):
+        if not found or total + samples > size:
+            found.append([])
+            total = 0
+        found[-1].append(number)
+        total += samples
+    return found
+
+
+def run_batch(
+    resident: Resident, size: int, parts: Sequence[Any], rest: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """Return the outputs for the samples of some chunks, ``size`` at a time."""
+    own = [np.asarray(part) for part in parts]
+    x = own[0] if len(own) == 1 else np.concatenate(own)
+    if not x.flags.writeable or any(step < 0 for step in x.strides):
+        x = x.copy()  # the model's own code may write into what it is given
+    made = np.empty((len(x), *rest), dtype)
+    model = resident.model
+    passes = -(-len(x) // size)
+    with few_threads(), torch.inference_mode():
+        for number in range(passes):
+            here = slice(number * len(x) // passes, (number + 1) * len(x) // passes)
+            out = model(torch.from_numpy(x[here]))
+            if passes == 1:
+                return as_array(out)
+            made[here] = out.numpy()
+    return made
+
+
+def in_batches(
+    task: Callable[[Any], Task] | Resident,
+    x: da.Array,
+    *,
+    size: int,
+    title: str,
+    token: str,
+    rest: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> da.Array:
+    """Return a model's outputs for all samples of ``x``, lazily.
+
+    ``task`` is the model, or makes the task with the given key that brings it.
+    """
+    x = x.rechunk({dim: -1 for dim in range(1, x.ndim)})
+    program = f"weights_{title}-{token}"
+    brings = task(program) if callable(task) else Task(program, _itself, task)
+    name = f"{title}-{tokenize(token, x.name, size)}"
+    layer, sizes = {}, []
+    for number, chunks in enumerate(batches(x, size)):
+        key = (name, number, *(0 for _ in rest))
+        refs = List(*(TaskRef((x.name, chunk, *(0 for _ in x.shape[1:]))) for chunk in chunks))
+        layer[key] = Task(key, run_batch, TaskRef(program), size, refs, rest, str(dtype))
+        sizes.append(sum(x.chunks[0][chunk] for chunk in chunks))
+    graph = HighLevelGraph(
+        {**x.dask.layers, program: {program: brings}, name: layer},
+        {**x.dask.dependencies, program: set(brings.dependencies and ()), name: {x.name, program}},
+    )
+    return da.Array(
+        graph,
+        name,
+        (tuple(sizes), *((n,) for n in rest)),
+        meta=np.empty((0,) * (1 + len(rest)), dtype),
+    )
+
+
+def _itself(resident: Resident) -> Resident:
+    return resident
