@@ -10,6 +10,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import torch
+from dask._task_spec import Task
 from torch import nn
 
 from workbench.arrays.boxes import Chunks, in_proportion
@@ -32,7 +33,12 @@ from workbench.layers.ghosts import on_meta as model_on_meta
 from workbench.recipe import make_model
 
 STRATEGIES = ("auto", "data", "spatial")
-BATCH = 256
+BATCH, GATHERED = 64, 512
+"""Samples in one pass of the model, and in one task.
+
+Larger passes are no faster on a CPU, where what a layer makes should stay near; larger tasks pay
+Dask's time for a task less often.
+"""
 _BATCH_BYTES = 64 * 2**20
 TILE = 1024
 MOST_WHOLE_BYTES = 2**30
@@ -85,7 +91,8 @@ def explain(
     made = make_model(model)
     title = _title(made)
     x = as_dask(x, f"apply({title})")
-    _check(made, x, title, strategy, batch_size, way)
+    _check(strategy, batch_size, way)
+    check_model(made, x, title)
     if strategy == "auto":
         cut = [dim for dim in range(2, x.ndim) if len(x.chunks[dim]) > 1]
         if cut or tile is not None:
@@ -114,9 +121,7 @@ def _title(model: nn.Module) -> str:
     return type(model).__name__
 
 
-def _check(
-    model: nn.Module, x: da.Array, title: str, strategy: str, batch_size: int | None, way: str
-) -> None:
+def _check(strategy: str, batch_size: int | None, way: str) -> None:
     if strategy not in STRATEGIES:
         allowed = ", ".join(repr(s) for s in STRATEGIES)
         raise PlanError(f"apply(strategy={strategy!r}): there is no such strategy; use {allowed}.")
@@ -124,6 +129,16 @@ def _check(
         raise PlanError(f"apply(way={way!r}): there is no such way; use 'auto', 'tiles', 'layers'.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise PlanError(f"apply(batch_size={batch_size!r}): a batch has at least 1 sample.")
+
+
+def check_model(model: nn.Module, x: da.Array, title: str) -> None:
+    """Check that a model is in eval mode and computes in the type of an array.
+
+    Raises
+    ------
+    PlanError
+        If not.
+    """
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         where = f"its layer {training[0]!r}" if training[0] else "it"
@@ -186,21 +201,35 @@ def output_of(model: nn.Module, x: da.Array, title: str) -> tuple[tuple[int, ...
     return two[1:], numpy_type(out.dtype)
 
 
-def batch_size_for(x: da.Array) -> int:
-    """Return how many samples to put through the model at once if nobody says."""
-    each = prod(x.shape[1:]) * x.dtype.itemsize
-    return max(1, min(BATCH, _BATCH_BYTES // max(1, each)))
+def batch_sizes(x: da.Array, asked: int | None) -> tuple[int, int]:
+    """Return how many samples to put through the model at once, and how many in one task."""
+    fit = max(1, _BATCH_BYTES // max(1, prod(x.shape[1:]) * x.dtype.itemsize))
+    size = asked or min(BATCH, fit)
+    return size, max(size, min(GATHERED, fit))
 
 
 def _data(model: nn.Module, x: da.Array, title: str, batch_size: int | None) -> Application:
     rest, dtype = output_of(model, x, title)
-    size = batch_size or batch_size_for(x)
     resident = Resident.of(model)
+    return by_batches(resident, resident.token, x, title, batch_size, rest, dtype)
+
+
+def by_batches(
+    task: Callable[[Any], Task] | Resident,
+    token: str,
+    x: da.Array,
+    title: str,
+    batch_size: int | None,
+    rest: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Application:
+    """Lay out a model by batches of samples; ``task`` is the model, or brings it."""
+    size, gather = batch_sizes(x, batch_size)
     made = in_batches(
-        resident, x, size=size, title=title, token=resident.token, rest=rest, dtype=dtype
+        task, x, size=size, gather=gather, title=title, token=token, rest=rest, dtype=dtype
     )
     lines = (
-        f"{x.shape[0]:,} samples in {x.numblocks[0]} chunks make {made.numblocks[0]} batches of at "
+        f"{x.shape[0]:,} samples in {x.numblocks[0]} chunks make {made.numblocks[0]} tasks of at "
         f"most {max(made.chunks[0], default=0)}, {size} through the model at once",
         "each worker gets the model once",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from math import prod
 
 from workbench.windows import Run
@@ -125,4 +125,4 @@ def in_proportion(sizes: Sequence[int], size: int) -> tuple[int, ...]:
         return (size,)
     ends = dict.fromkeys(round(end * size / whole_size) for end in accumulate(sizes))
     cuts = [0, *(end for end in ends if end > 0)]
-    return tuple(b - a for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(b - a for a, b in pairwise(cuts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class ProductPlus:
         return made
 
 
-RULES = {
+RULES: dict[str, Any] = {
     "aten.mm": Product(),
     "aten.bmm": Product(),
     "workbench.linear": Product(),

@@ -127,4 +127,4 @@ def _filters(node: Node, first: int, last: int) -> Run:
     return first * each, last * each
 
 
-RULES = {"aten.convolution": Convolution()}
+RULES: dict[str, Any] = {"aten.convolution": Convolution()}

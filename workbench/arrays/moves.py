@@ -231,7 +231,7 @@ class Rolled:
 _COPY = Move(lambda node, box: box, _copy)
 _FILLED = Filled()
 
-RULES = {
+RULES: dict[str, Any] = {
     **dict.fromkeys(("aten.permute", "aten.transpose", "aten.t", "aten.swapaxes"), _PERMUTE),
     "aten.unsqueeze": Move(
         lambda node, box: (*box[: _inserted(node)], *box[_inserted(node) + 1 :]), _reshaped

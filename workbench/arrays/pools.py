@@ -199,7 +199,7 @@ def _runs(x: Tensor, dim: int, rows: Rows) -> Tensor:
     return torch.cat([x.narrow(dim, a - first, b - a) for a, b in rows.runs], dim)
 
 
-RULES = {
+RULES: dict[str, Any] = {
     **{f"aten.max_pool{d}d_with_indices": Pool(d, True) for d in (2, 3)},
     **{f"aten.avg_pool{d}d": Pool(d, False) for d in (2, 3)},
     **{f"aten._adaptive_avg_pool{d}d": AdaptivePool(d, False) for d in (2, 3)},

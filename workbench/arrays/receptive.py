@@ -9,7 +9,7 @@ from workbench.arrays.boxes import Box
 from workbench.arrays.network import Network
 from workbench.arrays.tiles import walk_back
 
-_LOOKED_AT = 64
+_LOOKED_AT = 33
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Field:
 
     def __str__(self) -> str:
         """Say it in a line."""
-        seen = f"all {self.rows} rows" if self.whole else f"{self.size} of {self.rows} rows"
+        if self.whole:
+            return f"dim {self.dim}: all {self.rows} rows"
+        seen = f"{self.size} of {self.rows} rows"
         return f"dim {self.dim}: {seen}, stride {self.stride}, padding {self.padding}"
 
 

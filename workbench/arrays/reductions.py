@@ -164,7 +164,7 @@ _ALONG_NAMES = (
     *("any", "all", "logcumsumexp", "max", "min", "cummax", "cummin"),
 )
 
-RULES = {
+RULES: dict[str, Any] = {
     **{f"aten.{name}": _ALONG for name in _ALONG_NAMES},
     **{f"aten.{name}": _SUM for name in ("sum", "mean", "amax", "amin")},
     "workbench.moments": Moments(),

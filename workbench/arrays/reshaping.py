@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,6 @@ class Reshape:
 
 
 _RESHAPE = Reshape()
-RULES = dict.fromkeys(
+RULES: dict[str, Any] = dict.fromkeys(
     ("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias"), _RESHAPE
 )

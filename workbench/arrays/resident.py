@@ -15,9 +15,10 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from torch import nn
 
-from workbench.arrays.graphs import as_array
 from workbench.arrays.threads import few_threads
+from workbench.mesh import balanced
 from workbench.pickling import dump, load
+from workbench.recipe import load_payload
 
 _KEPT = 4
 _loaded: OrderedDict[str, nn.Module] = OrderedDict()
@@ -28,7 +29,8 @@ class Resident:
     """A model as bytes, which a process loads when it is first asked for.
 
     Dask moves the bytes to each worker that needs them, once. Models of user's own code travel with
-    that code.
+    that code. With a ``state`` the bytes are a workload's payload, and the model is made anew and
+    given that state.
     """
 
     def __init__(self, data: bytes, token: str, state: dict[str, np.ndarray] | None = None) -> None:
@@ -52,9 +54,10 @@ class Resident:
             return _loaded[self.token]
 
     def _load(self) -> nn.Module:
-        parts = load(self.data)
-        model: nn.Module = parts["model"] if "model" in parts else parts["recipe"].make_model()
-        if self.state is not None:
+        if self.state is None:
+            model: nn.Module = load(self.data)["model"]
+        else:
+            model = load_payload(self.data).make_model()
             own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
             with torch.no_grad():
                 for name, value in self.state.items():
@@ -66,16 +69,15 @@ class Resident:
         return len(self.data) + state
 
 
-def batches(x: da.Array, size: int) -> list[list[int]]:
-    """Return numbers of consecutive chunks of samples, each list with at most ``size`` samples.
+def batches(x: da.Array, most: int) -> list[list[int]]:
+    """Return numbers of consecutive chunks of samples, each list with at most ``most`` samples.
 
-    A chunk is never torn: one that is larger makes a batch by itself, which is gone through in
-    several passes.
+    A chunk is never torn: one that is larger makes a list by itself.
     """
     found: list[list[int]] = []
     total = 0
     for number, samples in enumerate(x.chunks[0]):
-        if not found or total + samples > size:
+        if not found or total + samples > most:
             found.append([])
             total = 0
         found[-1].append(number)
@@ -83,24 +85,30 @@ def batches(x: da.Array, size: int) -> list[list[int]]:
     return found
 
 
-def run_batch(
-    resident: Resident, size: int, parts: Sequence[Any], rest: tuple[int, ...], dtype: str
-) -> np.ndarray:
-    """Return the outputs for the samples of some chunks, ``size`` at a time."""
+def samples_of(parts: Sequence[Any]) -> np.ndarray:
+    """Return the samples of some chunks as one array, which the model's code may write into."""
     own = [np.asarray(part) for part in parts]
     x = own[0] if len(own) == 1 else np.concatenate(own)
     if not x.flags.writeable or any(step < 0 for step in x.strides):
-        x = x.copy()  # the model's own code may write into what it is given
+        x = x.copy()
+    return x
+
+
+def passes(samples: int, size: int) -> list[slice]:
+    """Return the samples of each pass of the model, at most ``size`` in each."""
+    count = -(-samples // size)
+    return [slice(*balanced(samples, count, number)) for number in range(count)]
+
+
+def run_batch(
+    resident: Resident, size: int, parts: Sequence[Any], rest: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """Return the outputs for the samples of some chunks, at most ``size`` at a time."""
+    x = samples_of(parts)
     made = np.empty((len(x), *rest), dtype)
-    model = resident.model
-    passes = -(-len(x) // size)
     with few_threads(), torch.inference_mode():
-        for number in range(passes):
-            here = slice(number * len(x) // passes, (number + 1) * len(x) // passes)
-            out = model(torch.from_numpy(x[here]))
-            if passes == 1:
-                return as_array(out)
-            made[here] = out.numpy()
+        for here in passes(len(x), size):
+            made[here] = resident.model(torch.from_numpy(x[here])).numpy()
     return made
 
 
@@ -109,6 +117,7 @@ def in_batches(
     x: da.Array,
     *,
     size: int,
+    gather: int,
     title: str,
     token: str,
     rest: tuple[int, ...],
@@ -116,14 +125,16 @@ def in_batches(
 ) -> da.Array:
     """Return a model's outputs for all samples of ``x``, lazily.
 
-    ``task`` is the model, or makes the task with the given key that brings it.
+    ``task`` is the model, or makes the task with the given key that brings it. A task takes the
+    chunks of at most ``gather`` samples, and puts ``size`` of them through the model at once.
     """
     x = x.rechunk({dim: -1 for dim in range(1, x.ndim)})
     program = f"weights_{title}-{token}"
     brings = task(program) if callable(task) else Task(program, _itself, task)
-    name = f"{title}-{tokenize(token, x.name, size)}"
-    layer, sizes = {}, []
-    for number, chunks in enumerate(batches(x, size)):
+    name = f"{title}-{tokenize(token, x.name, size, gather)}"
+    layer: dict[Any, Task] = {}
+    sizes = []
+    for number, chunks in enumerate(batches(x, gather)):
         key = (name, number, *(0 for _ in rest))
         refs = List(*(TaskRef((x.name, chunk, *(0 for _ in x.shape[1:]))) for chunk in chunks))
         layer[key] = Task(key, run_batch, TaskRef(program), size, refs, rest, str(dtype))

@@ -128,7 +128,7 @@ def _affine(node: Node, x: Ref, weight: Any, bias: Any, made: int) -> list[Node]
 
 
 def _batch_norm(node: Node) -> list[Node]:
-    x, weight, bias, mean, variance, training, _, eps = node.args
+    x, weight, bias, _, _, training, _, eps = node.args
     if not training:
         return [node]
     dims = (0, *range(2, len(node.shape)))
