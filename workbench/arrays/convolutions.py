@@ -36,10 +36,10 @@ class Convolution:
             runs = window.rows(start, stop).runs
             rows.append(runs[0] if runs else (0, 0))
         x: Box = (box[0], (first * channels, last * channels), *rows)
-        filters = _filters(node, first, last)
+        filters = _filters(node, box[1])
         rest = tuple((0, size) for size in weight[2:])
         if node.args[6]:
-            kernel: Box = (x[1], (0, weight[1]), *rest)
+            kernel: Box = (x[1], filters if groups == 1 else (0, weight[1]), *rest)
         else:
             kernel = (filters, (0, weight[1]), *rest)
         return [x, kernel, *([(filters,)] if node.args[2] is not None else [])]
@@ -86,7 +86,7 @@ class Convolution:
             cast(Any, _NoFetch(tuple(dim for dim, c in enumerate(cut, start=2) if c))),
         )
         made = outputs(share, padded(share, x), weight, bias, last - first)
-        filters = _filters(node, first, last)
+        filters = _filters(node, box[1])
         if filters != box[1]:
             made = made.narrow(1, box[1][0] - filters[0], box[1][1] - box[1][0])
         return made
@@ -122,8 +122,12 @@ def _groups(node: Node, channels: Run) -> Run:
     return channels[0] // each, -(-channels[1] // each)
 
 
-def _filters(node: Node, first: int, last: int) -> Run:
+def _filters(node: Node, channels: Run) -> Run:
+    """Return the channels to make: all of each group that is concerned."""
+    if node.args[8] == 1:
+        return channels
     each = node.shape[1] // node.args[8]
+    first, last = _groups(node, channels)
     return first * each, last * each
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from threading import Lock
 from typing import Any
 
+import cloudpickle
 import dask.array as da
 import numpy as np
 import torch
 from dask._task_spec import List, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from torch import nn
+from torch import Tensor, nn
 
+from workbench.arrays.network import as_numpy
 from workbench.arrays.threads import few_threads
 from workbench.mesh import balanced
 from workbench.pickling import dump, load
@@ -39,8 +42,7 @@ class Resident:
     @classmethod
     def of(cls, model: nn.Module) -> Resident:
         """Return a model that is set to what it computes now."""
-        data = dump({"model": model})
-        return cls(data, tokenize(data))
+        return cls(dump({"model": model}), token_of(model))
 
     @property
     def model(self) -> nn.Module:
@@ -67,6 +69,24 @@ class Resident:
     def __sizeof__(self) -> int:
         state = sum(x.nbytes for x in self.state.values()) if self.state else 0
         return len(self.data) + state
+
+
+class _Fingerprint(cloudpickle.Pickler):
+    """Pickles all of a model but its tensors, of which only the numbers count.
+
+    Torch's own pickles of tensors have in them where these lie in memory.
+    """
+
+    def persistent_id(self, x: Any) -> Any:
+        return ("tensor", tokenize(str(x.dtype), as_numpy(x))) if isinstance(x, Tensor) else None
+
+
+def token_of(model: nn.Module) -> str:
+    """Return the same token for models that are made alike and have the same numbers."""
+    written = BytesIO()
+    _Fingerprint(written).dump(model)
+    found: str = tokenize(written.getvalue())
+    return found
 
 
 def batches(x: da.Array, most: int) -> list[list[int]]:

@@ -77,7 +77,7 @@ def compute(
         }
         for ref in set(node.refs):
             if last.get(ref) == number:
-                del values[ref]
+                values.pop(ref, None)
     return values
 
 
