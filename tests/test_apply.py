@@ -16,7 +16,6 @@ import workbench as wb
 from workbench import PlanError
 from workbench.arrays import explain
 from workbench.arrays.resident import Resident
-from workbench.cluster.lab import Lab
 
 
 @pytest.fixture(autouse=True)
@@ -171,20 +170,3 @@ def test_an_image_goes_from_zarr_to_zarr(tmp_path):
     with torch.no_grad():
         want = model(x).numpy()
     assert np.abs(zarr.open(str(tmp_path / "y.zarr"))[:] - want).max() < 1e-6
-
-
-def test_on_real_workers_a_run_predicts_and_tiles_are_exact(lab: Lab, tmp_path: Any) -> None:
-    work = wb.workload("digits-cnn")
-    run = wb.run(work, "tensor=2", steps=2, folder=tmp_path, lab=lab).wait()
-    x, y = work.test_data
-    outputs = wb.predict(run, x.rechunk((50, -1, -1, -1)))
-    score = wb.evaluate(run)
-    right = float((outputs.argmax(1) == y).mean().compute(scheduler=lab.client))
-    assert right == pytest.approx(score.accuracy)
-    assert score.confusion is not None
-    assert score.confusion.sum() == score.samples == len(x)
-    model, image = made(UNet()), numbers(1, 1, 33, 21)
-    lazy = wb.apply(model, cut(image, (1, 1, 11, 21)))
-    with torch.no_grad():
-        want = model(image).numpy()
-    assert np.abs(lazy.compute(scheduler=lab.client) - want).max() < 1e-12

@@ -101,7 +101,7 @@ def score(
     classes = torch.tensor([float(marks.classes)], device=comm.device_type)
     marks.widen(int(comm.all_reduce(classes, "max", name="number of classes")))
     if marks.confusion is not None:
-        table = marks.confusion.to(comm.device_type)
+        table = marks.confusion.clone().to(comm.device_type)  # outside of inference mode
         marks.confusion = comm.all_reduce(table, name="confusion table")
     return marks.score()
 

@@ -14,7 +14,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from workbench.arrays.application import by_batches, check_model, explain, output_of
 from workbench.arrays.checks import as_dask
-from workbench.arrays.resident import Resident
+from workbench.arrays.resident import Resident, weights_name
 
 if TYPE_CHECKING:
     from workbench.run import Run
@@ -44,7 +44,10 @@ def predicted_by(run: Run, x: Any, strategy: str, batch_size: int | None) -> da.
         return Task(key, _resident, payload, token, list(whole), refs)
 
     made = by_batches(task, token, x, title, batch_size, rest, dtype).array
-    graph = HighLevelGraph.merge(made.dask, *(array.dask for array in whole.values()))
+    merged = HighLevelGraph.merge(made.dask, *(array.dask for array in whole.values()))
+    dependencies = dict(merged.dependencies)
+    dependencies[weights_name(title, token)] = {array.name for array in whole.values()}
+    graph = HighLevelGraph(merged.layers, dependencies)
     return da.Array(graph, made.name, made.chunks, meta=made._meta)
 
 

@@ -132,6 +132,11 @@ def run_batch(
     return made
 
 
+def weights_name(title: str, token: str) -> str:
+    """Return the name of the task that brings a model."""
+    return f"weights_{title}-{token}"
+
+
 def in_batches(
     task: Callable[[Any], Task] | Resident,
     x: da.Array,
@@ -149,7 +154,7 @@ def in_batches(
     chunks of at most ``gather`` samples, and puts ``size`` of them through the model at once.
     """
     x = x.rechunk({dim: -1 for dim in range(1, x.ndim)})
-    program = f"weights_{title}-{token}"
+    program = weights_name(title, token)
     brings = task(program) if callable(task) else Task(program, _itself, task)
     name = f"{title}-{tokenize(token, x.name, size, gather)}"
     layer: dict[Any, Task] = {}
@@ -161,7 +166,7 @@ def in_batches(
         sizes.append(sum(x.chunks[0][chunk] for chunk in chunks))
     graph = HighLevelGraph(
         {**x.dask.layers, program: {program: brings}, name: layer},
-        {**x.dask.dependencies, program: set(brings.dependencies and ()), name: {x.name, program}},
+        {**x.dask.dependencies, program: set(), name: {x.name, program}},
     )
     return da.Array(
         graph,
