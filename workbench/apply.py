@@ -53,6 +53,6 @@ def apply(
         If the model is in training mode or does not take the array, if chunks have unknown sizes or
         hold no numbers, or if a layer needs more of the array at once than fits in a task.
     """
-    from workbench.arrays.application import explain
+    from workbench.arrays.explaining import explain
 
     return explain(model, x, strategy, batch_size, tile=tile, way=way).array

@@ -149,7 +149,7 @@ def tiles(repeats: int, size: int, tile: int) -> None:
 def memory(size: int, tile: int) -> None:
     """From Zarr to Zarr, and the most memory that a worker ever had."""
     torch.manual_seed(0)
-    model = UNet(16).eval()
+    model = UNet(8).eval()
     with tempfile.TemporaryDirectory() as folder, wb.start(workers=2, threads=1) as lab:
         source = da.random.default_rng(0)
         shape, chunks = (1, 1, size, size), (1, 1, tile, tile)
@@ -187,11 +187,11 @@ if __name__ == "__main__":
     parser.add_argument("figure", choices=("data", "tiles", "memory"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=int)
-    parser.add_argument("--tile", type=int, default=512)
+    parser.add_argument("--tile", type=int)
     asked = parser.parse_args()
     if asked.figure == "data":
         data(asked.repeats)
     elif asked.figure == "tiles":
-        tiles(asked.repeats, asked.size or 2048, asked.tile)
+        tiles(asked.repeats, asked.size or 2048, asked.tile or 512)
     else:
-        memory(asked.size or 12_000, asked.tile)
+        memory(asked.size or 12_000, asked.tile or 1024)

@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "explain":
-        return import_module("workbench.arrays.application").explain
+        return import_module("workbench.arrays.explaining").explain
     operators = import_module("workbench.arrays.operators")
     return operators.operator if name == "operator" else operators.OPERATORS[name]
 

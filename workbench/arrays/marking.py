@@ -11,9 +11,10 @@ import torch
 from dask.delayed import Delayed
 from torch import Tensor, nn
 
-from workbench.arrays.application import batch_sizes, check_model, output_of
+from workbench.arrays.application import check_model
 from workbench.arrays.checks import as_dask
 from workbench.arrays.resident import Resident, batches, passes, samples_of
+from workbench.arrays.samples import batch_sizes, output_of
 from workbench.arrays.threads import few_threads
 from workbench.errors import PlanError
 from workbench.losses import loss_kind

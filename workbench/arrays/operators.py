@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from workbench.arrays import ALONG, ELEMENTWISE, OF_TORCH, WINDOWED
 from workbench.arrays.checks import check_array
 from workbench.arrays.graphs import lower
-from workbench.arrays.network import record
+from workbench.arrays.recording import record
 from workbench.errors import PlanError
 
 Operator = Callable[..., da.Array]

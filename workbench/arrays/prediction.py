@@ -12,9 +12,11 @@ from dask._task_spec import List, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from workbench.arrays.application import by_batches, check_model, explain, output_of
+from workbench.arrays.application import check_model
 from workbench.arrays.checks import as_dask
+from workbench.arrays.explaining import explain
 from workbench.arrays.resident import Resident, weights_name
+from workbench.arrays.samples import by_batches, output_of
 
 if TYPE_CHECKING:
     from workbench.run import Run
