@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_float32_and_tiles_of_other_sizes_than_the_chunks():
         assert difference(lazy, model(x)) < 1e-6
 
 
+def test_threads_of_one_process_share_the_model_and_give_the_same():
+    torch.manual_seed(0)
+    model, x = made(UNet()), numbers(2, 1, 30, 26)
+    with torch.no_grad():
+        want = model(x)
+    with dask.config.set(scheduler="threads", num_workers=3):
+        assert difference(wb.apply(model, cut(x, (1, 1, 8, 13))), want) < 1e-12
+        assert difference(wb.apply(model, cut(x, (1, 1, 30, 26)), "data"), want) < 1e-12
+
+
 @pytest.mark.usefixtures("in_this_thread")
 def test_batches_give_the_numbers_of_the_model_in_fewer_larger_tasks():
     torch.manual_seed(0)
@@ -138,6 +149,7 @@ def test_what_cannot_be_applied_is_refused_in_a_sentence():
         (lambda: wb.apply(model, x, "tensor"), "there is no such strategy"),
         (lambda: wb.apply(model, x, batch_size=0), "at least 1 sample"),
         (lambda: wb.apply(nn.Linear(3, 3).eval(), x, "data"), "does not take 2 samples"),
+        (lambda: wb.apply(small_cnn().eval().to("meta"), x), r"use model\.cpu\(\)"),
         (lambda: wb.apply(Attends().eval(), big), "needs all positions of dim"),
     ):
         with pytest.raises(PlanError, match=words):

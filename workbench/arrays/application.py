@@ -57,6 +57,12 @@ def check_model(model: nn.Module, x: da.Array, title: str) -> None:
             f"apply({title}): {where} is in training mode, in which dropout and batch statistics "
             "make the result depend on chance and on the batch; call model.eval() first."
         )
+    elsewhere = [n for n, p in model.named_parameters() if p.device.type != "cpu"]
+    if elsewhere:
+        raise PlanError(
+            f"apply({title}): its parameter {elsewhere[0]!r} lies on another device than the CPU, "
+            "where dask arrays are; use model.cpu()."
+        )
     if x.ndim == 0:
         raise PlanError(f"apply({title}) needs an array with samples in dim 0, and it has no dim.")
     own = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), None)
