@@ -64,6 +64,9 @@ ROOMS = (
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
+    "arrays",  # graph mode: operators and models on dask arrays
+    "apply",  # a model on a dask array
+    "predict",  # a trained model's outputs
     "evaluate",  # a trained model on other data
     "comparison",  # repeats, baselines, speedups, proofs
     "compare",  # the start of one
@@ -106,6 +109,10 @@ TORCH = (
         "engine",
         "verify",
         "keeping",
+        "arrays",
+        "apply",
+        "predict",
+        "evaluate",
     ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
 )
@@ -117,6 +124,9 @@ DASK = (
         "run",
         "state",
         "resuming",
+        "arrays",
+        "apply",
+        "predict",
     ),  # the client's side: a rank imports none of these
 )
 HOMES = {

@@ -15,8 +15,13 @@ import pytest
 import workbench as wb
 
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
-FUNCTIONS = ("app", "compare", "evaluate", "plan", "run", "start", "verify", "workload")
-SAME_NAME_AS_ROOM = ("compare", "evaluate", "plan", "run", "verify", "workload")
+FUNCTIONS = (
+    *("app", "apply", "compare", "evaluate", "plan", "predict", "run", "start", "verify"),
+    "workload",
+)
+SAME_NAME_AS_ROOM = (
+    *("apply", "compare", "evaluate", "plan", "predict", "run", "verify", "workload"),
+)
 
 
 def python(code: str) -> str:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from workbench.errors import PlanError, RunError
 
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
-    from workbench import datasets
+    from workbench import arrays, datasets
+    from workbench.apply import apply
     from workbench.cluster.starting import start
     from workbench.compare import compare
     from workbench.evaluate import evaluate
     from workbench.planning import plan
+    from workbench.predict import predict
     from workbench.run import run
     from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
@@ -35,11 +37,14 @@ __all__ = [
     "Workload",
     "__version__",
     "app",
+    "apply",
+    "arrays",
     "compare",
     "datasets",
     "evaluate",
     "picture",
     "plan",
+    "predict",
     "run",
     "start",
     "verify",
@@ -50,10 +55,12 @@ __all__ = [
 _ROOM_OF = {
     "Workload": "workbench.workload",
     "app": "workbench.ui.panel",
+    "apply": "workbench.apply",
     "compare": "workbench.compare",
     "evaluate": "workbench.evaluate",
     "picture": "workbench.ui.layer_picture",
     "plan": "workbench.planning",
+    "predict": "workbench.predict",
     "run": "workbench.run",
     "start": "workbench.cluster.starting",
     "verify": "workbench.verify",
@@ -62,7 +69,7 @@ _ROOM_OF = {
 }
 """The module that defines each lazy name."""
 
-_ROOMS = frozenset({"datasets"})
+_ROOMS = frozenset({"arrays", "datasets"})
 """Public names that are modules themselves."""
 
 

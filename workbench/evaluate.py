@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,6 +12,8 @@ from workbench.errors import PlanError, RunError
 from workbench.mesh import balanced
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from workbench.run import Run
     from workbench.scoring import Score
 
@@ -18,22 +21,44 @@ if TYPE_CHECKING:
 SCORE_LIMIT_S = 3600.0
 
 
-def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
-    """Score the model of an ended ``run``: loss and accuracy, on as many ranks as the run had.
+def evaluate(
+    run: Run | nn.Module,
+    data: tuple[Any, Any] | None = None,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    batch_size: int | None = None,
+) -> Score:
+    """Score a model: loss, accuracy and confusion table; nothing is gathered.
 
     Parameters
     ----------
+    run:
+        A run that has ended, which is scored on as many ranks as it had; or a model in eval mode,
+        which is scored where the chunks of the data are.
     data:
         ``(x, y)``, dask arrays, numpy arrays or tensors; the workload's test data if left out. Each
-        rank scores its own piece; nothing is gathered.
+        rank, or task, scores its own piece.
+    loss:
+        Of a model: takes outputs and targets; cross entropy if left out. A run has its own.
+    batch_size:
+        Of a model: samples in one pass.
 
     Raises
     ------
     PlanError
-        If there is no data, or it does not fit the workload's.
+        If there is no data, or it does not fit; if a model is in training mode.
     RunError
         If the run has kept no weights, or scoring breaks.
     """
+    from workbench.run import Run
+
+    if not isinstance(run, Run):
+        return _evaluate_model(run, data, loss, batch_size)
+    if loss is not None or batch_size is not None:
+        raise PlanError(
+            "evaluate(run) takes the loss of the run's workload and sizes of its own; give loss "
+            "and batch_size with a model."
+        )
     from workbench.cluster.gang import Gang
     from workbench.scoring import ScoreJob, score_state
 
@@ -83,3 +108,16 @@ def evaluate(run: Run, data: tuple[Any, Any] | None = None) -> Score:
         raise RunError("Scoring ended without a result.")
     score: Score = found
     return score
+
+
+def _evaluate_model(
+    model: nn.Module,
+    data: tuple[Any, Any] | None,
+    loss: Callable[..., Tensor] | None,
+    batch_size: int | None,
+) -> Score:
+    from workbench.arrays.marking import cross_entropy, score_arrays
+
+    if data is None:
+        raise PlanError(f"evaluate({type(model).__name__}) needs data=(x, y).")
+    return score_arrays(model, data, loss or cross_entropy(), batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from workbench.recipe import load_payload
 BATCH = 256
 """Samples in one forward pass; for large samples fewer, see :func:`score`."""
 _BATCH_BYTES = 16 * 2**20
+MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class Score:
         leave out; None where targets are no classes.
     samples:
         Number of samples over all ranks.
+    confusion:
+        Of classes: how many targets of each (rows) were taken for which (columns), those aside that
+        the loss leaves out; None for more than 1,000 classes.
     """
 
     loss: float
     accuracy: float | None
     samples: int
+    confusion: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,37 +88,98 @@ def score(
     """
     x, y = arrays["test_x"], arrays["test_y"]
     per_pass = max(1, min(BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))
-    sums = torch.zeros(5, dtype=torch.float64)  # loss, weight, right, judged, samples
-    dim, ignored = class_dim(loss), ignored_label(loss)
+    marks = Marks(loss, kind)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         passes = -(-len(x) // per_pass)
         for part in (slice(*balanced(len(x), passes, number)) for number in range(passes)):
             inputs, targets = (torch.from_numpy(np.array(a[part])).to(device) for a in (x, y))
-            outputs = model(inputs)
-            weight = _weight(loss, kind, targets)
-            if weight:
-                sums[0] += float(loss(outputs, targets)) * weight
-                sums[1] += weight
-            right = correct(outputs, targets, dim)
-            if right is not None:
-                judged_here = targets != ignored if ignored is not None else torch.ones_like(right)
-                sums[2] += float((right & judged_here).sum())
-                sums[3] += float(judged_here.sum())
-            sums[4] += len(inputs)
+            marks.add(model(inputs), targets)
     model.train(was_training)
-    sums = comm.all_reduce(sums.to(comm.device_type), name="score")
-    total, weights, right_count, judged, samples = sums.tolist()
-    mean = total if kind == "sum" or not weights else total / weights
-    return Score(mean, right_count / judged if judged else None, int(samples))
+    marks.sums = comm.all_reduce(marks.sums.to(comm.device_type), name="score")
+    classes = torch.tensor([float(marks.classes)], device=comm.device_type)
+    marks.widen(int(comm.all_reduce(classes, "max", name="number of classes")))
+    if marks.confusion is not None:
+        table = marks.confusion.clone().to(comm.device_type)  # outside of inference mode
+        marks.confusion = comm.all_reduce(table, name="confusion table")
+    return marks.score()
 
 
-def correct(outputs: object, targets: Tensor, class_dim: int | None = None) -> Tensor | None:
-    """Return which targets have the largest output, or None where that means nothing.
+class Marks:
+    """What is known of how good a model is, batch by batch.
 
-    Classes are in ``class_dim`` of the outputs, as the loss has them; where the loss does not tell,
-    in dim 1, as torch's cross entropy has them, or in the last dim.
+    Attributes
+    ----------
+    sums:
+        Loss times weight, weight, right targets, targets that count, samples.
+    confusion:
+        How often each class (rows) was taken for which (columns); None until there are classes.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], kind: str) -> None:
+        self.loss, self.kind = loss, kind
+        self.sums = torch.zeros(5, dtype=torch.float64)
+        self.confusion: Tensor | None = None
+        self._dim, self._ignored = class_dim(loss), ignored_label(loss)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 where there are none, or more than a table should have."""
+        return 0 if self.confusion is None else len(self.confusion)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take in the outputs for some samples."""
+        weight = _weight(self.loss, self.kind, targets)
+        if weight:
+            self.sums[0] += float(self.loss(outputs, targets)) * weight
+            self.sums[1] += weight
+        self.sums[4] += len(targets)
+        found = predicted(outputs, targets, self._dim)
+        if found is None:
+            return
+        labels, classes = found
+        counted = torch.ones_like(targets, dtype=torch.bool)
+        if self._ignored is not None:
+            counted = targets != self._ignored
+        self.sums[2] += float(((labels == targets) & counted).sum())
+        self.sums[3] += float(counted.sum())
+        self.widen(classes)
+        if self.confusion is not None:
+            counted &= (targets >= 0) & (targets < classes)
+            cells = targets[counted].long() * classes + labels[counted]
+            table = torch.bincount(cells.flatten(), minlength=classes * classes).cpu()
+            self.confusion += table.view(classes, classes)
+
+    def widen(self, classes: int) -> None:
+        """Have a table for so many classes, if that is not too many."""
+        if self.confusion is None and 0 < classes <= MOST_CLASSES:
+            self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def merge(self, other: Marks) -> None:
+        """Take in what is known of other samples."""
+        self.sums = self.sums + other.sums
+        if other.confusion is not None:
+            self.widen(other.classes)
+            assert self.confusion is not None
+            self.confusion = self.confusion + other.confusion
+
+    def score(self) -> Score:
+        """Return what it comes to."""
+        total, weights, right, judged, samples = self.sums.tolist()
+        mean = total if self.kind == "sum" or not weights else total / weights
+        table = None if self.confusion is None else self.confusion.cpu().numpy()
+        return Score(mean, right / judged if judged else None, int(samples), table)
+
+
+def predicted(
+    outputs: object, targets: Tensor, class_dim: int | None = None
+) -> tuple[Tensor, int] | None:
+    """Return the class with the largest output for each target, and the number of classes.
+
+    None where that means nothing. Classes are in ``class_dim`` of the outputs, as the loss has
+    them; where the loss does not tell, in dim 1, as torch's cross entropy has them, or in the last
+    dim.
     """
     if not isinstance(outputs, Tensor) or targets.is_floating_point():
         return None
@@ -123,7 +189,7 @@ def correct(outputs: object, targets: Tensor, class_dim: int | None = None) -> T
     for dim in dims:
         rest = outputs.shape[:dim] + outputs.shape[dim + 1 :]
         if rest == targets.shape:
-            return outputs.argmax(dim) == targets
+            return outputs.argmax(dim), outputs.shape[dim]
     return None
 
 

@@ -23,10 +23,10 @@ def composed(
     share: ConvolutionShare, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
 ) -> Tensor:
     """Return the rank's outputs by differentiable pieces; for any dtype, and autocast."""
-    return _outputs(share, _padded(share, share.fetch(x)), weight, bias, groups)
+    return outputs(share, padded(share, share.fetch(x)), weight, bias, groups)
 
 
-def _padded(share: ConvolutionShare, needed: Tensor) -> Tensor:
+def padded(share: ConvolutionShare, needed: Tensor) -> Tensor:
     """Return the rows that are convolved, given the needed ones of the cut dims; differentiable."""
     for number, rows in enumerate(share.padded):
         if rows is not None:
@@ -49,7 +49,7 @@ def _zero_padding(share: ConvolutionShare) -> list[int]:
     ]
 
 
-def _outputs(
+def outputs(
     share: ConvolutionShare, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
 ) -> Tensor:
     """Return the outputs of padded rows; differentiable."""
@@ -107,8 +107,8 @@ class Convolve(torch.autograd.Function):
                 _add_edge(share, edge, out, received, weight, groups)
         else:
             received = finish()
-            padded = _padded(share, share.fetch.assemble(x, received))
-            out = _outputs(share, padded, weight, bias, groups)
+            rows = padded(share, share.fetch.assemble(x, received))
+            out = outputs(share, rows, weight, bias, groups)
         ctx.share, ctx.groups, ctx.owners = share, groups, tuple(received)
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, weight, *received.values())
@@ -143,7 +143,7 @@ def _backward_by_padded_rows(
     if not asked:
         return None, None, bias
     with torch.enable_grad():
-        out = _outputs(share, _padded(share, needed), own_weight, None, groups)
+        out = outputs(share, padded(share, needed), own_weight, None, groups)
     found = iter(torch.autograd.grad(out, asked, grad, allow_unused=True))
     of_needed = next(found) if wanted[0] else None
     of_weight = next(found) if wanted[1] else None

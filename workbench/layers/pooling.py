@@ -6,7 +6,7 @@ dims that are cut. Torch's own kernel then sees the same windows as the serial o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, prod
 from typing import Any, cast
 
@@ -44,20 +44,27 @@ def _numbers(module: nn.Module, name: str) -> tuple[int, ...]:
     return each(number, _dims(module))
 
 
-def _declare(
-    module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
-) -> Declared:
-    x, dims, kind = arguments[0], _dims(module), type(module).__name__
-    names = ("stride", "padding", "kernel_size", "dilation")
-    windows = [
+def windows_of(
+    module: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]
+) -> list[Window]:
+    """Return the window of every dim that is pooled."""
+    dims, names = _dims(module), ("stride", "padding", "kernel_size", "dilation")
+    return [
         Window(size, outputs, stride=stride, padding=padding, span=dilation * (kernel - 1) + 1)
         for size, outputs, stride, padding, kernel, dilation in zip(
-            x.shape[-dims:],
+            input_shape[-dims:],
             output_shape[-dims:],
             *(_numbers(module, name) for name in names),
             strict=True,
         )
     ]
+
+
+def _declare(
+    module: nn.Module, arguments: tuple[Traced, ...], output_shape: tuple[int, ...]
+) -> Declared:
+    x, kind = arguments[0], type(module).__name__
+    windows = windows_of(module, x.shape, output_shape)
     reasons = []
     if getattr(module, "return_indices", False):
         reasons.append(
@@ -87,13 +94,13 @@ def _sees_nothing(window: Window, dilation: int) -> bool:
 
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
-    prepare = _largest if isinstance(module, _MaxPoolNd) else _power
+    prepare = largest if isinstance(module, _MaxPoolNd) else _power
     if isinstance(module, _AvgPoolNd):
-        prepare = _average
+        prepare = average
     return on_needed_rows(module, seat, lambda part: prepare(module, part))
 
 
-def _largest(module: nn.Module, part: Part) -> Compute:
+def largest(module: nn.Module, part: Part) -> Compute:
     """Return the maximum; of equal entries the first one gets the gradient, as in serial."""
     dims, ceil = _dims(module), module.ceil_mode
     kernel, stride, dilation = (
@@ -108,7 +115,8 @@ def _largest(module: nn.Module, part: Part) -> Compute:
     return compute
 
 
-def _average(module: nn.Module, part: Part) -> Compute:
+def average(module: nn.Module, part: Part) -> Compute:
+    """Return the average, with the divisors that torch takes at the array's ends."""
     counts_padding = bool(module.count_include_pad)
     override = getattr(module, "divisor_override", None)
     kernel, stride = _numbers(module, "kernel_size"), _numbers(module, "stride")

@@ -42,7 +42,7 @@ def _factors(module: nn.Upsample, dims: int) -> list[float | None]:
     return [float(factor)] * dims
 
 
-def _sizes(
+def sizes_of(
     module: nn.Upsample, input_shape: Sequence[int], output_shape: Sequence[int]
 ) -> list[Sizes]:
     """Return what is resampled along each dim from 2 on."""
@@ -59,7 +59,7 @@ def _declare(
     assert isinstance(module, nn.Upsample)
     x = arguments[0]
     windows = []
-    for label, sizes in zip(x.labels[2:], _sizes(module, x.shape, output_shape), strict=True):
+    for label, sizes in zip(x.labels[2:], sizes_of(module, x.shape, output_shape), strict=True):
         if not label:
             windows.append(Window(sizes.size, sizes.outputs))
         elif module.mode == "area":
@@ -67,7 +67,7 @@ def _declare(
         else:
             windows.append(window_of(sizes))
     refused = tuple(name for label in x.labels for name in positions(label))
-    reason = _doubt(module, _sizes(module, x.shape, output_shape), x) if refused else ""
+    reason = _doubt(module, sizes_of(module, x.shape, output_shape), x) if refused else ""
     refusals = (Refusal(refused, reason),) if reason else ()
     return declared(module, x, output_shape, windows, refusals)
 
@@ -96,14 +96,15 @@ def _doubt(module: nn.Upsample, every: list[Sizes], x: Traced) -> str:
 
 def _build(module: nn.Module, seat: Seat) -> Forward | None:
     assert isinstance(module, nn.Upsample)
-    return on_needed_rows(module, seat, lambda part: _prepare(module, part))
+    return on_needed_rows(module, seat, lambda part: interpolated(module, part))
 
 
-def _prepare(module: nn.Upsample, part: Part) -> Compute:
+def interpolated(module: nn.Upsample, part: Part) -> Compute:
+    """Return what makes the rank's outputs out of the rows that they need."""
     shape = part.layer.input_shape
     if module.mode == "area":
         return pooled_by_windows(part, len(shape) - 2, average=True)
-    sizes = _sizes(module, shape, part.layer.output_shape)
+    sizes = sizes_of(module, shape, part.layer.output_shape)
     made: dict[Any, Compute] = {}
 
     def compute(x: Tensor) -> Tensor:

@@ -115,17 +115,18 @@ def sources(
     memory. Torch has kernels for each case, which do not round alike.
     """
     ones = [1] * (dims - 1)
-    rows = torch.arange(sizes.size, dtype=dtype, device=device)
-    x = rows.view(1, 1, -1, *ones).repeat(1, 8, 1, *ones)
-    if last:  # of few channels torch does not care
-        x = x.contiguous(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
-    x.requires_grad_()
     asked: dict[str, Any] = {"size": (sizes.outputs, *ones)}
     if sizes.scale:
         asked = {"scale_factor": (sizes.scale, *(1.0 for _ in ones))}
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # whoever asks may have no gradients
+        rows = torch.arange(sizes.size, dtype=dtype, device=device)
+        x = rows.view(1, 1, -1, *ones).repeat(1, 8, 1, *ones)
+        if last:  # of few channels torch does not care
+            kind = torch.channels_last if dims == 2 else torch.channels_last_3d
+            x = x.contiguous(memory_format=kind)
+        x.requires_grad_()
         y = F.interpolate(x, mode=sizes.mode, **asked)
-    (counts,) = torch.autograd.grad(y.sum(), x)
+        (counts,) = torch.autograd.grad(y.sum(), x)
     # The rows of outputs never go down, so how often each is used says which.
     gradient = torch.arange(sizes.size).repeat_interleave(counts[0, 0].flatten().long().cpu())
     return Sources(y.detach()[0, 0].flatten().long().cpu(), gradient)
