@@ -240,7 +240,7 @@ class Run:
         return self.state("parameter")
 
     def state(self, kind: str) -> dict[str, da.Array]:
-        """Return what is kept of ``kind`` as dask arrays: "parameter", "buffer", "optimizer".
+        """Return what is kept of ``kind`` as dask arrays: "parameter", "buffer", "optimizer"...
 
         Raises
         ------
@@ -257,7 +257,7 @@ class Run:
                 f"The parameters of the run {self.label} are gone with its lab, which is closed; "
                 "take what is needed before that, with array.compute()."
             )
-        return kept_arrays(self.plan, self.kept, kind, self._take)
+        return kept_arrays(self.plan, self.kept, kind, self.take)
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait for the end; returns this run.
@@ -317,7 +317,7 @@ class Run:
             f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
         )
 
-    def _take(self, rank: int, name: str) -> Future:
+    def take(self, rank: int, name: str) -> Future:
         """Return the future of an array that a rank has kept; it can be taken over only once."""
         with self._lock:
             if (rank, name) not in self._taken:
