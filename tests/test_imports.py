@@ -52,6 +52,7 @@ ROOMS = (
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
+    "generators",  # what a user's own code draws from
     "keeping",  # a rank's shares of parameters and buffers
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
@@ -61,6 +62,7 @@ ROOMS = (
     "placement",  # each rank's data onto the rank's worker
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
+    "checkpoint",  # runs on disk
     "state",  # what two runs have come to, compared
     "evaluate",  # a trained model on other data
     "compare",  # repeats, baselines, speedups
@@ -101,8 +103,10 @@ TORCH = (
         "engine",
         "verify",
         "keeping",
+        "generators",
     ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
+    "checkpoint/plain.py",
 )
 DASK = (
     *("datasets", "workload", "cluster"),
@@ -112,6 +116,7 @@ DASK = (
         "run",
         "state",
         "resuming",
+        "checkpoint",
     ),  # the client's side: a rank imports none of these
 )
 HOMES = {
@@ -123,6 +128,7 @@ HOMES = {
     "jupyter_bokeh": ("ui",),
     "IPython": ("ui",),
     "click": ("cli",),
+    "safetensors": ("checkpoint",),
 }
 
 

@@ -15,7 +15,9 @@ import pytest
 import workbench as wb
 
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
-FUNCTIONS = ("app", "compare", "evaluate", "plan", "run", "start", "verify", "workload")
+FUNCTIONS = (
+    *("app", "compare", "evaluate", "load", "plan", "run", "save", "start", "verify", "workload"),
+)
 SAME_NAME_AS_ROOM = ("compare", "evaluate", "plan", "run", "verify", "workload")
 
 

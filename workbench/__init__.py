@@ -16,6 +16,8 @@ from workbench.errors import PlanError, RunError
 
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
     from workbench import datasets
+    from workbench.checkpoint.loading import load
+    from workbench.checkpoint.saving import save
     from workbench.cluster.starting import start
     from workbench.compare import compare
     from workbench.evaluate import evaluate
@@ -37,9 +39,11 @@ __all__ = [
     "compare",
     "datasets",
     "evaluate",
+    "load",
     "picture",
     "plan",
     "run",
+    "save",
     "start",
     "verify",
     "workload",
@@ -50,9 +54,11 @@ _ROOM_OF = {
     "app": "workbench.ui.panel",
     "compare": "workbench.compare",
     "evaluate": "workbench.evaluate",
+    "load": "workbench.checkpoint.loading",
     "picture": "workbench.ui.layer_picture",
     "plan": "workbench.planning",
     "run": "workbench.run",
+    "save": "workbench.checkpoint.saving",
     "start": "workbench.cluster.starting",
     "verify": "workbench.verify",
     "workload": "workbench.workload",

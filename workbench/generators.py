@@ -25,11 +25,11 @@ def seed_all(seed: int) -> None:
 
 def states(device: torch.device) -> dict[str, NDArray[Any]]:
     """Return the state of each generator as one array of whole numbers, by its name."""
-    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     found = {
         "torch": torch.get_rng_state().numpy(),
-        "numpy": np.array([*keys, place, has_gauss, _bits(gauss)], dtype=np.uint64),
+        "numpy": np.array([*keys, place, has_gauss, _bits(float(gauss))], dtype=np.uint64),
         "python": np.array(
             [version, *words, next_gauss is not None, _bits(next_gauss or 0.0)], dtype=np.uint64
         ),
