@@ -24,7 +24,7 @@ from torch.optim import Adam
 from workbench.checkpoint import folder, manifest
 from workbench.checkpoint.loading import needed
 from workbench.checkpoint.manifest import Damaged, Manifest
-from workbench.checkpoint.parts import read_shares, write_part
+from workbench.checkpoint.parts import read_shares, write_part, write_plain
 from workbench.checkpoint.pieces import common, held, shape_of, volume, whole
 from workbench.checkpoint.saving import manifest_of, part_name
 from workbench.errors import PlanError
@@ -402,3 +402,13 @@ def test_a_manifest_says_again_what_it_has_been_told(good: Path, tmp_path: Path)
     }
     again, _ = manifest.write(replace(content, step=7), {})
     assert json.loads(again)["step"] == 7
+
+
+def test_a_worker_that_does_not_see_the_folder_says_what_is_needed(tmp_path: Path) -> None:
+    for call in (
+        lambda: write_part(str(tmp_path), "token", part_name(0), "tls://there", {}),
+        lambda: write_plain(str(tmp_path / "it"), "token", "tls://there", {}, {}),
+        lambda: read_shares(str(tmp_path), "tls://there", {}, []),
+    ):
+        with pytest.raises(PlanError, match=r"tls://there does not see .* that they and you share"):
+            call()

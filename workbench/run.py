@@ -26,7 +26,7 @@ from workbench.execution import (
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
-from workbench.resuming import Start, start_from
+from workbench.resuming import Ended, Start, start_from
 from workbench.spans import MOST_KEPT
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     preview: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
-    start: Run | None = None,
+    start: Ended | None = None,
     **options: Any,
 ) -> Run:
     """Start to train ``work`` under ``strategy`` on the open cluster, and return at once.
@@ -80,8 +80,8 @@ def run(
     lab:
         The cluster; the one opened last if left out.
     start:
-        A run that has ended, of the same model, under any strategy: this one goes on from its
-        weights, its optimizer's state and its place in the order of the data.
+        A run that has ended, or that was loaded, of the same model, under any strategy: this one
+        goes on from its weights, its optimizer's state and its place in the order of the data.
     options:
         As for :func:`workbench.plan`: ``accumulate=2``, ``batch_norm="local"``.
 

@@ -57,6 +57,16 @@ def check_free(target: Path) -> None:
         )
 
 
+def check_writable(target: Path) -> None:
+    """Raise PlanError if nothing can be made where ``target`` is to be."""
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = "is no folder" if not parent.is_dir() else "may not be written to"
+        raise PlanError(f"{target} cannot be written ({parent} {why}); give another path.")
+
+
 @contextmanager
 def beside(target: Path, needed_bytes: int) -> Iterator[Path]:
     """Give a new folder beside ``target``; it is removed, unless it has become that.

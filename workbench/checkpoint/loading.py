@@ -91,13 +91,39 @@ def load(
         raise PlanError(f"{error}{folder.offered(place)}") from error
 
 
-def _planned(
-    content: Manifest, work: Workload, strategy: str | None, options: dict[str, Any]
-) -> Plan:
+def options_at(
+    path: str | Path, strategy: str | None, options: dict[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the strategy and options that :func:`load` takes where these are given.
+
+    Raises
+    ------
+    PlanError
+        As :func:`load`, from what the manifest says.
+    """
+    place = folder.target_of(path, "load")
+    if plain.is_plain(place):
+        return strategy, options
+    try:
+        content = manifest.read(place)
+    except Damaged as error:
+        raise PlanError(f"{error}{folder.offered(place)}") from error
+    return strategy or content.strategy, _chosen(content, strategy) | options
+
+
+def _chosen(content: Manifest, strategy: str | None) -> dict[str, Any]:
+    """Return the options to go on with: those that were saved, where the strategy is the same."""
     chosen: dict[str, Any] = {"accumulate": content.accumulate}
     if strategy is None or parse(strategy) == parse(content.strategy):
         chosen |= content.options
-    return make_plan(work, strategy or content.strategy, **(chosen | options))
+    return chosen
+
+
+def _planned(
+    content: Manifest, work: Workload, strategy: str | None, options: dict[str, Any]
+) -> Plan:
+    chosen = _chosen(content, strategy) | options
+    return make_plan(work, strategy or content.strategy, **chosen)
 
 
 def _check_model(content: Manifest, work: Workload) -> None:

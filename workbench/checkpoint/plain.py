@@ -43,6 +43,15 @@ def is_plain(path: Path) -> bool:
     return path.suffix in (SAFE, *PICKLED) and not path.is_dir()
 
 
+def check_target(target: Path) -> None:
+    """Raise PlanError if weights cannot be saved in a file of this name."""
+    if target.suffix != SAFE:
+        raise PlanError(
+            f"Weights are saved as {SAFE}, which executes nothing when it is read; give "
+            f"{target.with_suffix(SAFE).name!r}."
+        )
+
+
 def save(run: Holder, target: Path) -> Path:
     """Write the weights of a run to one file, on the worker of rank 0, which puts them together.
 
@@ -51,11 +60,7 @@ def save(run: Holder, target: Path) -> Path:
     PlanError, RunError
         As :func:`workbench.checkpoint.saving.save`.
     """
-    if target.suffix != SAFE:
-        raise PlanError(
-            f"Weights are saved as {SAFE}, which executes nothing when it is read; give "
-            f"{target.with_suffix(SAFE).name!r}."
-        )
+    check_target(target)
     arrays = {
         f"{kind}:{name}": array
         for kind in ("parameter", "buffer")

@@ -64,7 +64,7 @@ def save(run: Holder, path: str | Path) -> Path:
     if plain.is_plain(target):
         return plain.save(run, target)
     check_kept(run.kept, "A checkpoint")
-    folder.check_free(target)
+    check_target(target)
     content = manifest_of(run)
     by_rank: dict[int, list[str]] = {}
     for name, ranks in run.kept.items():
@@ -103,6 +103,16 @@ def save(run: Holder, path: str | Path) -> Path:
             client.cancel(futures)
             raise
     return target
+
+
+def check_target(path: str | Path) -> None:
+    """Raise PlanError if :func:`save` would refuse a path, whatever the run."""
+    target = folder.target_of(path, "save")
+    if plain.is_plain(target):
+        plain.check_target(target)
+    else:
+        folder.check_free(target)
+    folder.check_writable(target)
 
 
 def manifest_of(run: Holder) -> Callable[[Mapping[str, File]], Manifest]:
