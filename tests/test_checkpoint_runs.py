@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import random
 import resource
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from test_resuming import assert_same, trained, workload
 from torch import Tensor, nn
 from torch.nn import functional
 
 import workbench as wb
+from workbench.cli import commands
 from workbench.cluster.lab import Lab
 from workbench.run import Run
 from workbench.workload import Workload
@@ -179,7 +184,7 @@ def test_what_cannot_be_loaded_or_saved_is_refused(lab: Lab, folder: Path, saved
         wb.load(saved)
     with pytest.raises(wb.PlanError, match=r"nothing is there\. The newest valid one beside it is"):
         wb.load(folder / "nowhere", work=workload())
-    with pytest.raises(wb.PlanError, match="no strategy"):
+    with pytest.raises(wb.PlanError, match="is not a strategy"):
         wb.load(saved, "magic=2", work=workload())
     remembering = workload(optimizer="sgd").with_(optimizer=partial(Remembering, lr=0.01))
     run = trained(lab, folder, "serial", 1, work=remembering)
@@ -302,3 +307,34 @@ def test_weights_that_do_not_fit_or_hold_code_are_refused(lab: Lab, tmp_path: Pa
     refused("missing.safetensors", "nothing is there")
     with pytest.raises(wb.PlanError, match="give the workload"):
         wb.load(tmp_path / "o.safetensors")
+
+
+def test_the_command_saves_and_goes_on(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting = importlib.import_module("workbench.cluster.starting")
+    monkeypatch.setattr(starting, "start", lambda **asked: nullcontext(lab))
+    monkeypatch.chdir(tmp_path)
+
+    def figures(*arguments: str) -> dict[str, Any]:
+        answer = CliRunner().invoke(commands, ["run", "digits-cnn", *arguments, "--json"])
+        assert answer.exit_code == 0, answer.output
+        return json.loads(answer.stdout)
+
+    made = figures("--strategy", "data=2", "--steps", "2", "--save", "it")
+    assert made["saved"] == str(tmp_path / "it")
+    gone_on = figures("--from", "it", "--steps", "1", "--save", "it.safetensors")
+    assert (gone_on["strategy"], gone_on["first_step"]) == ("data=2", 2)
+    begun = figures("--from", "it.safetensors", "--steps", "1")
+    assert (begun["strategy"], begun["first_step"], begun["saved"]) == ("serial", 0, None)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    for arguments, says in (
+        (("--save", "mine"), "which is no part of a checkpoint"),
+        (("--save", "it.pt"), "give 'it.safetensors'"),
+        (("--from", "mine"), "it has no manifest.json. The newest valid one beside it is"),
+        (("--from", "it", "--batch", "32"), "use batch_size=128"),
+    ):
+        answer = CliRunner().invoke(commands, ["run", "digits-cnn", *arguments])
+        assert answer.exit_code != 0
+        assert says in " ".join(answer.output.split())
