@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import Adam
 
 from workbench.checkpoint import folder, manifest
+from workbench.checkpoint.fitting import facts
 from workbench.checkpoint.loading import needed
 from workbench.checkpoint.manifest import Damaged, Manifest
 from workbench.checkpoint.parts import read_shares, write_part, write_plain
@@ -59,7 +60,7 @@ def save_threads(run: ThreadRun, work: Workload, target: Path) -> None:
             for rank, outlet in enumerate(run.outlets)
             if outlet.kept
         }
-        folder.seal(new, made(files), {})
+        folder.seal(new, made(facts(work).said, files), {})
         folder.commit(new, target)
 
 

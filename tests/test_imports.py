@@ -106,7 +106,7 @@ TORCH = (
         "generators",
     ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
-    "checkpoint/plain.py",
+    *("checkpoint/plain.py", "checkpoint/fitting.py"),
 )
 DASK = (
     *("datasets", "workload", "cluster"),

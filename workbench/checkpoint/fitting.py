@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from workbench.checkpoint.manifest import Manifest, Stored
 from workbench.errors import PlanError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from workbench.plan import Plan
     from workbench.workload import Workload
 
@@ -22,11 +26,41 @@ def options_of(plan: Plan) -> dict[str, str]:
     return {name: value for name, value in plan.options if name not in _DERIVED}
 
 
-def describe(work: Workload) -> dict[str, Any]:
-    """Return what a checkpoint says of ``work``, ready for JSON."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a workload once its model has been made.
+
+    ``said`` is what a checkpoint says of it, ready for JSON. ``arrays`` are the shapes and dtypes
+    of the model's parameters and buffers, by kind and name.
+    """
+
+    said: Mapping[str, Any]
+    arrays: Mapping[str, Mapping[str, tuple[tuple[int, ...], str]]]
+
+
+_known: WeakKeyDictionary[Workload, Facts] = WeakKeyDictionary()
+
+
+def facts(work: Workload) -> Facts:
+    """Return what is known of ``work``; its model is made the first time."""
+    if work not in _known:
+        model = work.make_model()
+        arrays = {
+            kind: {
+                name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors
+            }
+            for kind, tensors in (
+                ("parameter", model.named_parameters()),
+                ("buffer", model.named_buffers()),
+            )
+        }
+        _known[work] = Facts(_describe(work, model), arrays)
+    return _known[work]
+
+
+def _describe(work: Workload, model: nn.Module) -> dict[str, Any]:
     from workbench.catalogue import CATALOGUE
 
-    model = work.make_model()
     optimizer = work.make_optimizer(list(model.named_parameters()))
     return {
         "name": work.name,
@@ -66,7 +100,7 @@ def made_again(manifest: Manifest) -> Workload:
             "checkpoint holds no code and no data; give the workload: wb.load(path, work=work)."
         )
     work = workload(str(name), **{key: said[key] for key in _CHANGES if key in said})
-    found = describe(work)
+    found = facts(work).said
     for key in ("model", "loss", "optimizer", "optimizer_options", "samples"):
         if found[key] != said.get(key):
             raise PlanError(
@@ -78,7 +112,7 @@ def made_again(manifest: Manifest) -> Workload:
 
 def check_same(manifest: Manifest, work: Workload) -> None:
     """Raise PlanError if ``work`` would go on in another way than the checkpoint was made in."""
-    found = describe(work)
+    found = facts(work).said
     for key in _SAME:
         here, there = found[key], manifest.workload.get(key)
         if here == there:

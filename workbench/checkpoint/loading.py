@@ -127,20 +127,12 @@ def _planned(
 
 
 def _check_model(content: Manifest, work: Workload) -> None:
-    model = work.make_model()
-    for kind, tensors in (
-        ("parameter", dict(model.named_parameters())),
-        ("buffer", dict(model.named_buffers())),
-    ):
+    for kind, wanted in fitting.facts(work).arrays.items():
         prefix = f"{kind}:"
         there = {
             name.removeprefix(prefix): stored
             for name, stored in content.arrays.items()
             if name.startswith(prefix)
-        }
-        wanted = {
-            name: (tuple(t.shape), str(t.dtype).removeprefix("torch."))
-            for name, t in tensors.items()
         }
         fitting.check_arrays(there, wanted, kind)
 
@@ -183,7 +175,8 @@ def _read(
 def needed(content: Manifest, planned: Plan) -> list[list[Wanted]]:
     """Return what each rank of a plan is to read: its shares, each once among all ranks."""
     found = []
-    draws = draws_on(parse(content.strategy), planned.mesh)
+    mesh = parse(content.strategy)
+    draws = draws_on(mesh, planned.mesh) if mesh.size == len(content.files) else {}
     for rank in range(planned.ranks):
         wanted = []
         for name, stored in content.arrays.items():

@@ -209,10 +209,13 @@ def _parsed(content: dict[str, Any]) -> Manifest:
         if entries != _numel(shape):
             raise ValueError(f"the parts of {name} are not the whole of it")
         arrays[str(name)] = Stored(shape, given["dtype"], parts)
+    options = {str(key): str(value) for key, value in content["options"].items()}
+    if not options.keys().isdisjoint(("work", "strategy", "accumulate")):
+        raise ValueError("its options are no options of a strategy")
     return Manifest(
         workload=dict(content["workload"]),
         strategy=str(content["strategy"]),
-        options={str(key): str(value) for key, value in content["options"].items()},
+        options=options,
         accumulate=_count(content["accumulate"]),
         threads=_count(content["threads"]),
         step=_count(content["step"]),

@@ -92,10 +92,11 @@ def save(run: Holder, path: str | Path) -> Path:
                     pure=False,
                 )
                 futures.append(task)
+            said = fitting.facts(run.work).said  # while they write
             finish(futures, list(workers.values()), run.lab, limit_s(needed))
             written: list[File] = client.gather(futures)
             files = {part_name(rank): file for rank, file in zip(by_rank, written, strict=True)}
-            folder.seal(made, content(files), made_by())
+            folder.seal(made, content(said, files), made_by())
             folder.commit(made, target)
         except OSError as error:
             raise folder.no_room(target, needed, error) from error
@@ -115,14 +116,14 @@ def check_target(path: str | Path) -> None:
     folder.check_writable(target)
 
 
-def manifest_of(run: Holder) -> Callable[[Mapping[str, File]], Manifest]:
-    """Return a function that makes the manifest of a run from what its files have come to."""
+def manifest_of(run: Holder) -> Callable[[Mapping[str, Any], Mapping[str, File]], Manifest]:
+    """Return a function of what is said of the workload and of the files: the manifest of a run."""
     plan = run.plan
     arrays = {name: stored(plan, name, by_rank) for name, by_rank in run.kept.items()}
 
-    def made(files: Mapping[str, File]) -> Manifest:
+    def made(said: Mapping[str, Any], files: Mapping[str, File]) -> Manifest:
         return Manifest(
-            workload=fitting.describe(run.work),
+            workload=said,
             strategy=plan.strategy,
             options=fitting.options_of(plan),
             accumulate=plan.batch.accumulate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ def finish(futures: Sequence[Future], workers: Sequence[str], lab: Lab, limit_s:
     while not all(future.done() for future in futures):
         try:
             wait(futures, timeout=LOOK_EVERY_S)
+        except CancelledError:  # such as by a lab that is closed meanwhile
+            break
         except TimeoutError:
             _check(workers, lab)  # Dask waits for a worker that is gone
             if time.monotonic() > ends_s:
