@@ -29,7 +29,10 @@ class ThreadRun:
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, buffers and optimizer state after the run, shares put together."""
         whole = {}
-        for name in {name: None for outlet in self.outlets for name in outlet.kept}:
+        kept = {name: None for outlet in self.outlets for name in outlet.kept}
+        for name in kept:
+            if name.startswith("random:"):
+                continue
             parts = {
                 rank: outlet.kept[name]
                 for rank, outlet in enumerate(self.outlets)

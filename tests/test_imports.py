@@ -54,6 +54,7 @@ ROOMS = (
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
+    "generators",  # what a user's own code draws from
     "keeping",  # a rank's shares of parameters and buffers
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
@@ -63,6 +64,7 @@ ROOMS = (
     "placement",  # each rank's data onto the rank's worker
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
+    "checkpoint",  # runs on disk
     "state",  # what two runs have come to, compared
     "arrays",  # graph mode: operators and models on dask arrays
     "apply",  # a model on a dask array
@@ -113,8 +115,10 @@ TORCH = (
         "apply",
         "predict",
         "evaluate",
+        "generators",
     ),
     *("cluster/rank.py", "cluster/context.py", "cluster/forkserver.py"),
+    *("checkpoint/plain.py", "checkpoint/fitting.py"),
 )
 DASK = (
     *("datasets", "workload", "cluster"),
@@ -127,6 +131,7 @@ DASK = (
         "arrays",
         "apply",
         "predict",
+        "checkpoint",
     ),  # the client's side: a rank imports none of these
 )
 HOMES = {
@@ -138,6 +143,7 @@ HOMES = {
     "jupyter_bokeh": ("ui",),
     "IPython": ("ui",),
     "click": ("cli",),
+    "safetensors": ("checkpoint",),
 }
 
 

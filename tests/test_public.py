@@ -16,8 +16,8 @@ import workbench as wb
 
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
 FUNCTIONS = (
-    *("app", "apply", "compare", "evaluate", "plan", "predict", "run", "start", "verify"),
-    "workload",
+    *("app", "apply", "compare", "evaluate", "load", "plan", "predict", "run", "save", "start"),
+    *("verify", "workload"),
 )
 SAME_NAME_AS_ROOM = (
     *("apply", "compare", "evaluate", "plan", "predict", "run", "verify", "workload"),

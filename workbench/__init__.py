@@ -17,6 +17,8 @@ from workbench.errors import PlanError, RunError
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
     from workbench import arrays, datasets
     from workbench.apply import apply
+    from workbench.checkpoint.loading import load
+    from workbench.checkpoint.saving import save
     from workbench.cluster.starting import start
     from workbench.compare import compare
     from workbench.evaluate import evaluate
@@ -42,10 +44,12 @@ __all__ = [
     "compare",
     "datasets",
     "evaluate",
+    "load",
     "picture",
     "plan",
     "predict",
     "run",
+    "save",
     "start",
     "verify",
     "workload",
@@ -58,10 +62,12 @@ _ROOM_OF = {
     "apply": "workbench.apply",
     "compare": "workbench.compare",
     "evaluate": "workbench.evaluate",
+    "load": "workbench.checkpoint.loading",
     "picture": "workbench.ui.layer_picture",
     "plan": "workbench.planning",
     "predict": "workbench.predict",
     "run": "workbench.run",
+    "save": "workbench.checkpoint.saving",
     "start": "workbench.cluster.starting",
     "verify": "workbench.verify",
     "workload": "workbench.workload",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch import nn
 
 from workbench.cluster.context import RankContext
+from workbench.generators import seed_all
 from workbench.keeping import RankState
 from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
@@ -30,6 +29,7 @@ from workbench.spans import MOST_KEPT, Span, SpanRecorder
 from workbench.updating import Updater
 
 SEND_EVERY_S = 0.25
+SPREAD = 2_654_435_761  # times the first step: seeds of runs that go on lie far apart
 LIVE_SPANS = 500  # in one message: the scheduler keeps the last thousand messages
 
 
@@ -140,14 +140,13 @@ class _Trainer:
     def run(self) -> Outcome:
         # Code that draws random numbers itself (F.dropout) must draw others for other samples, and
         # the same on ranks that compute on the same ones.
-        own_seed = (self.work.seed + self.plan.mesh.replica(self.context.rank)) % 2**64
-        torch.manual_seed(own_seed)
-        random.seed(own_seed)
-        np.random.seed(own_seed % 2**32)
+        # A run that goes on draws what comes next, or at least not the same again.
+        first = self.job.first_step
+        seed_all(self.work.seed + self.plan.mesh.replica(self.context.rank) + SPREAD * first)
+        self.state.restore_generators()
         self.comm.barrier()
         self.comm.on_span = self.spans.add if self.job.record_spans else None
         began_s = sent_s = perf_counter()
-        first = self.job.first_step
         for step in range(first, first + self.job.steps):
             self.context.progress(step)
             row = self._step(step, began_s)

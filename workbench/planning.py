@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
@@ -48,6 +49,24 @@ def plan(
     PlanError
         If it cannot be done: says what was asked, the constraint, the numbers, and what works.
     """
+    made = _made.setdefault(work, {})
+    stated = repr(sorted(options.items()))
+    found = made.get((repr(strategy), accumulate, stated))
+    if found is None:
+        found = _plan(work, strategy, accumulate, options)
+        for micro in (accumulate, found.batch.accumulate):
+            made[repr(strategy), micro, stated] = found
+    return found
+
+
+_made: WeakKeyDictionary[Workload, dict[tuple[str, int | None, str], Plan]] = WeakKeyDictionary()
+"""Plans, which depend on nothing that changes: a run, and another that goes on from it, have one.
+
+They are gone with their workload.
+"""
+
+
+def _plan(work: Workload, strategy: str, accumulate: int | None, options: dict[str, Any]) -> Plan:
     import torch
 
     from workbench.inputs import check_loss, check_workload

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from workbench.errors import PlanError
-from workbench.plan import Cut, Plan
+from workbench.mesh import Mesh
+from workbench.plan import Cut, Plan, owner_of
 
 if TYPE_CHECKING:
     import dask.array as da
 
     from workbench.workload import Workload
+
+
+STATE = ("parameter", "buffer", "optimizer", "number", "group")
+"""The kinds of kept arrays that a run goes on from whatever its strategy is."""
 
 
 class Ended(Protocol):
@@ -42,18 +47,21 @@ class Ended(Protocol):
 class Start:
     """Where a run begins: all that another has kept, and at which step.
 
-    ``arrays`` are whole dask arrays by ``"parameter:NAME"``, ``"buffer:NAME"`` and
-    ``"optimizer:KEY:NAME"``, whose chunks lie on the workers of that run.
+    ``arrays`` are whole dask arrays by ``"parameter:NAME"``, ``"buffer:NAME"``,
+    ``"optimizer:KEY:NAME"`` and so on, whose chunks lie on the workers of that run. ``generators``
+    are the states of its generators, by the rank that goes on from them and by
+    ``"random:RANK:NAME"``.
     """
 
     arrays: Mapping[str, da.Array]
     step: int
+    generators: Mapping[int, Mapping[str, da.Array]] = field(default_factory=dict)
 
     def shares(self, plan: Plan, rank: int) -> dict[str, da.Array]:
         """Return what ``rank`` needs of every array: a rechunk, done where the chunks are."""
-        found = {}
+        found = dict(self.generators.get(rank, {}))
         for name, array in self.arrays.items():
-            if not plan.holds(name.rpartition(":")[2], rank):
+            if not plan.holds(owner_of(name), rank):
                 continue
             for cut in plan.kept_cuts(name, array.ndim):
                 array = _share(array, cut, plan, rank)
@@ -95,12 +103,46 @@ def start_from(run: Ended, work: Workload, plan: Plan) -> Start:
             f"start= goes on with the state of the optimizer, which is {here} here and {there} "
             f"there; use {there}."
         )
-    arrays = {
-        f"{kind}:{name}": array
-        for kind in ("parameter", "buffer", "optimizer")
-        for name, array in run.state(kind).items()
+    check_kept(run.kept, "start=")
+    arrays = {f"{kind}:{name}": array for kind in STATE for name, array in run.state(kind).items()}
+    drawn = run.state("random")
+    generators = {
+        rank: {
+            f"random:{rank}:{name.partition(':')[2]}": array
+            for name, array in drawn.items()
+            if name.partition(":")[0] == str(other)
+        }
+        for rank, other in draws_on(run.plan.mesh, plan.mesh).items()
     }
-    return Start(arrays, run.first_step + run.step)
+    return Start(arrays, run.first_step + run.step, generators)
+
+
+def check_kept(kept: Iterable[str], asked: str) -> None:
+    """Raise PlanError if an optimizer has had something that could not be kept."""
+    for name in kept:
+        kind, _, rest = name.partition(":")
+        if kind == "unkept":
+            entry, _, owner = rest.partition(":")
+            raise PlanError(
+                f"{asked} takes the state of the optimizer along, and its {entry!r} of parameter "
+                f"{owner!r} is neither an array nor a number; an optimizer that keeps tensors and "
+                "numbers, such as those of torch.optim, goes on exactly."
+            )
+
+
+def draws_on(old: Mesh, new: Mesh) -> dict[int, int]:
+    """Return whose generators each rank of ``new`` goes on from, where it takes the same samples.
+
+    Ranks that are cut otherwise draw other numbers, and have none to go on from.
+    """
+    if old == new:
+        return {rank: rank for rank in range(new.size)}
+    if old.replicas != new.replicas:
+        return {}
+    first: dict[int, int] = {}
+    for rank in range(old.size):
+        first.setdefault(old.replica(rank), rank)
+    return {rank: first[new.replica(rank)] for rank in range(new.size)}
 
 
 def _optimizer(work: Workload) -> str:

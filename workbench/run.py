@@ -26,7 +26,7 @@ from workbench.execution import (
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder
-from workbench.resuming import Start, start_from
+from workbench.resuming import Ended, Start, start_from
 from workbench.spans import MOST_KEPT
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     preview: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
-    start: Run | None = None,
+    start: Ended | None = None,
     **options: Any,
 ) -> Run:
     """Start to train ``work`` under ``strategy`` on the open cluster, and return at once.
@@ -80,8 +80,8 @@ def run(
     lab:
         The cluster; the one opened last if left out.
     start:
-        A run that has ended, of the same model, under any strategy: this one goes on from its
-        weights, its optimizer's state and its place in the order of the data.
+        A run that has ended, or that was loaded, of the same model, under any strategy: this one
+        goes on from its weights, its optimizer's state and its place in the order of the data.
     options:
         As for :func:`workbench.plan`: ``accumulate=2``, ``batch_norm="local"``.
 
@@ -240,7 +240,7 @@ class Run:
         return self.state("parameter")
 
     def state(self, kind: str) -> dict[str, da.Array]:
-        """Return what is kept of ``kind`` as dask arrays: "parameter", "buffer", "optimizer".
+        """Return what is kept of ``kind`` as dask arrays: "parameter", "buffer", "optimizer"...
 
         Raises
         ------
@@ -257,7 +257,7 @@ class Run:
                 f"The parameters of the run {self.label} are gone with its lab, which is closed; "
                 "take what is needed before that, with array.compute()."
             )
-        return kept_arrays(self.plan, self.kept, kind, self._take)
+        return kept_arrays(self.plan, self.kept, kind, self.take)
 
     def wait(self, timeout_s: float | None = None) -> Run:
         """Wait for the end; returns this run.
@@ -317,7 +317,7 @@ class Run:
             f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
         )
 
-    def _take(self, rank: int, name: str) -> Future:
+    def take(self, rank: int, name: str) -> Future:
         """Return the future of an array that a rank has kept; it can be taken over only once."""
         with self._lock:
             if (rank, name) not in self._taken:

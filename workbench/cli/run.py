@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train a workload under one strategy.")
 @click.argument("workload")
-@click.option("--strategy", default="serial", show_default=True, help="serial, data=2, spatial=2 …")
+@click.option(
+    "--strategy",
+    help="serial, data=2, spatial=2 … [default: serial, or that of --from]",
+)
 @options.steps
 @options.workers
 @options.threads
@@ -38,12 +41,24 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder in which the run makes its own. [default: workbench-runs]",
 )
+@click.option(
+    "--from",
+    "origin",
+    type=click.Path(path_type=Path),
+    help="Checkpoint to go on from, or weights to begin with (.safetensors, .pt).",
+)
+@click.option(
+    "--save",
+    "target",
+    type=click.Path(path_type=Path),
+    help="Where to keep what the run has come to: a checkpoint, or weights (.safetensors).",
+)
 @figures_command
 def run(
     workload: str,
     *,
     terminal: Terminal,
-    strategy: str,
+    strategy: str | None,
     steps: int | None,
     workers: int | None,
     threads: int | None,
@@ -53,42 +68,64 @@ def run(
     choices: dict[str, Any],
     trace: Path | None,
     out: Path | None,
+    origin: Path | None,
+    target: Path | None,
 ) -> None:
     """Train WORKLOAD under one strategy and keep a record of every step.
 
     WORKLOAD is a name of the catalogue: digits-cnn, digits-mlp, photo-denoise, stdlib-gpt.
     """
+    from workbench.checkpoint.loading import load, options_at
+    from workbench.checkpoint.saving import check_target, save
     from workbench.cluster.starting import start
     from workbench.planning import plan
     from workbench.run import run as start_run
     from workbench.workload import workload as catalogued
 
     work = catalogued(workload, **options.workload_changes(batch, seed))
+    if target is not None:
+        check_target(target)
+    if origin is not None:
+        strategy, choices = options_at(origin, strategy, choices)
+    strategy = strategy or "serial"
     ranks = plan(work, strategy, **choices).ranks
     with start(workers=options.enough_workers(workers, ranks, strategy), threads=threads) as lab:
+        begun = None
+        if origin is not None:
+            begun = load(origin, strategy, work=work, lab=lab, **choices)
         started = start_run(
-            work, strategy, steps=steps, device=device, folder=out, lab=lab, **choices
+            work,
+            strategy,
+            steps=steps,
+            device=device,
+            folder=out,
+            lab=lab,
+            start=begun,
+            **choices,
         )
         follow(started, terminal, lambda: _progress(started))
-    document = run_document(started)
+        saved = None if target is None else save(started, target)
+    document = run_document(started, saved)
     if trace is not None:
         document["trace"] = str(write_trace(started, trace))
-    terminal.figures(document, run_table(started))
+    terminal.figures(document, run_table(started, saved))
     if trace is not None:
         terminal.say("", Text(f"Trace: {trace}, for ui.perfetto.dev"))
 
 
-def run_document(run: Run) -> dict[str, Any]:
+def run_document(run: Run, saved: Path | None = None) -> dict[str, Any]:
     """Return what ``--json`` prints: the summary, where the ranks were, and every step."""
     return {
         **run.summary(),
+        "first_step": run.first_step,
+        "saved": None if saved is None else str(saved),
         "folder": str(run.folder),
         "placement": [asdict(rank) for rank in run.ranks],
         "history": run.history,
     }
 
 
-def run_table(run: Run) -> Table:
+def run_table(run: Run, saved: Path | None = None) -> Table:
     """Return the figures of an ended run, one a line."""
     first, last = run.history[0], run.history[-1]
     ranks = count(run.plan.ranks, "rank") + f" × {count(run.threads, 'thread')}"
@@ -100,11 +137,14 @@ def run_table(run: Run) -> Table:
         "throughput": NOTHING
         if run.step_s is None
         else f"{run.work.batch_size / run.step_s:,.0f} samples/s",
-        "loss": f"{first['loss']:.4g} at step 1, {last['loss']:.4g} at step {len(run.history)}",
+        "loss": f"{first['loss']:.4g} at step {run.first_step + 1}, "
+        f"{last['loss']:.4g} at step {run.first_step + len(run.history)}",
         "test accuracy": NOTHING if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
         "sent by a rank": f"{in_binary_units(run.plan.bytes_per_step)} a step",
         "record": str(run.folder),
     }
+    if saved is not None:
+        facts["saved to"] = str(saved)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

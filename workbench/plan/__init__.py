@@ -3,7 +3,7 @@
 Pure: imports nothing of torch, dask or the UI.
 """
 
-from workbench.plan.assembly import assemble
+from workbench.plan.assembly import assemble, is_first, owner_of
 from workbench.plan.collective import Collective
 from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import in_binary_units
@@ -24,5 +24,7 @@ __all__ = [
     "Plan",
     "assemble",
     "in_binary_units",
+    "is_first",
+    "owner_of",
     "shares_of",
 ]

@@ -10,7 +10,26 @@ from math import prod
 from typing import Any
 
 from workbench.mesh import Mesh
-from workbench.plan.plan import Cut
+from workbench.plan.plan import Cut, Plan
+
+
+def owner_of(kept: str) -> str:
+    """Return the parameter or buffer that a kept array is of: ``"w"`` of ``"optimizer:k:w"``.
+
+    The state of a generator is of none, and has the generator's name.
+    """
+    kind, _, name = kept.partition(":")
+    return name if kind in ("parameter", "buffer") else name.partition(":")[2]
+
+
+def is_first(plan: Plan, kept: str, dims: int, rank: int) -> bool:
+    """Return whether no rank before ``rank`` has the same share of a kept array of ``dims``."""
+    cutting = {cut.axis for cut in plan.kept_cuts(kept, dims)}
+    first = {"pipeline": plan.holders(owner_of(kept))[0]}
+    others = {
+        axis: place for axis, place in plan.mesh.coordinates(rank).items() if axis not in cutting
+    }
+    return all(place == first.get(axis, 0) for axis, place in others.items())
 
 
 def assemble(

@@ -1,0 +1,62 @@
+"""The states of the generators that a user's own code draws from: torch's, numpy's and Python's.
+
+Dropout layers and the order of the data draw by step and need none of these. Code that draws itself
+(``F.dropout``, ``random.random()``) does, and a run that goes on must draw what comes next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def seed_all(seed: int) -> None:
+    """Begin anew with ``seed``."""
+    seed %= 2**64
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def states(device: torch.device) -> dict[str, NDArray[Any]]:
+    """Return the state of each generator as one array of whole numbers, by its name."""
+    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    found = {
+        "torch": torch.get_rng_state().numpy(),
+        "numpy": np.array([*keys, place, has_gauss, _bits(float(gauss))], dtype=np.uint64),
+        "python": np.array(
+            [version, *words, next_gauss is not None, _bits(next_gauss or 0.0)], dtype=np.uint64
+        ),
+    }
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device).numpy()
+    return found
+
+
+def restore(given: Mapping[str, NDArray[Any]], device: torch.device) -> None:
+    """Go on from states that :func:`states` has returned; those not given stay as they are."""
+    if "torch" in given:
+        torch.set_rng_state(torch.from_numpy(given["torch"].copy()))
+    if "numpy" in given:
+        *keys, place, has_gauss, gauss = given["numpy"].tolist()
+        state = ("MT19937", np.array(keys, dtype=np.uint32), place, has_gauss, _number(gauss))
+        np.random.set_state(state)
+    if "python" in given:
+        version, *words, has_gauss, gauss = given["python"].tolist()
+        random.setstate((version, tuple(words), _number(gauss) if has_gauss else None))
+    if "cuda" in given and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.from_numpy(given["cuda"].copy()), device)
+
+
+def _bits(number: float) -> int:
+    return int(np.float64(number).view(np.uint64))
+
+
+def _number(bits: int) -> float:
+    return float(np.uint64(bits).view(np.float64))
