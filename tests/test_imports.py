@@ -26,6 +26,8 @@ ROOMS = (
     "schedules",  # who does what when, of a pipeline
     "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
+    "hashing",  # which worker has which key
+    "distribution",  # a table of chunks by worker
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
@@ -35,6 +37,7 @@ ROOMS = (
     "records",  # the folder of a run
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
+    "sources",  # rows in files of every kind
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter

@@ -7,12 +7,16 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.base import tokenize
 
 from workbench.datasets.dataset import CHUNKS
 from workbench.errors import PlanError
 from workbench.mesh import shares
 
 MOST_CHUNKS = 100_000
+
+CAST = "workbench-cast-"
+"""How the names of arrays begin that :func:`cast` has made."""
 
 
 def adopt(data: Any, what: str) -> da.Array:
@@ -64,7 +68,12 @@ def adopt(data: Any, what: str) -> da.Array:
 def cast(array: da.Array, dtype: str) -> da.Array:
     """Return ``array`` with every chunk in ``dtype``, this machine's byte order and C order."""
     return da.map_blocks(
-        _native, array, dtype, chunks=array.chunks, meta=np.empty((0,) * array.ndim, dtype)
+        _native,
+        array,
+        dtype,
+        chunks=array.chunks,
+        meta=np.empty((0,) * array.ndim, dtype),
+        name=CAST + tokenize(array, dtype),
     )
 
 
