@@ -56,12 +56,14 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
     "keeping",  # a rank's shares of parameters and buffers
+    "loading",  # a rank\'s samples, ahead of the step
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "resuming",  # where a run begins that goes on from another
     "placement",  # each rank's data onto the rank's worker
+    "storing",  # arrays on the workers that a scheme names
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
@@ -98,6 +100,7 @@ TORCH = (
         "planning",
         "layers",
         "scoring",
+        "loading",
         "previewing",
         "passes",
         "updating",
@@ -115,6 +118,7 @@ DASK = (
         "run",
         "state",
         "resuming",
+        "storing",
     ),  # the client's side: a rank imports none of these
 )
 HOMES = {

@@ -15,8 +15,11 @@ import pytest
 import workbench as wb
 
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
-FUNCTIONS = ("app", "compare", "evaluate", "plan", "run", "start", "verify", "workload")
-SAME_NAME_AS_ROOM = ("compare", "evaluate", "plan", "run", "verify", "workload")
+FUNCTIONS = (
+    *("app", "compare", "compare_schemes", "dataset", "evaluate", "placement", "plan"),
+    *("run", "start", "store", "verify", "workload"),
+)
+SAME_NAME_AS_ROOM = ("compare", "evaluate", "placement", "plan", "run", "verify", "workload")
 
 
 def python(code: str) -> str:

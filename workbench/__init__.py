@@ -18,9 +18,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench import datasets
     from workbench.cluster.starting import start
     from workbench.compare import compare
+    from workbench.datasets.opening import dataset
+    from workbench.distribution import compare_schemes, placement
     from workbench.evaluate import evaluate
     from workbench.planning import plan
     from workbench.run import run
+    from workbench.storing import store
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
     from workbench.verify import verify
@@ -35,12 +38,16 @@ __all__ = [
     "__version__",
     "app",
     "compare",
+    "compare_schemes",
+    "dataset",
     "datasets",
     "evaluate",
     "picture",
+    "placement",
     "plan",
     "run",
     "start",
+    "store",
     "verify",
     "workload",
 ]
@@ -49,11 +56,15 @@ _ROOM_OF = {
     "Workload": "workbench.workload",
     "app": "workbench.ui.panel",
     "compare": "workbench.compare",
+    "compare_schemes": "workbench.distribution",
+    "dataset": "workbench.datasets.opening",
     "evaluate": "workbench.evaluate",
     "picture": "workbench.ui.layer_picture",
+    "placement": "workbench.distribution",
     "plan": "workbench.planning",
     "run": "workbench.run",
     "start": "workbench.cluster.starting",
+    "store": "workbench.storing",
     "verify": "workbench.verify",
     "workload": "workbench.workload",
 }

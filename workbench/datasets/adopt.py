@@ -77,6 +77,21 @@ def cast(array: da.Array, dtype: str) -> da.Array:
     )
 
 
+def stored_chunks(array: da.Array) -> dict[tuple[int, ...], Any]:
+    """Return the keys of an array's chunks that a cluster holds, by index, with or without a cast.
+
+    Chunks that are still to be computed are left out.
+    """
+    from distributed import Future
+
+    name = array.name
+    if name.startswith(CAST):
+        (name,) = array.dask.dependencies[name]
+    layer = array.dask.layers.get(name, {})
+    keys = [(name, *index) for index in np.ndindex(*array.numblocks)]
+    return {key[1:]: layer[key].key for key in keys if isinstance(layer.get(key), Future)}
+
+
 def _native(block: np.ndarray, dtype: str) -> np.ndarray:
     native = np.ascontiguousarray(block, dtype=dtype)
     # numpy lets a dim of one item keep a negative stride, which torch does not take.

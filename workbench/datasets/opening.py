@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import prod
+from math import ceil, prod
 from os import PathLike
 from typing import Any
 
@@ -93,7 +93,7 @@ class Arrays(Mapping[str, da.Array]):
     def _table(self, names: list[str]) -> Source:
         chosen = [self._sources.get(name) for name in names]
         wholes = [c.whole if isinstance(c, Part) else c for c in chosen]
-        if not names or not all(isinstance(w, Columns) and w.flat for w in wholes):
+        if not names or not all(isinstance(w, Columns) and len(w.shape) == 1 for w in wholes):
             raise PlanError(
                 f"Only columns of a Parquet table can stand side by side; {self.where} has "
                 f"{', '.join(self._sources)}, and {names} was asked for."
@@ -171,7 +171,7 @@ def source_of(array: da.Array) -> Source | None:
 
 def _read(source: Source, start: int, stop: int) -> np.ndarray:
     mapped = source.mapped()
-    return source.read(start, stop) if mapped is None else mapped[start:stop]
+    return source.read(start, stop) if mapped is None else np.asarray(mapped[start:stop])
 
 
 def _chunk_rows(source: Source) -> tuple[int, ...]:
@@ -181,6 +181,6 @@ def _chunk_rows(source: Source) -> tuple[int, ...]:
     count = min(count, MOST_CHUNKS, rows)
     if source.together == 1:
         return shares(rows, count)
-    together = -(-(-(-rows // count)) // source.together) * source.together
+    together = ceil(ceil(rows / count) / source.together) * source.together
     whole, left = divmod(rows, together)
     return (*[together] * whole, *([left] if left else []))

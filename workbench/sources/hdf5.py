@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -69,12 +69,12 @@ def find_hdf5(address: Address) -> dict[str, Source]:
 
 @contextmanager
 def _opened(address: Address) -> Iterator[Any]:
-    """Open a file and close it again: one that Python closes at its end may crash it."""
+    """Open a file and close it again: one that is left to Python's end may crash it."""
     h5py = needed("h5py", "HDF5")
-    try:
-        with address.open() as stream:
-            file = h5py.File(stream, "r", locking=False) if not address.is_local else None
-            with file or h5py.File(address.text, "r", locking=False) as opened:
-                yield opened
-    except OSError as error:
-        raise PlanError(f"{address.text} is no HDF5 file that can be read: {error}.") from error
+    with ExitStack() as stack:
+        where = address.text if address.is_local else stack.enter_context(address.open())
+        try:
+            file = h5py.File(where, "r", locking=False)
+        except OSError as error:
+            raise PlanError(f"{address.text} is no HDF5 file that can be read: {error}.") from error
+        yield stack.enter_context(file)

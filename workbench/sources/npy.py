@@ -44,9 +44,9 @@ class RawFile(Source):
         if not self.address.is_local:
             return None
         check_size(self.address, self.size)
+        options: dict[str, Any] = {"mode": "r", "offset": self.offset, "shape": self.shape}
         order = "F" if self.fortran else "C"
-        whole = np.memmap(self.address.text, self.dtype, "r", self.offset, self.shape, order)
-        return whole.view(np.ndarray)  # type: ignore[no-any-return]
+        return np.memmap(self.address.text, self.dtype, order=order, **options)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
