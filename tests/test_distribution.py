@@ -43,7 +43,7 @@ def test_only_the_chunks_of_a_worker_that_leaves_move(seed: int, leaver: int) ->
     move = before.moved(before.with_workers([n for n in names(seed) if n != gone]))
     assert {source for source, _ in move.keys.values()} == {gone}
     assert move.chunks == before.chunks[gone]
-    assert move.share == pytest.approx(move.least)
+    assert move.share == pytest.approx(move.fair)
 
 
 def test_placed_anew_nearly_the_same_move_on_the_average() -> None:

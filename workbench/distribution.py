@@ -26,9 +26,9 @@ class Move:
         What changes its worker.
     share:
         ``bytes`` of all bytes.
-    least:
-        The share that must move for every worker to have its part: what newcomers are to have, and
-        what those who leave had.
+    fair:
+        The share that moves if every worker has just its part: what newcomers are to have, or what
+        those who leave had.
     keys:
         Which chunks, with their worker before and after.
     """
@@ -36,14 +36,14 @@ class Move:
     chunks: int
     bytes: int
     share: float
-    least: float
+    fair: float
     keys: Mapping[str, tuple[str, str]]
 
     def __str__(self) -> str:
         """Say it in one sentence."""
         return (
             f"{self.chunks:,} chunks move, {in_binary_units(self.bytes)} or {self.share:.1%} of "
-            f"all bytes; at least {self.least:.1%} must."
+            f"all bytes; a fair part is {self.fair:.1%}."
         )
 
 
@@ -129,8 +129,8 @@ class Distribution:
         moved, whole = sum(size[key] for key in keys), sum(self.sizes) or 1
         joined = [c for name, c in after.capacities.items() if name not in self.capacities]
         left = sum(n for name, n in self.bytes.items() if name not in after.capacities)
-        least = max(sum(joined) / sum(after.capacities.values()), left / whole)
-        return Move(len(keys), moved, moved / whole, least, keys)
+        fair = max(sum(joined) / sum(after.capacities.values()), left / whole)
+        return Move(len(keys), moved, moved / whole, fair, keys)
 
     def __str__(self) -> str:
         """Return the table."""
@@ -163,7 +163,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return the table."""
-        lines = [("scheme", "max/mean", "moves when one joins", "when one leaves", "at least")]
+        lines = [("scheme", "max/mean", "moves when one joins", "when one leaves", "fair parts")]
         for row in self.rows:
             lines.append(
                 (
@@ -171,7 +171,7 @@ class Comparison:
                     f"{row['balance']:.2f}",
                     f"{row['joined'].share:.1%}",
                     f"{row['left'].share:.1%}",
-                    f"{row['joined'].least:.1%} / {row['left'].least:.1%}",
+                    f"{row['joined'].fair:.1%} / {row['left'].fair:.1%}",
                 )
             )
         return "\n".join(_columns(lines))
