@@ -119,6 +119,9 @@ def test_refusals_say_what_works(lab: Lab) -> None:
         store(x[x[:, 0] > 3], lab=lab)
     stored = store(x, lab=lab, capacity="cores")
     assert "4 of 4 lie where the scheme says (measured)" in str(stored)
+    again = store(stored.arrays[0], np.ones(40), lab=lab)  # what is stored can be stored otherwise
+    np.testing.assert_array_equal(again.arrays[0].compute(), x.compute(scheduler="sync"))
+    assert again.arrays[1].chunks == (x.chunks[0],)
     with pytest.raises(PlanError, match="There is no worker 'nobody' that could leave"):
         stored.update(leaving=["nobody"])
     with pytest.raises(PlanError, match="There are no workers"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+from dask.optimization import cull
 from distributed import Future
 
 from workbench.datasets.adopt import adopt
@@ -200,10 +201,9 @@ class Stored:
                 if mine:
                     # Names of their own: a chunk that was lost is not waited for elsewhere.
                     name = f"workbench-store-{next(_numbers)}-{lazy.name}"
-                    graph = {
-                        **lazy.dask.to_dict(),
-                        **{(name, *index): (_same, (lazy.name, *index)) for index in mine},
-                    }
+                    keys = [(lazy.name, *index) for index in mine]
+                    graph, _ = cull(lazy.dask.to_dict(), keys)  # of the data, only what it needs
+                    graph.update(((name, *key[1:]), (_same, key)) for key in keys)
                     futures = self.lab.client.get(
                         graph,
                         [(name, *index) for index in mine],
