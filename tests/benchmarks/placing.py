@@ -15,10 +15,10 @@ import cloudpickle
 import dask.array as da
 import numpy as np
 from distributed import wait
+from rank_reads import touch
 from torch import nn
 
 import workbench as wb
-from workbench.cluster.context import RankContext
 from workbench.cluster.gang import Gang
 from workbench.cluster.lab import Lab
 from workbench.distribution import placement
@@ -41,15 +41,6 @@ def balance(seeds: int) -> None:
         columns = list(zip(*found, strict=True))
         cells = [f"{median(c):.3f} ({min(c):.3f}-{max(c):.3f})" for c in columns]
         print(f"| {scheme} | {' | '.join(cells)} |")
-
-
-def touch(context: RankContext, job: object) -> float:
-    """Read every byte of the rank's rows, as training would; return the time when it is done."""
-    for name in ("x", "y"):
-        array = context.arrays[name]
-        for start in range(0, len(array), 4096):
-            np.asarray(array[start : start + 4096]).sum()
-    return time.time()
 
 
 def to_ranks(lab: Lab, shares: list[dict[str, object]], number: str) -> float:
