@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -172,7 +173,7 @@ class Stored:
                     self._held[part] = self.lab.client.submit(
                         _same,
                         self._held[part],
-                        key=f"workbench-moved-{next(_numbers)}-{self._held[part].key!r}",
+                        key=f"workbench-moved-{uuid4().hex}",
                         workers=[address[owner]],
                         allow_other_workers=False,
                     )
