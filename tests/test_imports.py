@@ -56,7 +56,7 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
     "keeping",  # a rank's shares of parameters and buffers
-    "loading",  # a rank\'s samples, ahead of the step
+    "loading",  # a rank's samples, ahead of the step
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
     "engine",  # the step loop of a rank

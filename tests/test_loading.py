@@ -52,7 +52,7 @@ def loader(x: Any, samples: int, steps: int) -> tuple[Loader, Order]:
     order = Order(samples, 10, 0)
     comm: Any = None
     context = RankContext(0, 1, comm, torch.device("cpu"), arrays={"x": x, "y": y})
-    return Loader(context, planned, order, steps), order
+    return Loader(context, planned, order, torch.float32, steps), order
 
 
 def watched(samples: int) -> Rows:

@@ -14,8 +14,8 @@ from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
-from workbench.losses import loss_weight, on_device
 from workbench.loading import MicroBatch
+from workbench.losses import loss_weight, on_device
 from workbench.order import Order
 from workbench.plan import Cut, Plan
 from workbench.previewing import Previewer
