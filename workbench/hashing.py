@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +130,9 @@ def ring(question: Question) -> Owners:
             zip(question.workers, question.capacities, strict=True)
         )
         for point in hashes(
-            tuple(f"{name}#{n}" for n in range(max(1, ceil(POINTS * part * len(question.workers)))))
+            tuple(
+                f"{name}#{n}" for n in range(max(1, round(POINTS * part * len(question.workers))))
+            )
         ).tolist()
     ]
     points.sort()
