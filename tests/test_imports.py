@@ -26,6 +26,8 @@ ROOMS = (
     "schedules",  # who does what when, of a pipeline
     "plan",  # shares, collectives, bytes
     "strategies",  # one file per axis
+    "hashing",  # which worker has which key
+    "distribution",  # a table of chunks by worker
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
@@ -36,6 +38,7 @@ ROOMS = (
     "records",  # the folder of a run
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
+    "sources",  # rows in files of every kind
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
@@ -56,12 +59,14 @@ ROOMS = (
     "previewing",  # a rank's share of the picture that is shown
     "generators",  # what a user's own code draws from
     "keeping",  # a rank's shares of parameters and buffers
+    "loading",  # a rank's samples, ahead of the step
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "resuming",  # where a run begins that goes on from another
     "placement",  # each rank's data onto the rank's worker
+    "storing",  # arrays on the workers that a scheme names
     "execution",  # a plan carried out by a gang of ranks
     "run",  # one execution of a plan
     "checkpoint",  # runs on disk
@@ -105,6 +110,7 @@ TORCH = (
         "planning",
         "layers",
         "scoring",
+        "loading",
         "previewing",
         "passes",
         "updating",
@@ -132,6 +138,7 @@ DASK = (
         "apply",
         "predict",
         "checkpoint",
+        "storing",
     ),  # the client's side: a rank imports none of these
 )
 HOMES = {

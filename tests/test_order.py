@@ -12,7 +12,9 @@ from workbench.mesh import shares
 from workbench.order import Order
 
 orders = st.integers(1, 60).flatmap(
-    lambda n: st.builds(Order, st.just(n), st.integers(1, n), st.integers(0, 2**63 - 1))
+    lambda n: st.builds(
+        Order, st.just(n), st.integers(1, n), st.integers(0, 2**63 - 1), st.integers(1, 9)
+    )
 )
 
 
@@ -67,6 +69,22 @@ def test_epochs_and_seeds_differ() -> None:
     first = order.rows(0, 1, 0)[0].index
     assert not np.array_equal(first, order.rows(order.steps_per_epoch, 1, 0)[0].index)
     assert not np.array_equal(first, Order(1000, 10, 2).rows(0, 1, 0)[0].index)
+
+
+def test_neighbours_in_a_block_come_soon_after_each_other_and_never_in_one_batch() -> None:
+    order = Order(1200, 10, 5, block=8)
+    steps = {}
+    for step in range(order.steps_per_epoch):
+        rows = order.rows(step, 1, 0)[0].index
+        assert len({row // 120 for row in rows}) == 10  # one of every stratum
+        steps.update(dict.fromkeys(rows.tolist(), step))
+    for first in range(0, 120, 8):
+        block = sorted(steps[row] for row in range(first, first + 8))
+        assert block == list(range(block[0], block[0] + 8))
+    starts = [steps[row] for row in range(0, 120, 8)]
+    assert starts != sorted(starts)
+    other = Order(1200, 10, 5, block=8).rows(order.steps_per_epoch, 1, 0)[0].index
+    assert not np.array_equal(other, order.rows(0, 1, 0)[0].index)
 
 
 def test_the_order_of_an_epoch_is_made_once() -> None:

@@ -16,11 +16,12 @@ import workbench as wb
 
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
 FUNCTIONS = (
-    *("app", "apply", "compare", "evaluate", "load", "plan", "predict", "run", "save", "start"),
-    *("verify", "workload"),
+    *("app", "apply", "compare", "compare_schemes", "dataset", "evaluate", "load", "placement"),
+    *("plan", "predict", "run", "save", "start", "store", "verify", "workload"),
 )
 SAME_NAME_AS_ROOM = (
-    *("apply", "compare", "evaluate", "plan", "predict", "run", "verify", "workload"),
+    *("apply", "compare", "evaluate", "placement", "plan", "predict", "run", "verify"),
+    "workload",
 )
 
 

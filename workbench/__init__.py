@@ -21,10 +21,13 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.checkpoint.saving import save
     from workbench.cluster.starting import start
     from workbench.compare import compare
+    from workbench.datasets.opening import dataset
+    from workbench.distribution import compare_schemes, placement
     from workbench.evaluate import evaluate
     from workbench.planning import plan
     from workbench.predict import predict
     from workbench.run import run
+    from workbench.storing import store
     from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
@@ -42,15 +45,19 @@ __all__ = [
     "apply",
     "arrays",
     "compare",
+    "compare_schemes",
+    "dataset",
     "datasets",
     "evaluate",
     "load",
     "picture",
+    "placement",
     "plan",
     "predict",
     "run",
     "save",
     "start",
+    "store",
     "verify",
     "workload",
     "write_trace",
@@ -61,14 +68,18 @@ _ROOM_OF = {
     "app": "workbench.ui.panel",
     "apply": "workbench.apply",
     "compare": "workbench.compare",
+    "compare_schemes": "workbench.distribution",
+    "dataset": "workbench.datasets.opening",
     "evaluate": "workbench.evaluate",
     "load": "workbench.checkpoint.loading",
     "picture": "workbench.ui.layer_picture",
+    "placement": "workbench.distribution",
     "plan": "workbench.planning",
     "predict": "workbench.predict",
     "run": "workbench.run",
     "save": "workbench.checkpoint.saving",
     "start": "workbench.cluster.starting",
+    "store": "workbench.storing",
     "verify": "workbench.verify",
     "workload": "workbench.workload",
     "write_trace": "workbench.timeline",

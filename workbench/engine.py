@@ -18,6 +18,7 @@ from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.loading import Loader
 from workbench.order import Order
 from workbench.passes import Passes, input_dtype
 from workbench.plan import Plan
@@ -88,7 +89,9 @@ class _Trainer:
         self.context, self.job, self.comm = context, job, context.comm
         self.work, self.plan = load_payload(job.payload), job.plan
         self.groups = Groups(self.comm, self.plan.mesh)
-        self.order = Order(self.plan.batch.samples, self.plan.batch.size, self.work.seed)
+        batch, dtype = self.plan.batch, input_dtype(self.work, self.plan)
+        self.order = Order(batch.samples, batch.size, self.work.seed, self.work.shuffle_block)
+        self.loader = Loader(context, self.plan, self.order, dtype, job.first_step + job.steps)
         self.share = Share(seed=self.work.seed)
         torch.manual_seed(self.work.seed)
         model = self.work.make_model().to(context.device)
@@ -179,7 +182,7 @@ class _Trainer:
         comm_s, wait_s, sent = self.comm.comm_s, self.comm.wait_s, self._sent()
         self.spans.begin_step(step)
         with self.spans.timed("load", "samples"):
-            micro_batches = self.passes.load(step)
+            micro_batches = self.loader.take(step)
         load_s = perf_counter() - start_s
         loss = self.passes.run(step, micro_batches)
         agreed = self.updater.agree(step, loss)

@@ -126,10 +126,11 @@ class Execution:
         from workbench.cluster.gang import Gang
         from workbench.engine import Job, train
 
-        shares = self.placement.shares(self.work, self.plan, self._stop_asked)
+        hosts = self.placement.hosts(self.work, self.plan)
+        shares = self.placement.shares(self.work, self.plan, hosts, self._stop_asked)
         if self.start is not None:
-            self.placement.add(shares, self.start, self.plan)
-        self._arrive(shares)
+            self.placement.add(shares, self.start, self.plan, hosts)
+        self._arrive(shares, hosts)
         ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
         job = Job(
             self.work.payload(),
@@ -148,6 +149,7 @@ class Execution:
             target=train,
             job=cloudpickle.dumps(job),
             shares=shares,
+            hosts=hosts,
             on_message=self._receive,
             on_end=ended.put,
         )
@@ -158,10 +160,9 @@ class Execution:
             self._gang.kill()
         return ended.get()
 
-    def _arrive(self, shares: Shares) -> None:
+    def _arrive(self, shares: Shares, hosts: tuple[Host, ...]) -> None:
         """Wait until the data is in place, or a worker that should hold some of it is gone."""
         lab = self.placement.lab
-        hosts = lab.hosts_for(self.plan.ranks)
         waiting = [future for share in shares for future in share.values()]
         looked_s = time.monotonic()
         while waiting:

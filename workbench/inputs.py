@@ -32,6 +32,7 @@ def check_workload(work: Workload) -> None:
     check_batch_size(work.batch_size, work.samples)
     _check_count("steps", work.steps, least=1)
     _check_count("seed", work.seed, least=0)
+    _check_count("shuffle_block", work.shuffle_block, least=1)
     if work.seed >= 2**64:
         raise PlanError(f"seed={work.seed} is too large for the generators; use one below 2**64.")
     if work.clip_norm is not None and not 0 < work.clip_norm < float("inf"):

@@ -7,6 +7,11 @@ in every epoch, and batch ``i`` takes the ``i``-th sample of every stratum. Plac
 ranks by the balanced split, and a rank owns the strata of its places: its samples are one
 contiguous piece of the data, which never leaves its worker, and every full batch is divided
 evenly.
+
+Data that is read from files as it is needed is read faster in runs of neighbours. With ``block=n``
+the shuffle of a stratum is in two levels: its blocks of ``n`` neighbours in random order, and the
+samples of a block in random order. Neighbours are then visited within ``n`` steps of each other,
+but never in one batch; every batch still has one sample of every stratum.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import numpy as np
 from workbench.mesh import balanced
 
 _KEYS_PER_BLOCK = 4  # Philox makes four 64-bit numbers for each value of its counter.
+_BLOCKS = 2**63  # added to the epoch: blocks have other keys than samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +48,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order in which ``samples`` are visited in batches of ``batch_size``."""
+    """The order in which ``samples`` are visited in batches of ``batch_size``.
+
+    ``block`` neighbours are visited together; 1 shuffles every stratum as a whole.
+    """
 
     samples: int
     batch_size: int
     seed: int
+    block: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,11 +122,21 @@ def _shuffled(order: Order, epoch: int, first: int, last: int) -> np.ndarray:
 
     Every sample has a random key that depends on its number in the whole data set, drawn by a
     counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
-    that can start anywhere: no rank draws the keys of another.
+    that can start anywhere: no rank draws the keys of another. Blocks have keys of the same kind.
     """
     edges = _edges(order)[first : last + 1]
     start, stop = int(edges[0]), int(edges[-1])
-    generator = np.random.Philox(key=np.array([order.seed, epoch], dtype=np.uint64))
+    stratum = np.repeat(np.arange(first, last), np.diff(edges))
+    keys = _keys(order.seed, epoch, start, stop)
+    if order.block == 1:
+        return np.lexsort((keys, stratum))
+    blocks = np.arange(start, stop) // order.block
+    of_blocks = _keys(order.seed, epoch + _BLOCKS, int(blocks[0]), int(blocks[-1]) + 1)
+    return np.lexsort((keys, of_blocks[blocks - blocks[0]], stratum))
+
+
+def _keys(seed: int, stream: int, start: int, stop: int) -> np.ndarray:
+    """Return the random keys of numbers ``start`` to ``stop``."""
+    generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
     generator.advance(start // _KEYS_PER_BLOCK)
-    keys = generator.random_raw(stop - start + start % _KEYS_PER_BLOCK)[start % _KEYS_PER_BLOCK :]
-    return np.lexsort((keys, np.repeat(np.arange(first, last), np.diff(edges))))
+    return generator.random_raw(stop - start + start % _KEYS_PER_BLOCK)[start % _KEYS_PER_BLOCK :]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,16 +15,14 @@ from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
+from workbench.loading import MicroBatch
 from workbench.losses import loss_weight, on_device
-from workbench.order import Order, Rows
+from workbench.order import Order
 from workbench.plan import Cut, Plan
 from workbench.previewing import Previewer
 from workbench.profile import tensors_in
 from workbench.recipe import Recipe
 from workbench.updating import Updater
-
-MicroBatch = tuple[Rows, Tensor, Tensor]
-"""Which samples, the samples, and their targets."""
 
 
 def input_dtype(work: Recipe, plan: Plan) -> torch.dtype:
@@ -60,28 +57,12 @@ class Passes:
         self.order, self.previewer = order, previewer
         self.loss = on_device(work.loss, context.device)
         self.loss_of_share = shared_loss(self.loss, plan, groups)
-        self.dtype = input_dtype(work, plan)
         mesh, rank = plan.mesh, context.rank
         beside = mesh.group(rank, *(axis for axis, _ in mesh.axes if axis != "data"))
         self.together = {mesh.replica(other) for other in beside}
         self.more = 1.0
         self.loss_kind = plan.option("loss", "mean")
         self.copies = plan.copies((Cut(0, "data"), *plan.output))
-
-    def load(self, step: int) -> list[MicroBatch]:
-        """Return this rank's samples of every micro-batch of a step."""
-        replicas, replica = self.plan.mesh.replicas, self.plan.mesh.replica(self.context.rank)
-        found = self.order.rows(step, replicas, replica, self.plan.batch.accumulate)
-        return [(rows, *self._load(rows)) for rows in found]
-
-    def _load(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return samples and targets of one micro-batch; a stand-in if there are none."""
-        index = rows.index if len(rows.index) else np.zeros(1, dtype=np.int64)
-        x, y = (
-            torch.from_numpy(self.context.arrays[name].take(index, axis=0)).to(self.context.device)
-            for name in ("x", "y")
-        )
-        return x.to(self.dtype), y
 
     def run(self, step: int, micro_batches: list[MicroBatch]) -> Tensor | float:
         """Run forward and backward of all micro-batches; returns this rank's part of the loss.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.datasets.opening import source_of
 from workbench.inputs import check_values
 from workbench.mesh import balanced
 from workbench.order import Order
 from workbench.plan import assemble
+from workbench.sources.source import Region
 from workbench.windows import Run
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def pieces(work: Workload, plan: Plan, rank: int) -> dict[str, tuple[da.Array, t
 
     Samples to learn from are cut as the plan says. Those to be scored are dealt to all ranks whole.
     """
-    order = Order(work.samples, plan.batch.size, work.seed)
+    order = Order(work.samples, plan.batch.size, work.seed)  # whose rows are whose: any block
     rows = order.piece(plan.mesh.replicas, plan.mesh.replica(rank))
     found = {
         name: (array, (rows, *plan.share(array.shape, cuts, rank)[1:]))
@@ -41,6 +43,15 @@ def pieces(work: Workload, plan: Plan, rank: int) -> dict[str, tuple[da.Array, t
         for name, array in (("test_x", work.test_x), ("test_y", work.test_y)):
             found[name] = (array, (some, *((0, size) for size in array.shape[1:])))
     return found
+
+
+def overlap(array: da.Array, chunk: tuple[int, ...], index: tuple[Run, ...]) -> int:
+    """Return the bytes of a chunk of ``array`` that lie in the ranges of ``index``."""
+    count = array.dtype.itemsize
+    for sizes, number, (start, stop) in zip(array.chunks, chunk, index, strict=True):
+        first = sum(sizes[:number])
+        count *= max(0, min(first + sizes[number], stop) - max(first, start))
+    return count
 
 
 class Placement:
@@ -54,10 +65,59 @@ class Placement:
         self._placed: dict[tuple[Any, ...], Future] = {}
         self._checked: set[tuple[Any, ...]] = set()
 
-    def shares(self, work: Workload, plan: Plan, stop: Event | None = None) -> Shares:
+    def hosts(self, work: Workload, plan: Plan) -> tuple[Host, ...]:
+        """Return the worker of each rank: that which holds most of its chunks, if any are stored.
+
+        A rank never leaves its machine for that: what ranks say to each other weighs more.
+        """
+        hosts = self.lab.hosts_for(plan.ranks)
+        held = {name: there for name, there in self._stored(work).items() if there}
+        if not held:
+            return hosts
+        everyone = self.lab.hosts
+        wishes = []
+        for rank, usual in enumerate(hosts):
+            here: dict[str, int] = {}
+            for name, (array, index) in pieces(work, plan, rank).items():
+                for chunk, workers in held.get(name, {}).items():
+                    for worker in workers:
+                        here[worker] = here.get(worker, 0) + overlap(array, chunk, index)
+            for place, host in enumerate(everyone):
+                if host.host_id == usual.host_id:
+                    away = host.worker != usual.worker
+                    wishes.append((-here.get(host.worker, 0), away, rank, place))
+        chosen: dict[int, Host] = {}
+        for _, _, rank, place in sorted(wishes):
+            if rank not in chosen and everyone[place] not in chosen.values():
+                chosen[rank] = everyone[place]
+        return tuple(chosen[rank] for rank in range(plan.ranks))
+
+    def _stored(self, work: Workload) -> dict[str, dict[tuple[int, ...], list[str]]]:
+        """Return which workers hold which stored chunks of the data, by name and index."""
+        from workbench.datasets.adopt import stored_chunks
+
+        arrays = {"x": work.x, "y": work.y, "test_x": work.test_x, "test_y": work.test_y}
+        chunks = {name: stored_chunks(array) for name, array in arrays.items() if array is not None}
+        keys = [key for found in chunks.values() for key in found.values()]
+        if not keys:
+            return {}
+        where = self.lab.who_has(keys)
+        return {
+            name: {index: where[key] for index, key in found.items()}
+            for name, found in chunks.items()
+        }
+
+    def shares(
+        self,
+        work: Workload,
+        plan: Plan,
+        hosts: Sequence[Host] | None = None,
+        stop: Event | None = None,
+    ) -> Shares:
         """Return, for each rank, futures of its ``x``, ``y``, ``test_x`` and ``test_y``.
 
-        Setting ``stop`` ends the look at the data's values with a RunError.
+        ``hosts`` are the workers of the ranks; those of :meth:`hosts` if left out. Setting
+        ``stop`` ends the look at the data's values with a RunError.
 
         Raises
         ------
@@ -65,12 +125,12 @@ class Placement:
             If the data holds something that cannot be learned from; names the first offender.
         """
         self._check(work, plan, stop)
-        hosts = self.lab.hosts_for(plan.ranks)
+        hosts = hosts or self.hosts(work, plan)
         wanted: dict[tuple[Any, ...], Future] = {}
         result: Shares = []
         for rank, host in enumerate(hosts):
             share = {
-                name: self._place(array, index, host, wanted)
+                name: self._place(array, index, host, work.shuffle_block, wanted)
                 for name, (array, index) in pieces(work, plan, rank).items()
             }
             result.append(share)
@@ -78,9 +138,8 @@ class Placement:
         self._placed = {k: v for k, v in self._placed.items() if k[0] in names} | wanted
         return result
 
-    def add(self, shares: Shares, start: Start, plan: Plan) -> None:
+    def add(self, shares: Shares, start: Start, plan: Plan, hosts: Sequence[Host]) -> None:
         """Add to the shares of every rank those of the state that a run goes on from."""
-        hosts = self.lab.hosts_for(plan.ranks)
         for rank, (share, host) in enumerate(zip(shares, hosts, strict=True)):
             wanted = start.shares(plan, rank)
             placed = self.lab.place(list(wanted.values()), [host] * len(wanted))
@@ -91,12 +150,17 @@ class Placement:
         array: da.Array,
         index: tuple[tuple[int, int], ...],
         host: Host,
+        block: int,
         wanted: dict[tuple[Any, ...], Future],
     ) -> Future:
-        key = (array.name, index, host.worker)
+        key = (array.name, index, host.worker, block)
         future = self._placed.get(key)
         if future is None or future.status in ("error", "lost", "cancelled"):
-            (future,) = self.lab.place([array[tuple(slice(*run) for run in index)]], [host])
+            source = source_of(array)
+            if source is None:
+                (future,) = self.lab.place([array[tuple(slice(*run) for run in index)]], [host])
+            else:  # read where it is needed, past the graph: only the rows that the rank has
+                future = self.lab.load(Region(source, index, str(array.dtype), block, 0), host)
         wanted[key] = future
         return future
 

@@ -40,6 +40,7 @@ class Recipe:
     sample_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     clip_norm: float | None = None
+    shuffle_block: int = 1
 
     def make_model(self) -> nn.Module:
         """Return a new model on the CPU in training mode; the same numbers every time.

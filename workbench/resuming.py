@@ -90,7 +90,7 @@ def start_from(run: Ended, work: Workload, plan: Plan) -> Start:
                 f"start= goes on with the same model, and parameter {name!r} has the shape "
                 f"{ours.get(name)} here and {theirs.get(name)} there; leave start= out."
             )
-    for what in ("batch_size", "seed", "samples"):
+    for what in ("batch_size", "seed", "samples", "shuffle_block"):
         here, there = getattr(work, what), getattr(run.work, what)
         if here != there:
             raise PlanError(

@@ -53,6 +53,9 @@ class Workload:
     clip_norm:
         The largest norm that the gradients of all parameters together may have; larger ones are
         scaled down to it, as ``torch.nn.utils.clip_grad_norm_`` does.
+    shuffle_block:
+        How many neighbours in the data are visited together, so that they can be read together,
+        see :mod:`workbench.order`. 1 shuffles best; more is for files that ranks read as they go.
 
     Attributes
     ----------
@@ -77,6 +80,7 @@ class Workload:
     dtype: str = "float32"
     steps: int = 30
     clip_norm: float | None = None
+    shuffle_block: int = 1
     x: da.Array = field(init=False)
     y: da.Array = field(init=False)
     test_x: da.Array | None = field(init=False)

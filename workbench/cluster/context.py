@@ -74,7 +74,8 @@ class RankContext:
         Torch threads of this rank.
     arrays:
         Read-only views of the shares that the client put on this rank's worker, by name. They lie
-        in shared memory; a tensor made of one must not be written to.
+        in shared memory, or are maps of files; a tensor made of one must not be written to. What
+        is too large for memory is a :class:`workbench.sources.source.Rows`, which has ``take``.
     """
 
     rank: int

@@ -21,6 +21,7 @@ from workbench.cluster.verdict import Failure
 from workbench.errors import RunError
 
 if TYPE_CHECKING:
+    from workbench.cluster.host import Host
     from workbench.cluster.lab import Lab
 
 START_LIMIT_S = 60.0
@@ -69,6 +70,8 @@ class Gang:
     shares:
         For each rank, futures of arrays on its worker by name, see :meth:`Lab.place`; they are
         ``context.arrays`` there.
+    hosts:
+        The worker of each rank; the first ones of the lab if left out.
     on_message:
         ``on_message(rank, kind, data)`` is called with what ranks send, in order for each rank.
     on_end:
@@ -94,6 +97,7 @@ class Gang:
         shares: Sequence[Mapping[str, Future]],
         on_message: Callable[[int, str, Any], None],
         on_end: Callable[[GangEnd], None],
+        hosts: Sequence[Host] | None = None,
     ) -> None:
         if len(shares) != size:
             raise ValueError(f"{size} ranks and shares for {len(shares)}")
@@ -105,6 +109,7 @@ class Gang:
         self._lab = lab
         self._work = {"target": pickle.dumps(target), "job": job}
         self._shares = shares
+        self._hosts = None if hosts is None else tuple(hosts)
         self._on_message = on_message
         self._on_end = on_end
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -128,7 +133,8 @@ class Gang:
         """
         self._lab.enter(self)
         try:
-            self._tally = Tally(self.run_id, self._lab.hosts_for(self.size))
+            hosts = self._hosts or self._lab.hosts_for(self.size)
+            self._tally = Tally(self.run_id, hosts)
             orders = orders_for(self, self._lab, self._tally.hosts, self._work)
             for order, shares in zip(orders, self._shares, strict=True):
                 self._starting[order["rank"]] = submit(self._lab, order, shares)

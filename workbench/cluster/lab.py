@@ -14,7 +14,7 @@ from distributed import Client, Future
 from workbench.cluster.control import CONTROL_LIMIT_S, Control
 from workbench.cluster.host import Host, equal_threads
 from workbench.cluster.own_cluster import OwnCluster
-from workbench.cluster.placing import place
+from workbench.cluster.placing import load, place
 from workbench.cluster.rank_host import TOPIC, RankHost, ask_host, plugin_name, take_kept
 from workbench.cluster.roster import Roster
 from workbench.cluster.scheduler_watch import SchedulerWatch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import dask.array as da
 
     from workbench.cluster.gang import Gang
+    from workbench.sources.source import Region
 
 
 _CLOSE_LIMIT_S = 10.0
@@ -131,6 +132,25 @@ class Lab:
             place(self.client, share, host.worker)
             for share, host in zip(shares, hosts, strict=True)
         ]
+
+    def who_has(self, keys: Sequence[Any]) -> dict[Any, list[str]]:
+        """Return the addresses of the workers that hold what Dask knows under each of ``keys``.
+
+        Raises
+        ------
+        RunError
+            The scheduler does not answer.
+        """
+
+        async def ask() -> dict[Any, list[str]]:
+            return {k: list(v) for k, v in (await self.client.scheduler.who_has(keys=keys)).items()}
+
+        found: dict[Any, list[str]] = self._control.call(ask, CONTROL_LIMIT_S)
+        return {key: found.get(key, []) for key in keys}
+
+    def load(self, region: Region, host: Host) -> Future:
+        """Have a rank's region of a file on its worker, see :mod:`workbench.cluster.placing`."""
+        return load(self.client, region, host.worker)
 
     def kept(self, run_id: str, rank: int, name: str, worker: str) -> Future:
         """Take over an array that a rank has left on its ``worker``, as a future pinned there.

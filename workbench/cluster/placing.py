@@ -1,18 +1,24 @@
-"""Dask arrays onto workers, as numpy arrays that ranks can map."""
+"""Dask arrays and regions of files onto workers, as what ranks can map."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, Future, futures_of
+from distributed import Client, Future, futures_of, get_worker
 from numpy.typing import NDArray
 
+from workbench import machine
 from workbench.cluster.shared_array import allocate
 from workbench.errors import PlanError
+from workbench.sources.source import Region
+
+IN_MEMORY, CACHE = 4, 8
+"""A region of at most 1/4 of a worker's memory is read whole; else 1/8 is kept of what was read."""
 
 
 def place(client: Client, share: da.Array, worker: str) -> Future:
@@ -44,6 +50,35 @@ def place(client: Client, share: da.Array, worker: str) -> Future:
     whole = da.Array(graph, name, chunks=tuple((n,) for n in share.shape), dtype=share.dtype)
     held = client.persist(whole, workers=[worker], allow_other_workers=False)
     return futures_of(held)[0]
+
+
+def load(client: Client, region: Region, worker: str) -> Future:
+    """Have ``worker`` look at a region of a file, and read it into shared memory if that is wise.
+
+    A file that can be mapped is left to the rank, which maps it: nothing is copied. What is no map
+    and needs more than a quarter of the worker's memory is left to the rank too, which reads rows
+    as it needs them. The rest is read once. The client sees nothing of it.
+    """
+    return client.submit(
+        _load,
+        region,
+        key="workbench-region-" + tokenize(region, worker),
+        workers=[worker],
+        allow_other_workers=False,
+        retries=0,
+    )
+
+
+def _load(region: Region) -> NDArray[Any] | Region:
+    """Task: see :func:`load`."""
+    if region.source.mapped() is not None:
+        return region
+    memory = get_worker().memory_manager.memory_limit or machine.memory_bytes()
+    if region.nbytes * IN_MEMORY > memory:
+        return replace(region, cache_bytes=memory // CACHE)
+    whole = allocate(region.shape, region.dtype)
+    region.read_into(whole)
+    return whole
 
 
 def _offsets_and_keys(share: da.Array) -> list[tuple[list[int], tuple[Any, ...]]]:

@@ -102,12 +102,15 @@ def _work(order: dict[str, Any], frames: list[Frame], outlet: _HostOutlet) -> by
     device = torch.device(order["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for frame in frames:
         if frame.kind == "array":
             name, shape, dtype = json.loads(frame.body)
             arrays[name] = attach(frame.descriptors[0], shape, dtype)
             os.close(frame.descriptors[0])
+        elif frame.kind == "region":
+            name, region = pickle.loads(frame.body)
+            arrays[name] = region.open()
     meeting = next((f.descriptors[0] for f in frames if f.kind == "meeting"), None)
     comm = connect(
         order["backend"],

@@ -25,7 +25,7 @@ from workbench.cluster.devices import visible_gpus
 from workbench.cluster.host import host_id
 from workbench.cluster.launcher import ForkserverLostError, Launcher
 from workbench.cluster.meeting import Meeting, enter, open_meeting
-from workbench.cluster.seat import Seat
+from workbench.cluster.seat import Seat, Share
 from workbench.cluster.shared_array import shared
 from workbench.errors import RunError
 
@@ -68,7 +68,7 @@ class RankHost(WorkerPlugin):
         for meeting in self._meetings.values():
             meeting.close()
 
-    def start(self, order: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> int:
+    def start(self, order: dict[str, Any], arrays: Mapping[str, Share]) -> int:
         """Start the rank that ``order`` describes and return its process id.
 
         Raises
@@ -227,7 +227,7 @@ async def describe_host(*, dask_worker: Worker) -> dict[str, Any]:
     }
 
 
-def start_rank(lab_id: str, order: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
+def start_rank(lab_id: str, order: dict[str, Any], arrays: dict[str, Share]) -> int:
     """Task: start a rank on the worker this runs on, which must be the one that was meant."""
     worker = get_worker()
     if worker.address != order["worker"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import selectors
 import socket
 import threading
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 from workbench.cluster.channel import Channel, Frame
 from workbench.cluster.launcher import Launcher
 from workbench.cluster.shared_array import allocate, attach, descriptor_of, shared
+from workbench.sources.source import Region
+
+Share = NDArray[Any] | Region
+"""What a rank is given: an array, or the part of a file that it maps or reads itself."""
 
 LOG_BYTES = 16_384
 """How much of what a rank printed is kept: the end of it."""
@@ -59,12 +64,14 @@ class Seat:
         self,
         launcher: Launcher,
         order: bytes,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, Share],
         meeting: int | None,
     ) -> int:
         """Start the rank and give it all it needs; return its process id.
 
-        ``meeting`` is the descriptor by which the ranks find each other, if they need one.
+        Arrays are handed over in shared memory, and regions of files by name: the rank maps or
+        reads those itself. ``meeting`` is the descriptor by which the ranks find each other, if
+        they need one.
 
         Raises
         ------
@@ -128,11 +135,16 @@ class Seat:
             report["outcome"] = {**failure, "log": log, "exit_code": self._exit_code}
         return report
 
-    def _give(self, order: bytes, arrays: Mapping[str, NDArray[Any]], meeting: int | None) -> None:
+    def _give(
+        self, order: bytes, arrays: Mapping[str, NDArray[Any] | Region], meeting: int | None
+    ) -> None:
         self._channel.send("step", b"", [_descriptor(self._step)])
         if meeting is not None:
             self._channel.send("meeting", b"", [meeting])
         for key, array in arrays.items():
+            if isinstance(array, Region):
+                self._channel.send("region", pickle.dumps((key, array)))
+                continue
             mapped = shared(array)
             body = json.dumps([key, mapped.shape, mapped.dtype.str]).encode()
             self._channel.send("array", body, [_descriptor(mapped)])

@@ -4,7 +4,8 @@ from workbench.datasets.cifar import cifar10
 from workbench.datasets.dataset import Dataset
 from workbench.datasets.digits import digits
 from workbench.datasets.idx import mnist
+from workbench.datasets.opening import Arrays, dataset
 from workbench.datasets.photos import photos
 from workbench.datasets.text import text
 
-__all__ = ["Dataset", "cifar10", "digits", "mnist", "photos", "text"]
+__all__ = ["Arrays", "Dataset", "cifar10", "dataset", "digits", "mnist", "photos", "text"]

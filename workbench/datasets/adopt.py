@@ -7,12 +7,16 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.base import tokenize
 
 from workbench.datasets.dataset import CHUNKS
 from workbench.errors import PlanError
 from workbench.mesh import shares
 
 MOST_CHUNKS = 100_000
+
+CAST = "workbench-cast-"
+"""How the names of arrays begin that :func:`cast` has made."""
 
 
 def adopt(data: Any, what: str) -> da.Array:
@@ -64,8 +68,28 @@ def adopt(data: Any, what: str) -> da.Array:
 def cast(array: da.Array, dtype: str) -> da.Array:
     """Return ``array`` with every chunk in ``dtype``, this machine's byte order and C order."""
     return da.map_blocks(
-        _native, array, dtype, chunks=array.chunks, meta=np.empty((0,) * array.ndim, dtype)
+        _native,
+        array,
+        dtype,
+        chunks=array.chunks,
+        meta=np.empty((0,) * array.ndim, dtype),
+        name=CAST + tokenize(array, dtype),
     )
+
+
+def stored_chunks(array: da.Array) -> dict[tuple[int, ...], Any]:
+    """Return the keys of an array's chunks that a cluster holds, by index, with or without a cast.
+
+    Chunks that are still to be computed are left out.
+    """
+    from distributed import Future
+
+    name = array.name
+    if name.startswith(CAST):
+        (name,) = array.dask.dependencies[name]
+    layer = array.dask.layers.get(name, {})
+    keys = [(name, *index) for index in np.ndindex(*array.numblocks)]
+    return {key[1:]: layer[key].key for key in keys if isinstance(layer.get(key), Future)}
 
 
 def _native(block: np.ndarray, dtype: str) -> np.ndarray:

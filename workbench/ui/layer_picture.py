@@ -4,57 +4,47 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from html import escape
 from math import prod
 
+from workbench.distribution import Distribution
 from workbench.errors import PlanError
 from workbench.plan import LayerPlan, Plan, in_binary_units
 from workbench.strategies.wording import WORDS
-from workbench.ui import look
+from workbench.ui.drawing import RANKS, WIDTH, Picture, rect, svg, text, texts, words
+from workbench.ui.placement_picture import placement_picture
 from workbench.windows import Halo, Run, Window, cells
 
-RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676", "#8C564B")
-"""Colours of ranks, Okabe and Ito's; each share is labelled too, so no meaning hangs on colour."""
-
-WIDTH, SIDE, THINNEST = 900, 190, 7
-"""Pixels: of the picture, of the longer side of one image, and of the thinnest halo drawn."""
+SIDE, THINNEST = 190, 7
+"""Pixels: of the longer side of one image, and of the thinnest halo drawn."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that notebooks show by itself; ``text`` says the same in words."""
-
-    svg: str
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.svg
-
-    def __repr__(self) -> str:
-        """Return the words."""
-        return self.text
-
-
-def picture(plan: Plan, layer: str | None = None) -> Picture:
+def picture(
+    plan: Plan | Distribution, layer: str | None = None, *, after: Distribution | None = None
+) -> Picture:
     """Draw one layer of a plan: shares in the colours of their ranks, fetched rows hatched.
+
+    Or draw a table of :func:`workbench.placement`: the chunks of every worker.
 
     Parameters
     ----------
     layer:
         Its name, as in the printed plan; the first one with a halo if left out.
+    after:
+        The table when workers have come or gone: what has moved is hatched.
 
     Raises
     ------
     PlanError
         If the plan has no such layer; names the nearest.
     """
+    if isinstance(plan, Distribution):
+        return placement_picture(plan, after)
     planned = _chosen(plan, layer)
     halo = planned.halo(plan.mesh) if planned.layer.windows and planned.choice != "gather" else None
     title = _title(planned)
     if halo is None or plan.ranks == 1:
         lines = _without_halo(plan, planned)
-        return Picture(_svg(54 + 22 * len(lines), title, _texts(lines, 54)), _words(title, lines))
+        return Picture(svg(54 + 22 * len(lines), title, texts(lines, 54)), words(title, lines))
     lines = [*_sentences(plan, planned, halo), "Hatched: fetched, drawn thicker than it is."]
     frame = _Frame(planned, halo)
     per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
@@ -64,8 +54,8 @@ def picture(plan: Plan, layer: str | None = None) -> Picture:
         for place, index in enumerate(shown[start : start + per_row]):
             body.append(frame.drawn(index, 14 + place * (frame.width + 28), y))
         y += frame.height + 48
-    body.append(_texts(lines, y + 8))
-    return Picture(_svg(y + 22 * len(lines) + 8, title, "".join(body)), _words(title, lines))
+    body.append(texts(lines, y + 8))
+    return Picture(svg(y + 22 * len(lines) + 8, title, "".join(body)), words(title, lines))
 
 
 def _chosen(plan: Plan, name: str | None) -> LayerPlan:
@@ -151,14 +141,14 @@ class _Frame:
 
     def drawn(self, index: int, x: float, y: float) -> str:
         """Return what rank ``index`` owns, solid, and fetches, hatched, over the whole image."""
-        parts = [_rect(x, y, self.width, self.height, "none", stroke="#8C8C8C", dash="4 3")]
+        parts = [rect(x, y, self.width, self.height, "none", stroke="#8C8C8C", dash="4 3")]
         for box in cells(self.halo.message(index, index)):
             parts.append(self._box(box, x, y, RANKS[index % len(RANKS)]))
         for owner in self.halo.owners(index):
             for box in cells(self.halo.message(owner, index)):
                 fill = f"url(#wb-hatch-{owner % len(RANKS)})"
                 parts.append(self._box(box, x, y, fill, RANKS[owner % len(RANKS)]))
-        parts.append(_text(f"rank {index}", x, y - 8, bold=True))
+        parts.append(text(f"rank {index}", x, y - 8, bold=True))
         return "".join(parts)
 
     def _box(
@@ -175,50 +165,4 @@ class _Frame:
             py, height = py - (least - height) * (top > 0), least
         if width < least:
             px, width = px - (least - width) * (left > 0), least
-        return _rect(px, py, width, height, fill, stroke=stroke)
-
-
-def _svg(height: float, title: str, body: str) -> str:
-    hatches = "".join(
-        f'<pattern id="wb-hatch-{n}" width="6" height="6" patternUnits="userSpaceOnUse" '
-        f'patternTransform="rotate(45)"><rect width="6" height="6" fill="#fff"/>'
-        f'<line x1="0" y1="0" x2="0" y2="6" stroke="{color}" stroke-width="5"/></pattern>'
-        for n, color in enumerate(RANKS)
-    )
-    return (
-        f'<svg class="wb-layer" role="img" aria-label="{escape(title)}" width="100%" '
-        f'style="max-width:{WIDTH}px" viewBox="0 0 {WIDTH} {height:.0f}" '
-        f'font-family="{escape(look.FONT)}" fill="currentColor"><defs>{hatches}</defs>'
-        f"{_text(title, 12, 24, bold=True, size=18)}{body}</svg>"
-    )
-
-
-def _rect(
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    fill: str,
-    *,
-    stroke: str | None,
-    dash: str = "",
-) -> str:
-    line = f' stroke="{stroke}" stroke-width="1.5"' if stroke else ""
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
-        f'fill="{fill}"{line}{dashes}/>'
-    )
-
-
-def _text(text: str, x: float, y: float, *, bold: bool = False, size: int = 15) -> str:
-    weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}"{weight}>{escape(text)}</text>'
-
-
-def _texts(lines: list[str], y: float) -> str:
-    return "".join(_text(line, 12, y + 22 * n) for n, line in enumerate(lines))
-
-
-def _words(title: str, lines: list[str]) -> str:
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+        return rect(px, py, width, height, fill, stroke=stroke)

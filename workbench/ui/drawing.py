@@ -1,0 +1,81 @@
+"""What pictures are drawn with: colours, hatches, rectangles, lines of text, as SVG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from workbench.ui import look
+
+RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676", "#8C564B")
+"""Colours of ranks, Okabe and Ito's; each share is labelled too, so no meaning hangs on colour."""
+
+WIDTH = 900
+"""Pixels of a picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that notebooks show by itself; ``text`` says the same in words."""
+
+    svg: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        """Return the words."""
+        return self.text
+
+
+def svg(height: float, title: str, body: str) -> str:
+    """Return a picture of ``WIDTH`` pixels with a title; ``wb-hatch-N`` is a hatch in colour N."""
+    hatches = "".join(
+        f'<pattern id="wb-hatch-{n}" width="6" height="6" patternUnits="userSpaceOnUse" '
+        f'patternTransform="rotate(45)"><rect width="6" height="6" fill="#fff"/>'
+        f'<line x1="0" y1="0" x2="0" y2="6" stroke="{color}" stroke-width="5"/></pattern>'
+        for n, color in enumerate(RANKS)
+    )
+    return (
+        f'<svg class="wb-layer" role="img" aria-label="{escape(title)}" width="100%" '
+        f'style="max-width:{WIDTH}px" viewBox="0 0 {WIDTH} {height:.0f}" '
+        f'font-family="{escape(look.FONT)}" fill="currentColor"><defs>{hatches}</defs>'
+        f"{text(title, 12, 24, bold=True, size=18)}{body}</svg>"
+    )
+
+
+def rect(
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    fill: str,
+    *,
+    stroke: str | None,
+    dash: str = "",
+    line_width: float = 1.5,
+) -> str:
+    """Return a rectangle."""
+    line = f' stroke="{stroke}" stroke-width="{line_width}"' if stroke else ""
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{fill}"{line}{dashes}/>'
+    )
+
+
+def text(text: str, x: float, y: float, *, bold: bool = False, size: int = 15) -> str:
+    """Return one line of text, its foot at ``y``."""
+    weight = ' font-weight="600"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}"{weight}>{escape(text)}</text>'
+
+
+def texts(lines: list[str], y: float) -> str:
+    """Return lines of text, one below the other."""
+    return "".join(text(line, 12, y + 22 * n) for n, line in enumerate(lines))
+
+
+def words(title: str, lines: list[str]) -> str:
+    """Return what a picture says, for those who do not see it."""
+    return "\n".join([title, *(f"  {line}" for line in lines)])
