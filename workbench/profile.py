@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
 from workbench.traced import Adapted, Flat, Layer, Mix, Resized, Traced
-from workbench.tracking import own_backward
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
@@ -150,7 +149,7 @@ def _run(
     for x, asked in zip(inputs, given, strict=True):
         x.requires_grad_(asked.requires_grad)
     labels = _label(inputs, dims)
-    watch = Watch(labels)
+    watch = Watch(labels, type(model).__name__)
     calls = Calls(model, watch, opaque, fused)
     reads = Reads(model, calls.running)
     specs = [spec_of(x, tags_of) for x in inputs]
@@ -169,7 +168,6 @@ def _run(
             calls.hooked(),
             torch.enable_grad(),
             noting,
-            own_backward.noted(watch),
             watch,
             reads,
             Literals(watch),
@@ -182,6 +180,7 @@ def _run(
         raise calls.refusal(error, inputs) from error
     outputs = tensors_in(output)
     for x in outputs:
+        watch.check_backward(x)
         for tag in tags_of(x):
             if isinstance(tag, Merged):
                 watch.report_origin(tag)

@@ -65,8 +65,9 @@ class Watch(TorchDispatchMode):
         The operation that has begun and not ended, which is the one that failed if one did.
     """
 
-    def __init__(self, inputs: Iterable[Label] = ()) -> None:
+    def __init__(self, inputs: Iterable[Label] = (), model: str = "") -> None:
         super().__init__()
+        self.model = model
         self.names = Names()
         self.mixes: list[Mix] = []
         self.events: list[Event] = []
@@ -87,6 +88,8 @@ class Watch(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        for tensor in tensors_in([args, kwargs]):
+            self.check_backward(tensor)
         self.running = func
         result = func(*args, **kwargs)
         self.running = None
@@ -108,6 +111,21 @@ class Watch(TorchDispatchMode):
         if labels and mix not in self.mixes:
             self.mixes.append(mix)
         return mix
+
+    def check_backward(self, x: Tensor) -> None:
+        """Report ``x`` as mixed if an ``autograd.Function`` of the user's has made it.
+
+        Its backward may add up over dims that its forward does not. Such a function leaves no call
+        that could be seen, only its place in the graph; so the whole model is said to do it.
+        """
+        made_by = getattr(x.grad_fn, "_forward_cls", None)
+        if made_by is None or made_by.__module__.startswith(("torch.", "workbench.")):
+            return
+        labels = self.names.all(labels_in(tags_of(x)))
+        what = f"{made_by.__name__}, an autograd.Function of its own, whose backward is not watched"
+        mix = Mix("", self.model, what, labels, "write it with operations of torch")
+        if labels and mix not in self.mixes:
+            self.mixes.append(mix)
 
     def report_twice(self) -> None:
         """Report dims of one array whose labels have turned out to be the same afterwards."""
