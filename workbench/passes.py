@@ -15,6 +15,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order, Rows
 from workbench.plan import Cut, Plan
@@ -48,6 +49,7 @@ class Passes:
         groups: Groups,
         model: nn.Module,
         pipeline: Pipeline | None,
+        weights: WeightGradients,
         share: Share,
         updater: Updater,
         order: Order,
@@ -55,6 +57,7 @@ class Passes:
     ) -> None:
         self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
         self.model, self.pipeline, self.share = model, pipeline, share
+        self.weights = weights
         self.updater, self.gradients = updater, updater.gradients
         self.order, self.previewer = order, previewer
         self.loss = on_device(work.loss, context.device)
@@ -101,7 +104,8 @@ class Passes:
             self.previewer.take(step, rows, x, output, y)
             if scale[micro]:
                 loss = self.loss(output, y) * scale[micro]
-                (loss * self.more).backward()
+                with self.weights.collecting():
+                    (loss * self.more).backward()
                 total += loss.item()
             else:
                 self._take_part(output, counting=len(rows.index) > 0)
@@ -152,7 +156,8 @@ class Passes:
         ends = [t for t in tensors_in(output) if t.requires_grad]
         self.gradients.counting = counting
         if ends:
-            torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
+            with self.weights.collecting():
+                torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
         self.gradients.counting = True
 
     def _whole_output(self, output: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from workbench.comm.comm import Comm
 from workbench.layers.compression import Reducer, reducer
 from workbench.layers.groups import Groups
+from workbench.layers.weight_gradients import Product
 from workbench.plan import Bucket
 from workbench.plan.replicas import WHOLE, Compression
 
@@ -55,6 +56,8 @@ class GradientBuckets:
         self.slices: list[Tensor] = []
         # Where in the record of all parameters those are that this rank has.
         self.places: list[int] = []
+        self.numbers: dict[int, int] = {}  # by what gradients come of
+        self.always: list[bool] = []
         self.total = 0
         for number, planned in enumerate(buckets):
             first, self.total = self.total, self.total + len(planned.names)
@@ -77,15 +80,27 @@ class GradientBuckets:
                 source = parameter if computing is None else computing[name]
                 self._watch(len(self.parameters), source, name in summed)
                 self.parameters.append(parameter)
+                self.numbers[id(source)] = len(self.always)
+                self.always.append(name in summed)
                 self.slices.append(piece)
                 self.places.append(first + place)
         self.arrived = [False] * len(self.parameters)
         self.counting = True
 
+    def add(self, parameter: nn.Parameter, product: Product) -> bool:
+        """Add a gradient of what is computed with where the sum lies; False if that is not here."""
+        number = self.numbers.get(id(parameter))
+        if number is None:
+            return False
+        if self.counting or self.always[number]:
+            product.write(self.slices[number], self.arrived[number])
+            self.arrived[number] = True
+        return True
+
     def _watch(self, number: int, parameter: nn.Parameter, always: bool) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad
-            if grad is None:  # it comes later, see workbench.layers.late
+            if grad is None:  # it comes later, see workbench.layers.weight_gradients
                 return
             if not (self.counting or always):
                 ready.grad = None
