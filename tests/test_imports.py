@@ -29,6 +29,7 @@ ROOMS = (
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
+    "bubble",  # how much the ranks of a pipeline wait
     "speedup",  # from timed runs to a table
     "why",  # each millisecond beyond the ideal step
     "findings",  # what a comparison found, in sentences
@@ -79,6 +80,7 @@ PURE = (
     "plan",
     "strategies",
     "spans",
+    "bubble",
     "speedup",
     "why",
     "findings",

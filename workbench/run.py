@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from workbench.arguments import check_steps, check_threads
+from workbench.bubble import Bubble, bubble_of
 from workbench.errors import PlanError, RunError
 from workbench.execution import (
     STOP_GRACE_S,
@@ -208,6 +210,11 @@ class Run:
             return list(self._spans)
 
     @property
+    def bubble(self) -> Bubble | None:
+        """How much the ranks of a pipeline waited, beside theory; None without one or its spans."""
+        return bubble_of(self.plan, self.spans)
+
+    @property
     def preview(self) -> Preview | None:
         """The newest picture, where ``preview`` was asked for and the model makes pictures."""
         return self._execution.preview
@@ -272,8 +279,7 @@ class Run:
         if not self._ended.wait(timeout_s):
             raise TimeoutError(
                 f"The run {self.label} is still {self.status} after {timeout_s} s, at step "
-                f"{self.step} "
-                f"of {self.steps}; run.stop() ends it."
+                f"{self.step} of {self.steps}; run.stop() ends it."
             )
         if self.error is not None:
             raise self.error
@@ -309,6 +315,7 @@ class Run:
             "bytes_per_step": self.plan.bytes_per_step,
             "accuracy": self.accuracy,
             "test_loss": self.test_loss,
+            **({"bubble": asdict(bubble)} if (bubble := self.bubble) else {}),
         }
 
     def __repr__(self) -> str:

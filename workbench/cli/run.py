@@ -96,6 +96,8 @@ def run_table(run: Run) -> Table:
         "sent by a rank": f"{in_binary_units(run.plan.bytes_per_step)} a step",
         "record": str(run.folder),
     }
+    if bubble := run.bubble:
+        facts["ranks waited"] = str(bubble)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
