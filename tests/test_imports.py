@@ -48,6 +48,8 @@ ROOMS = (
     "layers",  # parallel layers
     "tracking",  # labels of dims, followed through a model's code
     "profile",  # model -> layers
+    "layer_times",  # how long each layer takes here
+    "limits",  # what a rank may keep
     "dividing",  # a model -> the stages of a pipeline
     "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
@@ -94,6 +96,7 @@ TORCH = (
         "tracking",
         "profile",
         "dividing",
+        "layer_times",
         "planning",
         "layers",
         "scoring",

@@ -27,7 +27,7 @@ from workbench.execution import (
 )
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
-from workbench.records import RunFolder
+from workbench.records import RunFolder, safe_name
 from workbench.resuming import Start, start_from
 from workbench.spans import MOST_KEPT
 
@@ -166,7 +166,7 @@ class Run:
         self._taken: dict[tuple[int, str], Future] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{_safe(work.name)}-{plan.strategy}"
+        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{safe_name(work.name)}-{plan.strategy}"
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
         self.run_id = f"{self.folder.name}-{uuid4().hex[:8]}"
@@ -315,14 +315,13 @@ class Run:
             "bytes_per_step": self.plan.bytes_per_step,
             "accuracy": self.accuracy,
             "test_loss": self.test_loss,
-            **({"bubble": asdict(bubble)} if (bubble := self.bubble) else {}),
+            **({"bubble": asdict(found)} if (found := self.bubble) else {}),
         }
 
     def __repr__(self) -> str:
         """Say how far it is."""
-        return (
-            f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
-        )
+        done = f"step {self.step} of {self.steps}"
+        return f"<Run {self.work.name} {self.label}: {self.status}, {done}>"
 
     def _take(self, rank: int, name: str) -> Future:
         """Return the future of an array that a rank has kept; it can be taken over only once."""
@@ -395,9 +394,3 @@ class Run:
             step=error.step,
             details=error.details,
         )
-
-
-def _safe(name: str) -> str:
-    """Return a workload's name as part of a folder's name, of at most 60 bytes."""
-    kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    return kept.encode()[:60].decode(errors="ignore") or "run"
