@@ -24,6 +24,11 @@ LARGE_NUMEL = 1 << 16
 """Smaller weights are left to autograd, except for halves: what they cost is mostly the calls."""
 
 
+FEW_ROWS = 64
+"""Up to here a CPU multiplies the weight by the rows, not the rows by the weight, as torch would:
+MKL takes 17 ms instead of 27 for 32 rows and four million weights, 18 instead of 21 for 64."""
+
+
 class Product(Protocol):
     """A gradient of a weight that has not been worked out yet."""
 
@@ -159,6 +164,21 @@ class _OfLinear:
             torch.mm(*self._rows(), out=sum_)
 
 
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what ``F.linear`` does, by the faster of two ways."""
+    rows = x.numel() // max(1, x.shape[-1])
+    few = 1 < rows <= FEW_ROWS and weight.numel() >= LARGE_NUMEL and x.device.type == "cpu"
+    if not few or x.shape[-1] != weight.shape[1]:
+        return F.linear(x, weight, bias)
+    result = x.new_empty(rows, len(weight))
+    turned = torch.mm(weight, x.reshape(rows, -1).t()).t()
+    if bias is None:
+        result.copy_(turned)
+    else:
+        torch.add(turned, bias, out=result)
+    return result.view(*x.shape[:-1], len(weight))
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -167,7 +187,7 @@ class _Linear(torch.autograd.Function):
         # Saved without a node of its own: what autograd gives back may be another object.
         ctx.gradients, ctx.weight = gradients, weight if weight.is_leaf else None
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return _multiplied(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
