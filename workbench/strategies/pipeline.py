@@ -169,8 +169,8 @@ STRATEGY = Strategy(
         ),
         "comm": "other cuts (split_at), where less crosses",
         "wait": (
-            "more micro-batches (accumulate), or fewer stages: ranks wait while the pipeline "
-            "fills and drains"
+            "more micro-batches (accumulate), fewer stages, or stages by measured cost "
+            "(balance='measured'): ranks wait while the pipeline fills and drains"
         ),
         "optimizer": "stages that have equally many weights (split_at)",
         "load": "data that lies in memory, in the dtype of the workload",
