@@ -48,10 +48,9 @@ def slow_at_the_end() -> nn.Module:
     return nn.Sequential(*layers, Slow(), nn.Linear(8, 8), nn.Linear(8, 8))
 
 
-def wide_at_the_start() -> nn.Module:
-    """The first layer has most of the weights, the others most of the work by far."""
-    convolutions = [nn.Conv1d(8, 8, 3, padding=1) for _ in range(5)]
-    return nn.Sequential(nn.Conv1d(512, 8, 1), *convolutions)
+def convolutions(count: int) -> nn.Module:
+    """Alike layers that keep much for the backward pass, and have few weights."""
+    return nn.Sequential(*(nn.Conv1d(4, 4, 3, padding=1) for _ in range(count)))
 
 
 def test_measured_costs_cut_before_a_layer_that_is_slower_than_counted() -> None:
@@ -101,15 +100,13 @@ def test_a_model_that_does_not_run_on_random_numbers_is_refused() -> None:
         layer_times(Picky(), [torch.zeros(2, 3)], 2, set())
 
 
-def test_stages_are_cut_where_a_rank_has_room_for_them() -> None:
-    made = of(wide_at_the_start(), 512, 4)
+def test_a_stage_that_keeps_more_micro_batches_gets_fewer_layers_where_memory_is_short() -> None:
+    made = of(convolutions(6), 4, 64)
     free = plan(made, "pipeline=2")
-    need = free.bytes_per_rank
-    assert len(free.stages[0].layers) > 1
-    by_rank = [free.memory(rank).total_bytes for rank in range(2)]
-    tight = plan(made, "pipeline=2", memory_limit=str(max(by_rank) - 64))
-    assert tight.bytes_per_rank < need
-    assert len(tight.stages[0].layers) < len(free.stages[0].layers)
+    tight = plan(made, "pipeline=2", memory_limit=free.bytes_per_rank - 1)
+    assert [len(stage.layers) for stage in free.stages] == [3, 3]
+    assert [len(stage.layers) for stage in tight.stages] == [2, 4]
+    assert tight.bytes_per_rank < free.bytes_per_rank
 
 
 @pytest.mark.parametrize(
@@ -124,7 +121,7 @@ def test_stages_are_cut_where_a_rank_has_room_for_them() -> None:
 def test_what_does_not_fit_is_refused_with_what_does(
     strategy: str, options: dict[str, Any], part: float, use: str
 ) -> None:
-    made = of(nn.Sequential(*(nn.Conv1d(4, 4, 3, padding=1) for _ in range(4))), 4, 64)
+    made = of(convolutions(4), 4, 64)
     limit = int(part * plan(made, strategy, **options).bytes_per_rank)
     with pytest.raises(PlanError, match=f"memory_limit='{limit}' allows .*; {use}") as refused:
         plan(made, strategy, memory_limit=limit, **options)

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bubble.py --steps 20
 
-Two stages of the residual perceptron on 2 processes with 1 thread each, under every schedule. Prints
-a Markdown table.
+Two stages of the residual perceptron on 2 processes with 1 thread each, under every schedule.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
