@@ -168,7 +168,7 @@ def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what ``F.linear`` does, by the faster of two ways."""
     rows = x.numel() // max(1, x.shape[-1])
     few = 1 < rows <= FEW_ROWS and weight.numel() >= LARGE_NUMEL and x.device.type == "cpu"
-    if not few or x.shape[-1] != weight.shape[1]:
+    if not few or x.itemsize < 4 or x.shape[-1] != weight.shape[1]:
         return F.linear(x, weight, bias)
     result = x.new_empty(rows, len(weight))
     turned = torch.mm(weight, x.reshape(rows, -1).t()).t()
