@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 
 import psutil
 import torch
@@ -154,6 +155,43 @@ def posted(comm: Comm) -> None:
     assert comm.sent_bytes["post"] == 4 * 2_000_005 * len(peers)
 
 
+def posts_differ(comm: Comm) -> None:
+    """Take a message of another name than the one that comes; the sender waits for an answer."""
+    if comm.rank == 0:
+        comm.post(torch.ones(4), 1, name="stage 1")
+    else:
+        comm.take(torch.ones(4), 0, name="stage 2")
+    comm.barrier(name="afterwards")
+
+
+def dies_before_it_takes(comm: Comm) -> None:
+    """Post more than fits to a rank that is killed, and wait for one that it will not send."""
+    if comm.rank == 1:
+        comm.take(torch.ones(3), 0, name="first")
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.post(torch.ones(3), 1, name="first")
+    comm.post(torch.ones(3_000_000), 1, name="second")
+    comm.take(torch.ones(3), 1, name="never")
+
+
+def settles_for_the_dead(comm: Comm) -> None:
+    """Post more than fits to a rank that is killed."""
+    if comm.rank == 1:
+        comm.take(torch.ones(3), 0, name="first")
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.post(torch.ones(3), 1, name="first")
+    comm.post(torch.ones(60_000_000), 1, name="second")
+    comm.settle()
+
+
+def posted_beyond_the_limit(comm: Comm) -> None:
+    """Wait for a message from a rank that is busy for longer than the time limit."""
+    if comm.rank == 1:
+        time.sleep(2.5)
+        return
+    comm.take(torch.ones(3), 1, name="too late")
+
+
 def never_finished(comm: Comm) -> None:
     """Leave exchanges of all sizes unfinished, on a group and on the whole, and close."""
     group = comm.split(range(comm.size))
@@ -213,14 +251,15 @@ LISTENING = socket.create_server(("127.0.0.1", 0))
 CHECKS = (
     everything, one_is_killed, one_is_stopped, sizes_differ, other_operations, over_tcp, groups,
     groups_differ, one_of_a_group_is_killed, one_dies_before_its_group, two_phases, posted,
-    never_finished, names_differ,
+    never_finished, names_differ, posts_differ, dies_before_it_takes, settles_for_the_dead,
+    posted_beyond_the_limit,
 )  # fmt: skip
 TIMEOUT_S = 20.0
 
 
 def rank_main(backend: str, rank: int, size: int, check: str, fd: int, store_file: str) -> object:
     torch.set_num_threads(1)
-    timeout_s = 0.5 if check == "one_is_stopped" else TIMEOUT_S
+    timeout_s = {"one_is_stopped": 0.5, "posted_beyond_the_limit": 1.0}.get(check, TIMEOUT_S)
     store = None if backend == "shared memory" else file_store(store_file, size, TIMEOUT_S)
     device = "cpu"
     if backend == "nccl":

@@ -140,11 +140,16 @@ def test_report_of_the_folder_of_a_run(tmp_path):
         "backend": "shared memory", "batch_size": 128, "seed": 0, "dtype": "float32",
         "status": "done", "error": None, "step_s": 0.01, "bytes_per_step": 10, "accuracy": 0.9,
     }  # fmt: skip
+    summary["bubble"] = {
+        "measured": 0.13, "by_rank": [0.12, 0.14], "theory": 0.12, "equal_stages": 0.11,
+    }  # fmt: skip
     folder = RunFolder.create(tmp_path, "one")
     folder.finish(summary, steps)
     answer = workbench("report", str(folder.path), "-o", str(tmp_path / "r.html"))
     assert answer.exit_code == 0, answer.output
-    assert "10.0 ms" in (tmp_path / "r.html").read_text()
+    report = (tmp_path / "r.html").read_text()
+    assert "10.0 ms" in report
+    assert "13 % measured; in theory 12 % with these stages, 11 % with equal ones" in report
 
 
 @pytest.mark.parametrize(

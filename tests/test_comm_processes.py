@@ -129,6 +129,36 @@ def test_processes_compute_while_messages_travel(ranks, backend, check):
 
 
 @on_both
+@pytest.mark.timeout(15)  # less than the time limit of the ranks
+def test_a_posted_message_of_another_name_is_found_out_at_once(ranks, backend):
+    _, (status, said) = ranks(backend, 2, "posts_differ")
+    assert status == 75 << 8
+    assert "take of 'stage 2'" in said
+    assert said.count("message of 4 float32 named #") == 2
+
+
+@on_both
+@pytest.mark.timeout(15)  # less than the time limit of the ranks
+@pytest.mark.parametrize("check", ["dies_before_it_takes", "settles_for_the_dead"])
+def test_who_posts_to_a_dead_rank_hears_of_it(ranks, backend, check):
+    (status, said), killed = ranks(backend, 2, check)
+    assert killed == (9, None)
+    assert status == 75 << 8
+    assert "rank 1" in said
+    assert "is gone" in said
+
+
+@on_both
+@pytest.mark.timeout(15)
+def test_a_message_that_does_not_come_within_the_limit_ends_the_rank(ranks, backend):
+    (status, said), (other, _) = ranks(backend, 2, "posted_beyond_the_limit")
+    assert status == 75 << 8
+    assert other == 0
+    assert "take of 'too late'" in said
+    assert "rank 1" in said
+
+
+@on_both
 @pytest.mark.timeout(60)
 def test_an_unfinished_exchange_holds_no_process(ranks, backend):
     assert ranks(backend, 2, "never_finished") == [(0, None)] * 2
@@ -155,6 +185,15 @@ def test_ranks_meet_at_a_socket_that_was_bound_before(ranks):
 @pytest.mark.timeout(60)
 def test_every_collective_over_nccl(ranks):
     assert [status for status, _ in ranks("nccl", 2, "everything")] == [0, 0]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs 2 GPUs, one per rank")
+@pytest.mark.timeout(60)
+def test_messages_are_posted_over_nccl_and_another_name_is_found_out(ranks):
+    assert ranks("nccl", 2, "posted") == [(0, None)] * 2
+    _, (status, said) = ranks("nccl", 2, "posts_differ")
+    assert status == 75 << 8
+    assert "take of 'stage 2'" in said
 
 
 def test_backends_refuse_the_wrong_device():

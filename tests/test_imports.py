@@ -31,6 +31,7 @@ ROOMS = (
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
+    "bubble",  # how much the ranks of a pipeline wait
     "speedup",  # from timed runs to a table
     "timeline",  # what every rank did when
     "why",  # each millisecond beyond the ideal step
@@ -52,6 +53,8 @@ ROOMS = (
     "tracking",  # labels of dims, followed through a model's code
     "profile",  # model -> layers
     "mixing",  # code that mixes samples, which replicas cannot
+    "layer_times",  # how long each layer takes here
+    "limits",  # what a rank may keep
     "dividing",  # a model -> the stages of a pipeline
     "planning",  # workload and strategy -> plan
     "cluster",  # Dask cluster, rank hosts, ranks
@@ -92,6 +95,7 @@ PURE = (
     "plan",
     "strategies",
     "spans",
+    "bubble",
     "speedup",
     "why",
     "findings",
@@ -107,6 +111,7 @@ TORCH = (
         "profile",
         "mixing",
         "dividing",
+        "layer_times",
         "planning",
         "layers",
         "scoring",

@@ -19,6 +19,7 @@ from test_tensor import MODELS, work
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
+from workbench.layers import weight_gradients
 from workbench.models import ByteGPT, DigitsCNN, ResidualMLP
 from workbench.plan import Plan
 from workbench.planning import plan
@@ -33,6 +34,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "interleaved": {"schedule": "interleaved"},
     "recompute": {"recompute": "yes"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _all_weights_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small weights add up their gradients as large ones do."""
+    monkeypatch.setattr(weight_gradients, "LARGE_NUMEL", 0)
 
 
 def vector(model: nn.Module, *shape: int, dtype: str = "float64", batch: int = 6) -> Workload:

@@ -13,7 +13,7 @@ import torch
 from workbench.errors import PlanError
 from workbench.layers.ghosts import Spec, Stages, Trace, Uncarried
 from workbench.plan.stages import Call, Crossing, Source, Stage
-from workbench.strategies.pipeline import balance
+from workbench.strategies.pipeline import Fits, balance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,17 +45,50 @@ def divide(
     mesh: Mesh,
     chunks: int = 1,
     split_at: str = "",
+    times: Mapping[Call, float] | None = None,
+    room: Room | None = None,
 ) -> Divided:
     """Cut ``model`` into stages of about equal cost, each between two calls of modules.
 
-    ``chunks`` is the number of stages of each rank along the pipeline.
+    Parameters
+    ----------
+    chunks:
+        Stages of each rank along the pipeline.
+    split_at:
+        Names of the modules with which stages begin, instead of the best that there are.
+    times:
+        Seconds of the calls of layers, to be balanced instead of what is counted.
+    room:
+        What a rank may keep. Where no division would do, one is made as if there were no limit.
 
     Raises
     ------
     PlanError
         If there are not so many pieces, a named module is none, or what crosses cannot be carried.
     """
-    return _Divider(model, inputs, found, mesh, chunks).divide(split_at)
+    return _Divider(model, inputs, found, mesh, chunks, times, room).divide(split_at)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a rank may keep, and of what: about, as layers that are cut keep less than that.
+
+    Attributes
+    ----------
+    limit_bytes:
+        For one stage.
+    per_parameter:
+        How often a parameter is kept: by itself, its gradient, and what the optimizer has of it.
+    in_flight:
+        By stage, how many micro-batches keep activations at a time.
+    rows:
+        Samples of a micro-batch.
+    """
+
+    limit_bytes: int
+    per_parameter: int
+    in_flight: tuple[int, ...]
+    rows: int
 
 
 class _Divider:
@@ -66,7 +99,10 @@ class _Divider:
         found: Profile,
         mesh: Mesh,
         chunks: int,
+        times: Mapping[Call, float] | None,
+        room: Room | None,
     ) -> None:
+        self.times, self.room = times, room
         self.model, self.inputs, self.layers, self.mesh = model, inputs, found.layers, mesh
         self.exposed = found.exposed
         self.ranks = mesh.degree("pipeline")
@@ -74,11 +110,19 @@ class _Divider:
         self.trace = Trace(model, inputs)
         self.calls = self.trace.calls
         self.places = self._places()
-        self.costs = [
-            (self.calls[place].enter, _cost(layer))
+        called = [
+            (layer, place)
             for layer, place in zip(self.layers, self.places, strict=True)
             if place is not None and place.module
         ]
+        self.costs = [(self.calls[place].enter, _cost(layer)) for layer, place in called]
+        self.times_ns = [
+            (self.calls[place].enter, round(1e9 * (times or {}).get(place, 0.0)))
+            for _, place in called
+        ]
+        rows = room.rows if room else 1
+        self.parameters = [(self.calls[p].enter, layer.parameter_bytes) for layer, p in called]
+        self.saved = [(self.calls[p].enter, self._saved(layer, rows)) for layer, p in called]
 
     def divide(self, split_at: str) -> Divided:
         if split_at:
@@ -118,7 +162,7 @@ class _Divider:
                 found.setdefault(before, call)
         return [found[before] for before in sorted(found)]
 
-    def _best(self, refused: Mapping[Call, str]) -> list[Call]:
+    def _best(self, refused: Mapping[Call, str], limited: bool = True) -> list[Call]:
         """Return the entries that make the slowest stage fastest, not far inside of modules."""
         candidates = self._candidates()
         usable = [call for call in candidates if call not in refused]
@@ -137,21 +181,47 @@ class _Divider:
         for depth in sorted({call.module.count(".") for call in usable}):
             shallow = [call for call in usable if call.module.count(".") <= depth]
             if len(shallow) >= self.count - 1:
-                pieces = self._pieces(shallow)
-                chosen = balance(pieces, self.count)
+                pieces = self._pieces(shallow, self.times_ns if self.times else self.costs)
+                chosen = balance(pieces, self.count, self._fits(shallow) if limited else None)
+                if chosen is None:
+                    continue
                 bounds = [0, *chosen, len(pieces)]
                 worst = max(sum(pieces[a:b]) for a, b in pairwise(bounds))
                 slowest[depth] = worst, [shallow[cut - 1] for cut in chosen]
+        if not slowest:
+            return self._best(refused, limited=False)
         fastest = min(worst for worst, _ in slowest.values())
         return next(entries for worst, entries in slowest.values() if worst <= AS_GOOD * fastest)
 
-    def _pieces(self, candidates: Sequence[Call]) -> list[int]:
+    def _pieces(self, candidates: Sequence[Call], costs: Sequence[tuple[int, int]]) -> list[int]:
         """Return what lies before, between and after the candidates costs."""
         edges = [-1, *(self.calls[call].enter for call in candidates), 10**9]
         return [
-            sum(cost for moment, cost in self.costs if first <= moment < last)
+            sum(cost for moment, cost in costs if first <= moment < last)
             for first, last in pairwise(edges)
         ]
+
+    def _fits(self, candidates: Sequence[Call]) -> Fits | None:
+        """Return what tells whether a stage may have the pieces between two candidates."""
+        room = self.room
+        if room is None:
+            return None
+        parameters = self._pieces(candidates, self.parameters)
+        saved = self._pieces(candidates, self.saved)
+
+        def fits(part: int, begin: int, end: int) -> bool:
+            kept = room.per_parameter * sum(parameters[begin:end])
+            return kept + room.in_flight[part] * sum(saved[begin:end]) <= room.limit_bytes
+
+        return fits
+
+    def _saved(self, layer: Layer, rows: int) -> int:
+        """Return the bytes that a layer keeps for the backward pass of a micro-batch."""
+        batch = len(self.inputs[0])
+        return sum(
+            array.numel * array.itemsize * (rows if array.shape[:1] == (batch,) else batch) // batch
+            for array in layer.saved
+        )
 
     def _named(self, split_at: str) -> list[Call]:
         names = [name.strip() for name in split_at.split(",")]
@@ -228,7 +298,8 @@ class _Divider:
 
     def _stages(self, stages: Stages) -> tuple[Stage, ...]:
         found = []
-        pieces = self._pieces(stages.entries)
+        pieces = self._pieces(stages.entries, self.costs)
+        times_ns = self._pieces(stages.entries, self.times_ns)
         for number, cost in enumerate(pieces):
             mine = tuple(
                 index
@@ -236,7 +307,8 @@ class _Divider:
                 if place is not None and place.module and number in self._span(stages, place)
             )
             entry = stages.entries[number - 1] if number else None
-            found.append(Stage(number, entry, mine, cost))
+            cost_s = times_ns[number] / 1e9 if self.times else None
+            found.append(Stage(number, entry, mine, cost, cost_s))
         return tuple(found)
 
     def _held(self, stages: Stages) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -13,11 +13,11 @@ from workbench.generators import seed_all
 from workbench.keeping import RankState
 from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
-from workbench.layers.late import LateWeights
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import Loader
 from workbench.order import Order
 from workbench.passes import Passes, input_dtype
@@ -97,10 +97,13 @@ class _Trainer:
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
-        masters, pipeline = Masters(), None
+        masters, self.weights = Masters(), WeightGradients()
+        pipeline: Pipeline | None = None
         if self.plan.stages:
             model, pipeline = self._staged(model, masters)
         else:
+            if self.plan.buckets:
+                self.weights.watch(model, halves=False)
             parallelize(model, self.plan, self.groups, self.share, masters)
         self.model = model
         masters.settle(model)
@@ -109,6 +112,7 @@ class _Trainer:
         self.updater = Updater(
             self.work, self.plan, context, self.groups, masters, buffers, self.state
         )
+        self.weights.add = self.updater.gradients.add
         self.state.take(self.updater.optimizer, self.updater.parameters)
         self.updater.begin()
         self.spans = SpanRecorder(job.record_spans)
@@ -120,6 +124,7 @@ class _Trainer:
             self.groups,
             model,
             pipeline,
+            self.weights,
             self.share,
             self.updater,
             self.order,
@@ -134,11 +139,11 @@ class _Trainer:
         dtype = input_dtype(self.work, self.plan)
         traced = lower(self.work.make_model()) if self.plan.low else model
         calls = Trace(traced, [torch.empty(x.shape, dtype=dtype, device="meta")]).calls
-        late = LateWeights()
-        if SCHEDULES[self.plan.option("schedule", "1f1b")].splits_backward:
-            late.watch(model)
+        schedule = SCHEDULES[self.plan.option("schedule", "1f1b")]
+        self.weights.watch(model, schedule.splits_backward)
         parallelize(model, self.plan, self.groups, self.share, masters)
-        return model, Pipeline(model, self.plan, self.groups, calls, late, self.context.device)
+        device = self.context.device
+        return model, Pipeline(model, self.plan, self.groups, calls, self.weights, device)
 
     def run(self) -> Outcome:
         # Code that draws random numbers itself (F.dropout) must draw others for other samples, and

@@ -15,6 +15,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import MicroBatch
 from workbench.losses import loss_weight, on_device
 from workbench.order import Order
@@ -46,6 +47,7 @@ class Passes:
         groups: Groups,
         model: nn.Module,
         pipeline: Pipeline | None,
+        weights: WeightGradients,
         share: Share,
         updater: Updater,
         order: Order,
@@ -53,6 +55,7 @@ class Passes:
     ) -> None:
         self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
         self.model, self.pipeline, self.share = model, pipeline, share
+        self.weights = weights
         self.updater, self.gradients = updater, updater.gradients
         self.order, self.previewer = order, previewer
         self.loss = on_device(work.loss, context.device)
@@ -87,7 +90,8 @@ class Passes:
             self.previewer.take(step, rows, x, output, y)
             loss = self._loss(output, y, scale[micro])
             if loss is not None:
-                _times(loss, self.more).backward()
+                with self.weights.collecting():
+                    _times(loss, self.more).backward()
                 total = total + loss.detach().double()
             else:
                 self._take_part(output, counting=len(rows.index) > 0)
@@ -145,7 +149,8 @@ class Passes:
         ends = [t for t in tensors_in(output) if t.requires_grad]
         self.gradients.counting = counting
         if ends:
-            torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
+            with self.weights.collecting():
+                torch.autograd.backward(ends, [torch.zeros_like(t) for t in ends])
         self.gradients.counting = True
 
     def _whole_output(self, output: Tensor) -> Tensor:

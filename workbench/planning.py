@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
+from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import Mesh
 from workbench.plan import Batch, LayerPlan, Plan
+from workbench.schedules import SCHEDULES, most_in_flight
 from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from workbench.dividing import Room
     from workbench.profile import Profile
     from workbench.workload import Workload
 
@@ -49,11 +53,18 @@ def plan(
     PlanError
         If it cannot be done: says what was asked, the constraint, the numbers, and what works.
     """
+    from workbench.inputs import check_workload
+
+    check_workload(work)
     made = _made.setdefault(work, {})
     stated = repr(sorted(options.items()))
     found = made.get((repr(strategy), accumulate, stated))
     if found is None:
-        found = _plan(work, strategy, accumulate, options)
+        try:
+            found = _plan(work, strategy, accumulate=accumulate, **options)
+        except TooLarge as error:
+            use = nearest(partial(_plan, work), strategy, accumulate, options)
+            raise PlanError(f"{error}; use {use}.") from None
         for micro in (accumulate, found.batch.accumulate):
             made[repr(strategy), micro, stated] = found
     return found
@@ -66,15 +77,15 @@ They are gone with their workload.
 """
 
 
-def _plan(work: Workload, strategy: str, accumulate: int | None, options: dict[str, Any]) -> Plan:
+def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: Any) -> Plan:
     import torch
 
-    from workbench.inputs import check_loss, check_workload
+    from workbench.inputs import check_loss
     from workbench.losses import shared_class_dim, smooths_labels
+    from workbench.optimizers import state_of
 
     mesh = parse(strategy)
     chosen = checked_options(options)
-    check_workload(work)
     start = Plan(
         workload=work.name,
         batch=Batch(work.batch_size, work.samples),
@@ -87,6 +98,8 @@ def _plan(work: Workload, strategy: str, accumulate: int | None, options: dict[s
         accumulate = _micro_batches(start, found)
     check_accumulate(accumulate, work.batch_size)
     start = replace(start, batch=replace(start.batch, accumulate=accumulate))
+    optimizer = work.make_optimizer(list(model.named_parameters()))
+    start = replace(start, optimizer_state=state_of(optimizer))
     start = staged(start, model, (batch,), found)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
@@ -101,7 +114,6 @@ def _plan(work: Workload, strategy: str, accumulate: int | None, options: dict[s
         start = start.adding(
             notes=["the loss is taken to be a mean over samples: the output is not one tensor"]
         )
-    optimizer = work.make_optimizer(list(model.named_parameters()))
     if mesh.size > 1 and isinstance(optimizer, torch.optim.SparseAdam):
         raise PlanError(
             f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
@@ -112,10 +124,8 @@ def _plan(work: Workload, strategy: str, accumulate: int | None, options: dict[s
     start = replace(start, options=(*start.options, ("loss", kind)))
     if work.clip_norm is not None:
         start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
-    from workbench.optimizers import state_of
-
-    start = replace(start, optimizer_state=state_of(optimizer))
     made = compose(start, found)
+    check_memory(made)
     _check_shares(made, optimizer)
     if not found.plain and any(made.cuts_of(array) for array in made.outputs):
         raise PlanError(
@@ -195,11 +205,32 @@ def staged(start: Plan, model: nn.Module, inputs: Sequence[Tensor], found: Profi
     if start.mesh.degree(pipeline.AXIS) == 1:
         return start
     from workbench.dividing import divide
+    from workbench.layer_times import layer_times
 
     chunks = pipeline.chunks(start.option("schedule", "1f1b"), start.option("chunks", ""))
     asked = start.option("split_at", "")
-    made = divide(model, inputs, found, start.mesh, chunks, asked)
+    rows = max(start.batch.rows(start.mesh.replicas, 0))
+    times = None
+    if start.option("balance", "counted") == "measured":
+        times = layer_times(model, inputs, rows, {layer.name for layer in found.layers})
+    room = _room(start, chunks, rows)
+    made = divide(model, inputs, found, start.mesh, chunks, asked, times, room)
     return replace(start, stages=made.stages, crossings=made.crossings, held=made.held)
+
+
+def _room(start: Plan, chunks: int, rows: int) -> Room | None:
+    """Return what a stage may keep if there is a limit; a rank's chunks get equal parts of it."""
+    from workbench.dividing import Room
+
+    limit = start.option("memory_limit", "")
+    if not limit:
+        return None
+    ranks, micro = start.mesh.degree(pipeline.AXIS), start.batch.accumulate
+    actions = SCHEDULES[start.option("schedule", "1f1b")].actions(ranks, chunks, micro)
+    most = [-(-number // chunks) for number in most_in_flight(actions)] * chunks
+    in_flight = [1] * len(most) if start.option("recompute", "no") == "yes" else most
+    alike, _ = start.optimizer_state
+    return Room(bytes_of(limit) // chunks, 2 + alike, tuple(in_flight), rows)
 
 
 def _check_shares(made: Plan, optimizer: Optimizer) -> None:
@@ -281,6 +312,8 @@ def checked_options(options: dict[str, Any]) -> dict[str, str]:
             raise PlanError(f"Option {name}={value!r} is not one of its choices: {allowed}.")
         checked[name] = str(value)
     spatial.dims_asked(checked.get("spatial_dims", "largest"))
+    if limit := checked.get("memory_limit"):
+        bytes_of(limit)
     return checked
 
 

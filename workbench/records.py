@@ -81,3 +81,9 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     steps = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     return summary, [json.loads(line) for line in steps]
+
+
+def safe_name(name: str) -> str:
+    """Return a workload's name as part of a folder's name, of at most 60 bytes."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    return kept.encode()[:60].decode(errors="ignore") or "run"

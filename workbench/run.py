@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from workbench.arguments import check_steps, check_threads
+from workbench.bubble import Bubble, bubble_of
 from workbench.errors import PlanError, RunError
 from workbench.execution import (
     STOP_GRACE_S,
@@ -25,7 +27,7 @@ from workbench.execution import (
 )
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
-from workbench.records import RunFolder
+from workbench.records import RunFolder, safe_name
 from workbench.resuming import Ended, Start, start_from
 from workbench.spans import MOST_KEPT
 
@@ -164,7 +166,7 @@ class Run:
         self._taken: dict[tuple[int, str], Future] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{_safe(work.name)}-{plan.strategy}"
+        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{safe_name(work.name)}-{plan.strategy}"
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
         self.run_id = f"{self.folder.name}-{uuid4().hex[:8]}"
@@ -206,6 +208,11 @@ class Run:
         """Timed pieces per rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
         with self._lock:
             return list(self._spans)
+
+    @property
+    def bubble(self) -> Bubble | None:
+        """How much the ranks of a pipeline waited, beside theory; None without one or its spans."""
+        return bubble_of(self.plan, self.spans)
 
     @property
     def preview(self) -> Preview | None:
@@ -272,8 +279,7 @@ class Run:
         if not self._ended.wait(timeout_s):
             raise TimeoutError(
                 f"The run {self.label} is still {self.status} after {timeout_s} s, at step "
-                f"{self.step} "
-                f"of {self.steps}; run.stop() ends it."
+                f"{self.step} of {self.steps}; run.stop() ends it."
             )
         if self.error is not None:
             raise self.error
@@ -309,13 +315,13 @@ class Run:
             "bytes_per_step": self.plan.bytes_per_step,
             "accuracy": self.accuracy,
             "test_loss": self.test_loss,
+            **({"bubble": asdict(found)} if (found := self.bubble) else {}),
         }
 
     def __repr__(self) -> str:
         """Say how far it is."""
-        return (
-            f"<Run {self.work.name} {self.label}: {self.status}, step {self.step} of {self.steps}>"
-        )
+        done = f"step {self.step} of {self.steps}"
+        return f"<Run {self.work.name} {self.label}: {self.status}, {done}>"
 
     def take(self, rank: int, name: str) -> Future:
         """Return the future of an array that a rank has kept; it can be taken over only once."""
@@ -388,9 +394,3 @@ class Run:
             step=error.step,
             details=error.details,
         )
-
-
-def _safe(name: str) -> str:
-    """Return a workload's name as part of a folder's name, of at most 60 bytes."""
-    kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-    return kept.encode()[:60].decode(errors="ignore") or "run"

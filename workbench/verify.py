@@ -18,14 +18,15 @@ from workbench.layers.channels import own_part
 from workbench.layers.ghosts import Trace
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
-from workbench.layers.late import LateWeights
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, Plan
 from workbench.planning import checked_options, compose, staged, trace
 from workbench.profile import tensors_in
+from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
 from workbench.strategies.notation import parse
 from workbench.traced import Traced
@@ -216,13 +217,16 @@ def _run(
     first, last = balanced(plan.batch.size, plan.mesh.replicas, plan.mesh.replica(rank))
     share = Share(start=first, rows=last - first)
     groups = Groups(comm, plan.mesh)
-    model = parallelize(copy.deepcopy(module), plan, groups, share)
+    model, weights = copy.deepcopy(module), WeightGradients()
+    weights.watch(model, SCHEDULES[plan.option("schedule", "1f1b")].splits_backward)
+    model = parallelize(model, plan, groups, share)
     pipeline: Pipeline | None = None
     if plan.stages:
-        calls, late = Trace(module, mine).calls, LateWeights()
-        pipeline = Pipeline(model, plan, groups, calls, late, torch.device("cpu"))
+        calls = Trace(module, mine).calls
+        pipeline = Pipeline(model, plan, groups, calls, weights, torch.device("cpu"))
     own = {name: p for name, p in model.named_parameters() if plan.holds(name, rank)}
     gradients = GradientBuckets(own, plan.buckets, groups, plan.summed_in_layers)
+    weights.add = gradients.add
     outputs: list[Tensor] = []
 
     def finish(_: int, output: object) -> list[Tensor]:
@@ -238,7 +242,9 @@ def _run(
     if pipeline is not None:
         pipeline.run({0: mine}, lambda _: None, finish)
     else:
-        torch.autograd.backward(finish(0, model(*mine)))
+        ends = finish(0, model(*mine))
+        with weights.collecting():
+            torch.autograd.backward(ends)
     if plan.buckets:
         arrived = torch.tensor(gradients.reduce(), dtype=torch.float64)
         gradients.release([bool(n) for n in comm.all_reduce(arrived)])

@@ -145,6 +145,8 @@ def run_table(run: Run, saved: Path | None = None) -> Table:
     }
     if saved is not None:
         facts["saved to"] = str(saved)
+    if bubble := run.bubble:
+        facts["ranks waited"] = str(bubble)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

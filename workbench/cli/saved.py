@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.bubble import Bubble
 from workbench.cli.compare import SAVED
 from workbench.errors import PlanError
 from workbench.records import read
@@ -148,9 +150,16 @@ def _one_run(folder: Path) -> SavedComparison:
         "workload": {
             "name": summary["workload"],
             **{key: summary[key] for key in ("batch_size", "seed", "dtype")},
+            **_waited(summary),
         },
         "status": summary["status"],
         "error": summary["error"],
         "rows": found,
     }
     return SavedComparison(document, (run,))
+
+
+def _waited(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return how much the ranks of a pipeline waited."""
+    found = summary.get("bubble")
+    return {"ranks_waited": str(Bubble(**found))} if found else {}

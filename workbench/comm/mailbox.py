@@ -222,7 +222,7 @@ class Mailbox:
         def missing() -> list[int]:
             if any(each.can_move() for each in (*moving, *self._posted)):
                 return []
-            return [each.peer for each in (moving or self._posted)]
+            return sorted({each.peer for each in (moving or self._posted)})
 
         try:
             self._segment.wait(missing, self._timeout_s)

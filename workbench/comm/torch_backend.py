@@ -18,6 +18,7 @@ from workbench.comm.arithmetic import reduce_in_rank_order
 from workbench.comm.calls import Call, code, in_words, message
 from workbench.comm.comm import Comm, CommError
 from workbench.comm.connect import SoloComm
+from workbench.comm.nccl_posts import NcclPosts
 from workbench.comm.rendezvous import file_store, tcp_store
 from workbench.mesh import balanced
 
@@ -29,7 +30,7 @@ WHOLE_BYTES = 1 << 16
 LABEL_NUMBERS = 4 + 64
 """What goes before every message: the call, the number of dims and the shape (at most 64 dims)."""
 
-LABEL_TAG, DATA_TAG, FIRST_MESSAGE_TAG = 1, 2, 3
+LABEL_TAG, DATA_TAG, POST_LABEL_TAG, FIRST_MESSAGE_TAG = 1, 2, 3, 4
 
 NCCL_DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -89,11 +90,14 @@ class TorchComm(Comm):
             raise ValueError(f"{backend} does not move tensors on {device}: use cpu with gloo")
         self._others = [other for other in range(size) if other != rank]
         self._timeout = timedelta(seconds=timeout_s)
+        self._nccl_posts: NcclPosts | None = None
         self._group: Any = None  # ProcessGroup and its gloo backend have no common type in torch
         try:
             make = self._make_nccl if backend == "nccl" else self._make_gloo
             self._group = make(dist.PrefixStore(f"workbench-{backend}", store), address)
             self._meet((code("start"), size, 0))
+            if backend == "nccl":
+                self._nccl_posts = NcclPosts(rank, self._make_named, self._finish)
         except RuntimeError as error:
             self.close()
             if isinstance(error, CommError):
@@ -121,6 +125,9 @@ class TorchComm(Comm):
         nccl._set_sequence_number_for_group()
         group._register_backend(self.device, dist.ProcessGroup.BackendType.NCCL, nccl)
         return group
+
+    def _make_named(self, name: str) -> Any:
+        return self._make_nccl(dist.PrefixStore(f"workbench {name}", self._store), "")
 
     def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:
         call = (code("all_reduce", op, flat.dtype), flat.numel(), 0)
@@ -191,22 +198,36 @@ class TorchComm(Comm):
         return wait_for_all
 
     def _post_to(self, to: int, flat: Tensor) -> None:
-        if self.backend == "nccl":
-            # Messages of both directions in one stream would wait for each other.
-            raise ValueError("nccl does not post messages; pipelines run on the CPU")
-        tag = _tag(message(self._name, flat.dtype, flat.numel()))
+        call = message(self._name, flat.dtype, flat.numel())
+        if self._nccl_posts is not None:
+            self._nccl_posts.post(to, call, flat)
+            return
         self._posted = [each for each in self._posted if not each[1].is_completed()]
-        self._posted += self._post(_bytes({to: flat}), {}, lambda _: tag)
+        said = {to: torch.tensor(_label(call, ()))}
+        self._posted += self._post(said, {}, lambda _: POST_LABEL_TAG)
+        self._posted += self._post(_bytes({to: flat}), {}, lambda _: _tag(call))
 
     def _take_from(self, source: int, flat: Tensor) -> None:
-        tag = _tag(message(self._name, flat.dtype, flat.numel()))
+        call = message(self._name, flat.dtype, flat.numel())
+        if self._nccl_posts is not None:
+            found, wait = self._nccl_posts.take(source, flat)
+            self._check_call(source, found, call)
+            wait()
+            return
         start = perf_counter()
-        self._wait_for(self._post({}, _bytes({source: flat}), lambda _: tag))
+        heard = {source: torch.empty(LABEL_NUMBERS, dtype=torch.int64)}
+        of_label = self._post({}, heard, lambda _: POST_LABEL_TAG)
+        of_data = self._post({}, _bytes({source: flat}), lambda _: _tag(call))
+        self._wait_for(of_label)
         self._wait_start, self._wait_stop = start, perf_counter()
+        self._check_labels(heard, {source: call})
+        self._wait_for(of_data)
 
     def _settle_posts(self) -> None:
         posted, self._posted = self._posted, []
         self._wait_for(posted)
+        if self._nccl_posts is not None:
+            self._nccl_posts.settle()
 
     def _split(self, members: tuple[int, ...]) -> Comm:
         self._splits += 1
@@ -226,6 +247,8 @@ class TorchComm(Comm):
 
     def _close(self) -> None:
         group, self._group = self._group, None
+        if self._nccl_posts is not None:
+            self._nccl_posts.close()
         del self._store
         if group is not None and self.backend == "nccl":
             group.abort()  # waits for nobody, unlike shutdown
@@ -274,13 +297,16 @@ class TorchComm(Comm):
         shapes: dict[int, tuple[int, ...]] = {}
         for peer, label in heard.items():
             code_, numel, place, dims, *sizes = label.tolist()
-            if (code_, numel, place) != expected[peer]:
-                self._fail(
-                    f"rank {self.ranks[self.rank]} asked for {in_words(expected[peer])}, "
-                    f"rank {self.ranks[peer]} for {in_words((code_, numel, place))}"
-                )
+            self._check_call(peer, (code_, numel, place), expected[peer])
             shapes[peer] = tuple(sizes[:dims])
         return shapes
+
+    def _check_call(self, peer: int, found: Call, expected: Call) -> None:
+        if found != expected:
+            self._fail(
+                f"rank {self.ranks[self.rank]} asked for {in_words(expected)}, "
+                f"rank {self.ranks[peer]} for {in_words(found)}"
+            )
 
     def _move(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
         """Move messages that both sides have agreed on; empty ones need nothing."""

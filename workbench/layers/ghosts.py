@@ -236,10 +236,12 @@ class Stages:
     ) -> None:
         self.model, self.calls, self.entries, self.device = model, calls, tuple(entries), device
         self.begins = [-1, *(calls[entry].enter for entry in entries)]
+        self._stage_at = {entry: number for number, entry in enumerate(entries, start=1)}
         self.ends = [*self.begins[1:], 10**9]
         self.stage, self.samples, self.real = 0, 1, True
         self.receive: Receive = _nobody
         self.wanted: frozenset[Source] = frozenset()
+        self._wanted_of: set[Call] = set()
         self.captured: dict[Source, Tensor] = {}
         self._received: dict[Source, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -265,6 +267,7 @@ class Stages:
         """Run one stage; returns the model's output for the last one, None for others."""
         self.stage, self.real, self.samples = stage, stage == 0, len(inputs[0])
         self.receive, self.wanted = receive, wanted
+        self._wanted_of = {source.call for source in wanted}
         self.captured, self._received, self._counts = {}, {}, {}
         try:
             return self.model(*inputs)
@@ -297,8 +300,8 @@ class Stages:
                     f"Module {name!r} is called more often than when the plan was made; the "
                     "model's code takes another way. Use data or tensor."
                 )
-            if call in self.entries:
-                number = self.entries.index(call) + 1
+            number = self._stage_at.get(call)
+            if number is not None:
                 _name_arguments(call, record, (args, kwargs))
                 if number == self.stage + 1:
                     self._capture(call, "argument", (args, kwargs))
@@ -309,7 +312,7 @@ class Stages:
                 for inner in record.inside:
                     self._counts[inner] = self._counts.get(inner, 0) + 1
                 return self._stand_in(call, record)
-            if self.real:
+            if self.real and (kwargs or any(type(x) is not Tensor for x in args)):
                 args, kwargs = self.materialized((args, kwargs))
             result = own(*args, **kwargs)
             if self.real:
@@ -320,19 +323,24 @@ class Stages:
 
     def _stand_in(self, call: Call, record: Record) -> Any:
         """Return ghosts for what a call of an earlier stage returns."""
+        if record.result is Tensor:
+            return self._ghost(record.results[0], Source(call, "result"))
         leaves, tree = pytree.tree_flatten(record.result)
         specs, place = iter(record.results), 0
         for index, leaf in enumerate(leaves):
             if leaf is Tensor:
-                spec = next(specs)
-                shape = torch.empty(spec.size.of(self.samples), dtype=spec.dtype, device="meta")
-                leaves[index] = Ghost.of(shape, self, Source(call, "result", place))
-                leaves[index].spec = spec
+                leaves[index] = self._ghost(next(specs), Source(call, "result", place))
                 place += 1
         return pytree.tree_unflatten(leaves, tree)
 
+    def _ghost(self, spec: Spec, source: Source) -> Ghost:
+        shape = torch.empty(spec.size.of(self.samples), dtype=spec.dtype, device=_META)
+        found = Ghost.of(shape, self, source)
+        found.spec = spec
+        return found
+
     def _capture(self, call: Call, end: Any, value: Any) -> None:
-        if not any(source.call == call for source in self.wanted):
+        if call not in self._wanted_of:
             return
         for place, x in enumerate(_tensors(value)):
             source = Source(call, end, place)

@@ -11,6 +11,7 @@ from workbench.comm.comm import Comm
 from workbench.layers.compression import Reducer, reducer
 from workbench.layers.groups import Groups
 from workbench.layers.precision import Masters
+from workbench.layers.weight_gradients import Product
 from workbench.plan import Bucket
 from workbench.plan.replicas import WHOLE, Compression
 
@@ -55,6 +56,8 @@ class GradientBuckets:
         self.slices: list[Tensor | None] = []  # None for those that stay where they are
         # Where in the record of all parameters those are that this rank has.
         self.places: list[int] = []
+        self.numbers: dict[int, int] = {}  # by what gradients come of
+        self.always: list[bool] = []
         self.total = 0
         for number, planned in enumerate(buckets):
             first, self.total = self.total, self.total + len(planned.names)
@@ -87,6 +90,22 @@ class GradientBuckets:
         self._counting = True
         self._aside: dict[nn.Parameter, Tensor] = {}
 
+    def add(self, parameter: nn.Parameter, product: Product) -> bool:
+        """Add a gradient of what is computed with where the sum lies; False if that is not here."""
+        number = self.numbers.get(id(parameter))
+        if number is None:
+            return False
+        if self.counting or self.always[number]:
+            piece, own = self.slices[number], self.parameters[number]
+            if piece is not None:
+                product.write(piece, self.arrived[number])
+            elif own.grad is None:
+                own.grad = product.value()
+            else:
+                product.write(own.grad, True)
+            self.arrived[number] = True
+        return True
+
     def _add(
         self,
         parameter: nn.Parameter,
@@ -96,6 +115,8 @@ class GradientBuckets:
         always: bool,
     ) -> None:
         self._watch(len(self.parameters), source, piece, always)
+        self.numbers[id(source)] = len(self.always)
+        self.always.append(always)
         if piece is None and not always:
             self._in_place.append(parameter)
         self.parameters.append(parameter)
@@ -123,7 +144,7 @@ class GradientBuckets:
     ) -> None:
         def collect(ready: Tensor) -> None:
             grad = ready.grad if self.masters is None else self.masters.take_gradient(ready)
-            if grad is None:  # it comes later, see workbench.layers.late
+            if grad is None:  # it comes later, see workbench.layers.weight_gradients
                 return
             if not (self.counting or always):
                 ready.grad = None

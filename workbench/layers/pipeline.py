@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workbench.layers.ghosts import Record, Spec, Stages
 from workbench.layers.groups import Groups
-from workbench.layers.late import LateWeights
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.plan import Plan
 from workbench.plan.stages import Call, Source
 from workbench.schedules import SCHEDULES, Action
@@ -32,7 +32,7 @@ class _Kept:
     sent: dict[int, Tensor] = field(default_factory=dict)
     leaves: dict[int, Tensor] = field(default_factory=dict)
     ends: list[Tensor] = field(default_factory=list)
-    late: LateWeights.Queue = field(default_factory=list)
+    late: WeightGradients.Queue = field(default_factory=list)
     random: Tensor | None = None
 
 
@@ -43,8 +43,8 @@ class Pipeline:
     ----------
     calls:
         Those of the model's modules, as traced before it was made parallel.
-    late:
-        Where linear layers leave the gradients of their weights under a zero-bubble schedule.
+    weights:
+        Where layers leave the gradients of their weights.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class Pipeline:
         plan: Plan,
         groups: Groups,
         calls: Mapping[Call, Record],
-        late: LateWeights,
+        weights: WeightGradients,
         device: torch.device,
     ) -> None:
-        self.plan, self.comm, self.late, self.device = plan, groups.over(AXIS), late, device
+        self.plan, self.comm, self.device = plan, groups.over(AXIS), device
+        self.weights = weights
         entries = [stage.entry for stage in plan.stages if stage.entry is not None]
         self.stages = Stages(model, calls, entries, device)
         self.ranks, self.last = plan.mesh.degree(AXIS), len(plan.stages) - 1
@@ -193,7 +194,7 @@ class Pipeline:
             if sent.requires_grad:
                 ends.append(sent)
                 grads.append(grad)
-        with self.late.into(kept.late if action.kind == "input" else None):
+        with self.weights.collecting(kept.late if action.kind == "input" else None):
             if ends:
                 torch.autograd.backward(ends, grads)
         for number, leaf in kept.leaves.items():
@@ -206,7 +207,7 @@ class Pipeline:
             kept.sent, kept.leaves, kept.ends = {}, {}, []
 
     def _weight(self, action: Action) -> None:
-        self.late.work_off(self.kept.pop((action.stage, action.micro)).late)
+        self.weights.work_off(self.kept.pop((action.stage, action.micro)).late)
 
     def _compute_again(self, action: Action, kept: _Kept) -> None:
         """Recompute activations (Chen et al., 2016) with the random numbers of the first time."""

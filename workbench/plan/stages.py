@@ -89,9 +89,13 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One piece of a pipeline: it begins with ``entry``, and calls ``layers`` of the plan."""
+    """One piece of a pipeline: it begins with ``entry``, and calls ``layers`` of the plan.
+
+    ``cost_flops`` is counted; ``cost_s`` is what its layers take for a micro-batch, if measured.
+    """
 
     number: int
     entry: Call | None
     layers: tuple[int, ...]
     cost_flops: int
+    cost_s: float | None = None

@@ -10,7 +10,7 @@ p ranks and m micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from workbench.errors import PlanError
 from workbench.plan import Collective, Plan
@@ -83,29 +83,38 @@ def chunks(schedule: str, asked: str) -> int:
     return number
 
 
-def balance(costs: Sequence[int], parts: int) -> list[int]:
+Fits = Callable[[int, int, int], bool]
+"""Whether a part, given its number, may have the pieces from one place up to another."""
+
+
+def balance(costs: Sequence[int], parts: int, fits: Fits | None = None) -> list[int] | None:
     """Return where to cut a row of pieces so that the costliest of ``parts`` parts costs least.
 
     By dynamic programming over where the last part begins. Every part has a piece; the places
-    returned are those of the pieces with which the second, third, ... part begins.
+    returned are those of the pieces with which the second, third, ... part begins. None if no
+    division has parts that all fit.
     """
+    fits = fits or (lambda part, begin, end: True)
     total = [0]
     for cost in costs:
         total.append(total[-1] + cost)
     # least[k][n]: cost of the costliest part, and where parts begin, for n pieces in k + 1 parts
     least: list[dict[int, tuple[int, list[int]]]] = [
-        {n: (total[n], []) for n in range(1, len(costs) + 1)}
+        {n: (total[n], []) for n in range(1, len(costs) + 1) if fits(0, 0, n)}
     ]
     for k in range(1, parts):
         row = {}
         for n in range(k + 1, len(costs) + 1):
-            options = ((begin, *least[k - 1][begin]) for begin in range(k, n))
-            row[n] = min(
+            options = [
                 (max(worst, total[n] - total[begin]), [*before, begin])
-                for begin, worst, before in options
-            )
+                for begin, (worst, before) in least[k - 1].items()
+                if begin < n and fits(k, begin, n)
+            ]
+            if options:
+                row[n] = min(options)
         least.append(row)
-    return least[parts - 1][len(costs)][1]
+    found = least[parts - 1].get(len(costs))
+    return found[1] if found else None
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -114,10 +123,15 @@ def _notes(plan: Plan) -> list[str]:
     per_rank = len(plan.stages) // ranks
     total = sum(stage.cost_flops for stage in plan.stages) or 1
     shares = ", ".join(f"{100 * stage.cost_flops / total:.0f} %" for stage in plan.stages)
+    what = "work, counted"
+    if (whole_s := sum(stage.cost_s or 0.0 for stage in plan.stages)) > 0:
+        parts = (f"{100 * (stage.cost_s or 0.0) / whole_s:.0f} %" for stage in plan.stages)
+        shares = ", ".join(parts)
+        what = f"{1e3 * whole_s:.3g} ms that a micro-batch takes by layers, measured here"
     entries = ", ".join(str(stage.entry) for stage in plan.stages if stage.entry)
     bubble = ideal_bubble(ranks, micro, per_rank)
     notes = [
-        f"{len(plan.stages)} stages with {shares} of the work; cut before {entries}",
+        f"{len(plan.stages)} stages with {shares} of the {what}; cut before {entries}",
         f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * bubble:.0f} % "
         "of the time at best, (p - 1) / (m + p - 1)",
     ]
@@ -145,6 +159,8 @@ STRATEGY = Strategy(
         "chunks": ("", "1", "2", "3", "4"),
         "split_at": (),
         "recompute": ("no", "yes"),
+        "balance": ("counted", "measured"),
+        "memory_limit": (),
     },
     remedies={
         "compute": (
@@ -153,8 +169,8 @@ STRATEGY = Strategy(
         ),
         "comm": "other cuts (split_at), where less crosses",
         "wait": (
-            "more micro-batches (accumulate), or fewer stages: ranks wait while the pipeline "
-            "fills and drains"
+            "more micro-batches (accumulate), fewer stages, or stages by measured cost "
+            "(balance='measured'): ranks wait while the pipeline fills and drains"
         ),
         "optimizer": "stages that have equally many weights (split_at)",
         "load": "data that lies in memory, in the dtype of the workload",
