@@ -21,6 +21,7 @@ from workbench.comm.arguments import (
 )
 from workbench.comm.backend import Backend
 from workbench.comm.exchange import Exchange
+from workbench.comm.lending import Lending
 from workbench.comm.partition import disagreement
 from workbench.mesh import shares
 
@@ -33,7 +34,7 @@ class CommError(RuntimeError):
     """
 
 
-class Comm(Booked, Backend):
+class Comm(Lending, Booked, Backend):
     """Collectives between ``size`` ranks, of which this object is number ``rank``.
 
     Every rank calls the same method in the same order with tensors of the same dtype and size
