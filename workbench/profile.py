@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from workbench.layers.ghosts import on_meta
-from workbench.traced import Adapted, Layer, Mix, Traced
+from workbench.traced import Adapted, Layer, Mix, Traced, Write
 from workbench.tracking.calls import Calls
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.tags import Merged, as_labels
 from workbench.tracking.watch import Literals, Watch, set_tags, tensors_in
+from workbench.tracking.writes import Writes
 
 __all__ = ["Profile", "profile", "tensors_in"]
 
@@ -50,6 +51,8 @@ class Profile:
         Numbers that modules keep of such pieces.
     exposed:
         Parameters and buffers that code reads where no layer that holds them is called.
+    written:
+        Parameters that code writes to.
     """
 
     layers: tuple[Layer, ...]
@@ -61,6 +64,7 @@ class Profile:
     units: tuple[tuple[str, int], ...] = ()
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
+    written: tuple[Write, ...] = ()
 
 
 def profile(
@@ -113,6 +117,7 @@ def _run(
     watch = Watch(labels)
     calls = Calls(model, watch, opaque)
     reads = Reads(model, calls.running)
+    writes = Writes(model, inputs, watch.where)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
     # Gradients are asked for to see where they flow; what they would need is not kept.
@@ -125,7 +130,7 @@ def _run(
 
     noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), noting, watch, reads, Literals(watch):
+        with calls.hooked(), torch.enable_grad(), noting, watch, writes, reads, Literals(watch):
             output = model(*inputs)
     except Exception as error:
         raise calls.refusal(error, inputs) from error
@@ -169,6 +174,7 @@ def _run(
         names.units,
         adapted,
         reads.exposed({layer.name for layer in layers if layer.arguments}),
+        writes.found(),
     )
 
 

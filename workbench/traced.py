@@ -224,6 +224,22 @@ class Adapted:
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """Code that writes to parameter ``name`` while the model computes.
+
+    ``layer`` is the module whose ``forward`` does it ("" for the model itself), of class ``kind``.
+    With ``differs`` it writes what is worked out from samples or drawn at random, of which ranks
+    have others.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    operation: str
+    differs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Mix:
     """Code that mixes positions of a labelled dim, where shares cannot do without each other.
 
