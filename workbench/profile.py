@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench.layers.ghosts import on_meta
 from workbench.traced import Adapted, Layer, Mix, Traced, Write
 from workbench.tracking.calls import Calls
+from workbench.tracking.kernels import Kernels
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
@@ -117,6 +118,7 @@ def _run(
     watch = Watch(labels)
     calls = Calls(model, watch, opaque)
     reads = Reads(model, calls.running)
+    kernels = Kernels(watch, calls)
     writes = Writes(model, inputs, watch.where)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
@@ -130,7 +132,16 @@ def _run(
 
     noting = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
     try:
-        with calls.hooked(), torch.enable_grad(), noting, watch, writes, reads, Literals(watch):
+        with (
+            calls.hooked(),
+            torch.enable_grad(),
+            noting,
+            watch,
+            writes,
+            kernels,
+            reads,
+            Literals(watch),
+        ):
             output = model(*inputs)
     except Exception as error:
         raise calls.refusal(error, inputs) from error

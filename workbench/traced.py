@@ -152,6 +152,9 @@ class Layer:
     saved:
         Arrays kept for the backward pass, each once in the model, parameters aside; those of code
         around the layers are with the layer before.
+    saved_too:
+        Those that another layer has saved before, with its number: kept again where another rank
+        runs that one.
     batch_statistics:
         The output for one sample depends on the other samples of the batch, as in BatchNorm.
     """
@@ -175,6 +178,7 @@ class Layer:
     tied: tuple[Array, ...] = ()
     by_heads: tuple[tuple[str, int, Flat], ...] = ()
     saved: tuple[Traced, ...] = ()
+    saved_too: tuple[tuple[int, Traced], ...] = ()
 
     @property
     def heads(self) -> str:

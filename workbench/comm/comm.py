@@ -223,7 +223,8 @@ class Comm(Lending, Booked, Backend):
 
         Sends what can be sent without waiting, so that the caller computes while messages travel.
         Until ``finish()`` the caller must not touch any of the tensors, nor call another method of
-        this or any other communicator (except ``close``). The time between the two is not counted.
+        this or any other communicator (except ``close``), unless it ``overlaps``: then those of
+        others are free. The time between the two is not counted.
         """
         for peer, tensor in (*outgoing.items(), *incoming.items()):
             check_device(tensor, self.device_type, self.backend)

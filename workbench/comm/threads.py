@@ -70,6 +70,7 @@ class ThreadComm(Comm):
     """Collectives between threads of one process that share one :class:`Table`."""
 
     backend = "threads"
+    overlaps = True
 
     def __init__(
         self,

@@ -1,4 +1,8 @@
-"""Parameters put together from the shares of ranks that have no memory in common."""
+"""Parameters put together from the shares of ranks that have no memory in common.
+
+Where messages travel by themselves (gloo), the next layer's are fetched while this one computes: a
+step gathers the same layers in the same order as the longest one before it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,14 @@ import torch
 from torch import Tensor
 
 from workbench.comm.comm import Comm
+from workbench.comm.exchange import Exchange
+from workbench.layers.share import Share
 
 if TYPE_CHECKING:
     from workbench.layers.sharding import Unit
+
+Asked = tuple["Unit", str]
+"""What is gathered, and for what."""
 
 
 class Gathered:
@@ -22,11 +31,17 @@ class Gathered:
     longest.
     """
 
-    def __init__(self, comm: Comm) -> None:
-        self.comm = comm
+    def __init__(self, comm: Comm, share: Share) -> None:
+        self.comm, self.share = comm, share
         self.flats: dict[Unit, Tensor] = {}
         self.copied: dict[Unit, list[tuple[Tensor, int]]] = {}
         self.scratch: dict[torch.dtype, Tensor] = {}  # one for all units of a rank
+        # Gradients are added up while parameters travel, so these have a group of their own.
+        self._ahead = comm.split(range(comm.size)) if comm.overlaps else None
+        self._step: int | None = None
+        self._now: list[Asked] = []  # what this step has gathered so far
+        self._order: list[Asked] = []  # what the longest step before has gathered
+        self._coming: tuple[Asked, list[Tensor], Exchange] | None = None
 
     def room(self, unit: Unit, wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return where the rank's shares of a unit's parameters lie, by name."""
@@ -49,9 +64,7 @@ class Gathered:
     def gather(self, unit: Unit, name: str, again: bool) -> list[Tensor]:
         """Return the whole parameters of a unit."""
         size = self.comm.size
-        for room, number in self.copied.get(unit, ()):
-            room.copy_(unit.pieces[number].share.detach())
-        parts = self.comm.all_gather(self.flats[unit], name=name)
+        parts = self._parts((unit, name))
         places = [0] * size
         wholes = []
         for piece in unit.pieces:
@@ -63,6 +76,40 @@ class Gathered:
                 places[index] += numel
             wholes.append(torch.cat(found, piece.dim))
         return wholes
+
+    def _parts(self, asked: Asked) -> list[Tensor]:
+        """Return all ranks' shares of a unit, and ask for those of the next one."""
+        if self._step != self.share.step:
+            if self._coming is not None:  # of the step before, which was shorter
+                self._coming[2].finish()
+            self._order = max(self._order, self._now, key=len)
+            self._step, self._now, self._coming = self.share.step, [], None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            coming[2].finish()
+        if coming is not None and coming[0] == asked:
+            parts = coming[1]
+        else:
+            parts = self.comm.all_gather(self._flat(asked[0]), name=asked[1])
+        self._now.append(asked)
+        place = len(self._now)
+        if self._ahead is not None and self._now == self._order[:place] != self._order:
+            self._coming = self._ask(self._ahead, self._order[place])
+        return parts
+
+    def _ask(self, comm: Comm, asked: Asked) -> tuple[Asked, list[Tensor], Exchange]:
+        """Begin to exchange the shares of a unit."""
+        flat = self._flat(asked[0])
+        others = [rank for rank in range(comm.size) if rank != comm.rank]
+        incoming = {rank: torch.empty_like(flat) for rank in others}
+        parts = [incoming.get(rank, flat) for rank in range(comm.size)]
+        outgoing = dict.fromkeys(others, flat)
+        return asked, parts, comm.start_exchange(outgoing, incoming, name=asked[1])
+
+    def _flat(self, unit: Unit) -> Tensor:
+        for room, number in self.copied.get(unit, ()):
+            room.copy_(unit.pieces[number].share.detach())
+        return self.flats[unit]
 
     def add_up(self, unit: Unit, grads: Sequence[Tensor | None], name: str) -> list[Tensor]:
         """Return the sums over ranks of the gradients of the own shares."""

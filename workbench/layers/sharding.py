@@ -43,19 +43,20 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
     held = {piece.name: wholes[piece.name].detach() for unit in units for piece in unit.pieces}
     longest = max((unit.numel for unit in units), default=0)
     lent = Lent.of(comm, share, held, longest)
-    gathered = Gathered(comm)
+    gathered = None if lent else Gathered(comm, share)
     rooms: dict[str, Tensor] = {}  # where the rank's shares lie
     for unit in units:
-        unit.source = lent or gathered
         if lent is not None:
+            unit.source = lent
             for piece in unit.pieces:
                 rooms[piece.name] = piece.part(lent.wholes[piece.name], comm.rank, comm.size)
-            continue
-        for number, (name, room) in enumerate(gathered.room(unit, held).items()):
-            if name in rooms:
-                gathered.tie(unit, room, number)
-            else:
-                rooms[name] = room
+        elif gathered is not None:
+            unit.source = gathered
+            for number, (name, room) in enumerate(gathered.room(unit, held).items()):
+                if name in rooms:
+                    gathered.tie(unit, room, number)
+                else:
+                    rooms[name] = room
     for name, whole in wholes.items():
         start, stop = balanced(whole.shape[dims[name]], comm.size, comm.rank)
         part = whole.detach().narrow(dims[name], start, stop - start)
@@ -143,8 +144,11 @@ class Unit:
             try:
                 if self.keeps:
                     return own(*args, **kwargs)
-                with saved_tensors_hooks(self._leave_out(wholes), self._take_again):
+                if isinstance(self.source, Lent):  # there is no copy to let go of
                     result = own(*args, **kwargs)
+                else:
+                    with saved_tensors_hooks(self._leave_out(wholes), self._take_again):
+                        result = own(*args, **kwargs)
             finally:
                 for (module, attribute), other in zip(held, before, strict=True):
                     if other is None:
