@@ -1,4 +1,4 @@
-"""Memory that ranks have in common: who sees what when, what is counted, who is told of mistakes."""
+"""Memory that ranks have in common: who sees what when, what is counted, who is told what."""
 
 from __future__ import annotations
 
