@@ -19,6 +19,7 @@ from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.optimizers import WholeOptimizer
 from workbench.order import Order
 from workbench.passes import Passes, input_dtype
 from workbench.plan import Plan
@@ -94,6 +95,7 @@ class _Trainer:
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
+        whole = WholeOptimizer(self.work.make_optimizer, model)
         pipeline: Pipeline | None = None
         if self.plan.stages:
             model, pipeline = self._staged(model)
@@ -104,7 +106,7 @@ class _Trainer:
         self.state = RankState(model, masters.parameters, self.plan, self.groups, context)
         buffers = dict(model.named_buffers())
         self.updater = Updater(
-            self.work, self.plan, context, self.groups, masters, buffers, self.state
+            self.work, self.plan, context, self.groups, masters, buffers, self.state, whole
         )
         self.state.take(self.updater.optimizer, self.updater.parameters)
         self.updater.begin()

@@ -46,11 +46,11 @@ class Gathered:
     def room(self, unit: Unit, wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return where the rank's shares of a unit's parameters lie, by name."""
         example = wholes[unit.pieces[0].name]
-        flat = example.new_zeros(unit.numel)
+        flat = example.new_zeros(unit.numel, dtype=unit.widest)
         self.flats[unit], place, rooms = flat, 0, {}
-        longest = self.scratch.get(flat.dtype, flat[:0]).numel()
+        longest = self.scratch.get(unit.kept, flat[:0]).numel()
         if longest < self.comm.size * unit.numel:
-            self.scratch[flat.dtype] = flat.new_empty(self.comm.size * unit.numel)
+            self.scratch[unit.kept] = flat.new_empty(self.comm.size * unit.numel, dtype=unit.kept)
         for piece in unit.pieces:
             shape = piece.share_shape(self.comm.rank, self.comm.size)
             rooms[piece.name] = flat[place : place + prod(shape)].view(shape)
@@ -58,7 +58,7 @@ class Gathered:
         return rooms
 
     def tie(self, unit: Unit, room: Tensor, number: int) -> None:
-        """Note that piece ``number`` of a unit lies with another unit."""
+        """Note that a unit sends a copy of piece ``number``: it lies with another, or is wider."""
         self.copied.setdefault(unit, []).append((room, number))
 
     def gather(self, unit: Unit, name: str, again: bool) -> list[Tensor]:
@@ -74,7 +74,7 @@ class Gathered:
                 numel = prod(shape)
                 found.append(part[places[index] : places[index] + numel].view(shape))
                 places[index] += numel
-            wholes.append(torch.cat(found, piece.dim))
+            wholes.append(torch.cat(found, piece.dim).to(piece.dtype))
         return wholes
 
     def _parts(self, asked: Asked) -> list[Tensor]:
@@ -115,7 +115,7 @@ class Gathered:
         """Return the sums over ranks of the gradients of the own shares."""
         size, rank = self.comm.size, self.comm.rank
         # What is beyond a shorter share is of no account.
-        buffer = self.scratch[self.flats[unit].dtype][: size * unit.numel]
+        buffer = self.scratch[unit.kept][: size * unit.numel]
         for index, row in enumerate(buffer.view(size, unit.numel)):
             place = 0
             for piece, grad in zip(unit.pieces, grads, strict=True):

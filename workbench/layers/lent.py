@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.comm.arithmetic import reduce_in_rank_order
 from workbench.comm.comm import Comm
+from workbench.layers.pieces import Piece
 from workbench.layers.share import Share
 
 if TYPE_CHECKING:
@@ -25,17 +26,10 @@ if TYPE_CHECKING:
 class Lent:
     """Whole parameters in common memory.
 
-    Parameters
-    ----------
-    wholes:
-        The parameters by name, alike on every rank; each rank writes its share of them.
-    longest:
-        Numbers in the longest share of a unit: what one rank wants of another at a time.
-
     Attributes
     ----------
     wholes:
-        The same in common memory, by name.
+        The parameters in common memory, by name; each rank writes its share of them.
     """
 
     def __init__(self, comm: Comm, share: Share, memory: Mapping[torch.dtype, Tensor]) -> None:
@@ -47,12 +41,13 @@ class Lent:
         self._desks: dict[torch.dtype, Tensor] = {}
         self._turn = 0
         self._ready_in: int | None = None
+        self._copied: dict[str, Piece] = {}
 
     @classmethod
     def of(
-        cls, comm: Comm, share: Share, wholes: Mapping[str, Tensor], longest: int
+        cls, comm: Comm, share: Share, wholes: Mapping[str, Tensor], units: Sequence[Unit] = ()
     ) -> Lent | None:
-        """Return room for ``wholes``; None if the ranks have no memory in common."""
+        """Return room for ``wholes``, and for what ``units`` add up; None without common memory."""
         numels: dict[torch.dtype, int] = {}
         for whole in wholes.values():
             numels[whole.dtype] = numels.get(whole.dtype, 0) + whole.numel()
@@ -63,10 +58,12 @@ class Lent:
                 return None
             memory[dtype] = room
         lent = cls(comm, share, memory)
-        for dtype in numels if longest else ():
-            desks = comm.common(2 * comm.size**2 * longest, dtype)
-            assert desks is not None  # where there was memory for parameters
-            lent._desks[dtype] = desks.view(2, comm.size, comm.size, longest)
+        for unit in units:
+            if unit.kept not in lent._desks:
+                longest = max(each.numel for each in units if each.kept == unit.kept)
+                desks = comm.common(2 * comm.size**2 * longest, unit.kept)
+                assert desks is not None  # where there was memory for parameters
+                lent._desks[unit.kept] = desks.view(2, comm.size, comm.size, longest)
         for name, whole in wholes.items():
             place = lent._places[whole.dtype]
             lent._places[whole.dtype] += whole.numel()
@@ -74,11 +71,22 @@ class Lent:
             lent.wholes[name] = room.view(whole.shape)
         return lent
 
+    def own(self, piece: Piece) -> Tensor:
+        """Return the own share of a parameter, where others read it."""
+        return piece.part(self.wholes[piece.name], self.comm.rank, self.comm.size)
+
+    def copy(self, piece: Piece) -> None:
+        """Have the share, which is kept in more precision, copied to where others read it."""
+        self._copied[piece.name] = piece
+
     def gather(self, unit: Unit, name: str, again: bool) -> list[Tensor]:
         """Return the whole parameters of a unit, once all ranks have updated them."""
         found = [self.wholes[piece.name] for piece in unit.pieces]
-        nbytes = unit.numel * found[0].element_size()
+        nbytes = unit.numel * unit.widest.itemsize
         ready = again or self._ready_in == self.share.step
+        if not ready:
+            for piece in self._copied.values():
+                self.own(piece).copy_(piece.share.detach())
         self.comm.lend(nbytes, wait=not ready, name=name)
         self._ready_in = self.share.step
         return found
@@ -86,8 +94,7 @@ class Lent:
     def add_up(self, unit: Unit, grads: Sequence[Tensor | None], name: str) -> list[Tensor]:
         """Return the sums over ranks of the gradients of the own shares."""
         rank, size = self.comm.rank, self.comm.size
-        dtype = self.wholes[unit.pieces[0].name].dtype
-        desks = self._desks[dtype][self._turn]
+        desks = self._desks[unit.kept][self._turn]
         self._turn = 1 - self._turn
         mine: list[Tensor] = []
         for index in range(size):
@@ -97,7 +104,7 @@ class Lent:
                 numel = prod(shape)
                 part = None if grad is None else piece.part(grad, index, size)
                 if index == rank:
-                    mine.append(desks.new_zeros(shape) if part is None else part)
+                    mine.append(desks.new_zeros(shape) if part is None else part.to(unit.kept))
                 else:
                     room = desks[rank, index, place : place + numel].view(shape)
                     room.zero_() if part is None else room.copy_(part)
@@ -111,7 +118,7 @@ class Lent:
                 own if index == rank else desks[index, rank, place : place + numel].view(own.shape)
                 for index in range(size)
             ]
-            total = torch.empty(piece.share_shape(rank, size), dtype=dtype)
+            total = torch.empty(piece.share_shape(rank, size), dtype=unit.kept)
             reduce_in_rank_order(by_rank, "sum", out=total)
             sums.append(total)
             place += numel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from workbench.mesh import balanced
@@ -11,13 +12,17 @@ from workbench.mesh import balanced
 
 @dataclass(frozen=True)
 class Piece:
-    """A parameter by its name in the plan, with the modules and attributes that hold it."""
+    """A parameter by its name in the plan, with the modules and attributes that hold it.
+
+    ``dtype`` is that of the whole one, which is computed with; the share may be in more precision.
+    """
 
     name: str
     holders: tuple[tuple[nn.Module, str], ...]
     shape: tuple[int, ...]
     dim: int
     trainable: bool
+    dtype: torch.dtype
 
     @property
     def share(self) -> nn.Parameter:

@@ -19,6 +19,7 @@ from workbench.layers.gathered import Gathered
 from workbench.layers.groups import Groups
 from workbench.layers.lent import Lent
 from workbench.layers.pieces import Piece
+from workbench.layers.precision import LOW
 from workbench.layers.share import Share
 from workbench.mesh import balanced
 from workbench.plan import Plan
@@ -40,27 +41,30 @@ def shard(model: nn.Module, plan: Plan, groups: Groups, share: Share) -> None:
         return
     holders = _holders(model)
     units = _units(model, plan, groups, share, dims, wholes, holders)
-    held = {piece.name: wholes[piece.name].detach() for unit in units for piece in unit.pieces}
-    longest = max((unit.numel for unit in units), default=0)
-    lent = Lent.of(comm, share, held, longest)
+    kinds = {piece.name: piece.dtype for unit in units for piece in unit.pieces}
+    held = {name: wholes[name].detach().to(dtype) for name, dtype in kinds.items()}
+    lent = Lent.of(comm, share, held, units)
     gathered = None if lent else Gathered(comm, share)
-    rooms: dict[str, Tensor] = {}  # where the rank's shares lie
+    rooms: dict[str, Tensor] = {}  # where the rank's shares lie, if not in memory of their own
     for unit in units:
         if lent is not None:
             unit.source = lent
             for piece in unit.pieces:
-                rooms[piece.name] = piece.part(lent.wholes[piece.name], comm.rank, comm.size)
+                if piece.dtype == unit.kept:
+                    rooms[piece.name] = lent.own(piece)
+                else:  # what is computed with is a copy; the share stays as it is updated
+                    lent.copy(piece)
         elif gathered is not None:
             unit.source = gathered
             for number, (name, room) in enumerate(gathered.room(unit, held).items()):
-                if name in rooms:
+                if name in rooms or room.dtype != unit.kept:
                     gathered.tie(unit, room, number)
                 else:
                     rooms[name] = room
     for name, whole in wholes.items():
         start, stop = balanced(whole.shape[dims[name]], comm.size, comm.rank)
         part = whole.detach().narrow(dims[name], start, stop - start)
-        room = rooms[name].copy_(part) if name in rooms else part.clone()  # of another stage
+        room = rooms[name].copy_(part) if name in rooms else part.clone()
         own_part = nn.Parameter(room, requires_grad=whole.requires_grad)
         for module, attribute in holders[id(whole)]:
             setattr(module, attribute, own_part)
@@ -103,7 +107,8 @@ def _units(
             whole = wholes[array.name]
             own = tuple(held for held in holders[id(whole)] if held[0] in inside)
             shape, dim = tuple(whole.shape), dims[array.name]
-            pieces.append(Piece(array.name, own, shape, dim, whole.requires_grad))
+            dtype = LOW if plan.low and array.itemsize == LOW.itemsize else whole.dtype
+            pieces.append(Piece(array.name, own, shape, dim, whole.requires_grad, dtype))
         again = layer in needed_again
         found.append(Unit(layer, module, tuple(pieces), comm.size, share, keeps, again))
     return found
@@ -127,6 +132,8 @@ class Unit:
         self.name, self.module, self.pieces = name, module, pieces
         self.share, self.keeps, self.again = share, keeps, again
         self.numel = sum(prod(piece.share_shape(0, size)) for piece in pieces)
+        self.kept = pieces[0].share.dtype  # of shares and of the sums of gradients
+        self.widest = max((piece.dtype for piece in pieces), key=lambda dtype: dtype.itemsize)
         self.wholes: list[Tensor] | None = None
         self.gathered_in = -1
 

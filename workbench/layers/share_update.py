@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 from torch import nn
@@ -23,10 +24,10 @@ class ShareUpdate:
         By name, for the optimizer.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, groups: Groups) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], plan: Plan, groups: Groups) -> None:
         self.comm = comm = groups.over(AXIS)
         dims = {name: cut.dim for name, cut in plan.updates}
-        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = dict(parameters)
         self.shared: list[tuple[nn.Parameter, nn.Parameter, Piece]] = []
         wholes = {
             name: whole
@@ -35,9 +36,13 @@ class ShareUpdate:
         }
         if not wholes:
             return
-        self.lent = Lent.of(comm, Share(), {n: w.detach() for n, w in wholes.items()}, 0)
+        self.lent: Lent | None = None
+        if plan.averaging is None:  # else every rank writes averages of whole parameters
+            self.lent = Lent.of(comm, Share(), {n: w.detach() for n, w in wholes.items()})
         for name, whole in wholes.items():
-            piece = Piece(name, (), tuple(whole.shape), dims[name], whole.requires_grad)
+            piece = Piece(
+                name, (), tuple(whole.shape), dims[name], whole.requires_grad, whole.dtype
+            )
             own = piece.part(whole.detach(), comm.rank, comm.size).clone()
             if self.lent is not None:  # each rank updates its share where all read it
                 room = self.lent.wholes[name]
