@@ -15,7 +15,7 @@ def test_what_a_rank_has_written_is_seen_when_it_is_lent(run, size):
     def work(comm: Comm) -> list[list[float]]:
         common = comm.common(2 * size, torch.float64)
         assert common is not None
-        assert not common.any()
+        assert not common[comm.rank :: size].any()  # others may have written to their places
         seen = []
         for turn in range(50):
             # Two places in turn: one is read while the next is written.
