@@ -60,6 +60,12 @@ def everything(comm: Comm) -> list[str]:
         comm.send(torch.tensor(7.5), 1)
     elif rank == 1:
         assert comm.recv(torch.zeros(()), 0) == 7.5
+    common = comm.common(size, torch.float32)
+    assert (common is None) == (comm.backend == "gloo")
+    if common is not None:
+        common[rank] = rank
+        comm.lend(4)
+        assert common.tolist() == list(range(size))
     allocated = comm.allocate(50_000, torch.float32)
     allocated += rank
     assert comm.all_reduce(allocated[7:]).unique().tolist() == [size * (size - 1) / 2]

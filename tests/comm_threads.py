@@ -62,6 +62,12 @@ def check_collectives(comm: Comm) -> None:
         assert comm.broadcast(mine.clone(), size - 1)[0] == ranks[-1]
         allocated = comm.allocate(numel, torch.float64)
         assert torch.equal(comm.all_reduce(allocated.copy_(mine)), whole)
+        common = comm.common(numel * size, torch.float64)
+        assert common is not None
+        common[rank * numel : (rank + 1) * numel] = mine
+        comm.lend(mine.nbytes, name="mine")
+        assert [each[0] for each in common.split(numel)] == list(ranks)
+        comm.barrier()
         if size > 1:
             before, after = (rank - 1) % size, (rank + 1) % size
             comm.exchange({after: mine}, {before: (received := mine.new_empty(numel))})

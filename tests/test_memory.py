@@ -46,6 +46,27 @@ def images() -> Workload:
     return Workload(model=DenoiseCNN(), data=(x, x), loss=nn.MSELoss(), batch_size=4)
 
 
+class Block(nn.Module):
+    """One layer of torch's own transformer, positions averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x).mean(1))  # type: ignore[no-any-return]
+
+
+def block() -> Workload:
+    return Workload(
+        model=Block(),
+        data=(source.normal(size=(8, 12, 16)), source.integers(0, 5, 8)),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        batch_size=8,
+    )
+
+
 class Live:
     """Bytes that autograd keeps, and the most it has kept: storages, each once."""
 
@@ -125,7 +146,7 @@ def fused() -> Workload:
     )
 
 
-WORK = {"residual": residual, "gpt": gpt, "images": images, "fused": fused}
+WORK = {"residual": residual, "gpt": gpt, "block": block, "images": images, "fused": fused}
 
 
 @pytest.mark.parametrize(
@@ -136,16 +157,32 @@ WORK = {"residual": residual, "gpt": gpt, "images": images, "fused": fused}
         ("residual", "tensor=2", {}),
         ("residual", "pipeline=2", {"accumulate": 4}),
         ("residual", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
+        ("residual", "pipeline=2", {"accumulate": 4, "recompute": "yes"}),
         ("residual", "data=2,tensor=2", {}),
-        ("residual", "sharded=2", {"stage": 1}),
+        ("residual", "sharded=2,tensor=2", {}),
+        ("residual", "sharded=2,pipeline=2", {"accumulate": 4}),
+        *(("residual", "sharded=2", {"stage": stage}) for stage in (1, 2, 3)),
         ("gpt", "serial", {}),
         ("gpt", "data=2", {}),
+        ("gpt", "sharded=2", {"stage": 3}),
         ("gpt", "tensor=2", {}),
         ("gpt", "pipeline=2", {"accumulate": 4}),
         ("fused", "tensor=2", {}),
+        ("gpt", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
+        ("gpt", "pipeline=2", {"accumulate": 4, "recompute": "yes"}),
+        ("block", "serial", {}),
+        ("block", "data=2", {}),
+        ("block", "sharded=2", {"stage": 3}),
+        ("block", "tensor=2", {}),
+        ("block", "pipeline=2", {"accumulate": 4}),
         ("images", "serial", {}),
         ("images", "data=2", {}),
+        ("images", "sharded=2", {"stage": 3}),
         ("images", "channel=2", {}),
+        ("images", "data=2,channel=2", {}),
+        ("images", "spatial=2", {}),
+        ("images", "pipeline=2", {"accumulate": 4}),
+        ("images", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
     ],
 )
 def test_what_is_kept_is_what_was_predicted(
@@ -158,22 +195,7 @@ def test_what_is_kept_is_what_was_predicted(
         assert got.parameters_bytes == want.parameters_bytes
         assert got.gradients_bytes == want.gradients_bytes
         assert got.optimizer_bytes == want.optimizer_bytes
-        if (
-            name == "gpt"
-        ):  # where there are no numbers, torch takes attention that keeps its weights
-            assert got.activations_bytes <= want.activations_bytes <= 1.5 * got.activations_bytes
-        else:
-            assert got.activations_bytes == pytest.approx(want.activations_bytes, rel=0.1)
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_shares_are_what_was_predicted(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
-    planned = plan(residual(), "sharded=2", stage=stage)
-    for rank, got in measured(monkeypatch, residual(), "sharded=2", stage=stage).items():
-        want = planned.memory(rank)
-        assert got.parameters_bytes == want.parameters_bytes
-        assert got.gradients_bytes == want.gradients_bytes
-        assert got.optimizer_bytes == want.optimizer_bytes
+        assert got.activations_bytes == pytest.approx(want.activations_bytes, rel=0.1)
 
 
 def test_the_plan_says_who_keeps_most() -> None:

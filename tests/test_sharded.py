@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,25 @@ from rank_threads import run_on_threads
 from test_tensor import MODELS, work
 from torch import nn
 
+import workbench as wb
+from workbench.cluster.lab import Lab
+from workbench.comm.lending import Lending
+from workbench.comm.threads import ThreadComm
 from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.planning import plan
 from workbench.workload import Workload
 
 STAGES = (1, 2, 3)
+
+
+@contextmanager
+def without_common_memory(apart: bool = True) -> Iterator[None]:
+    """Have ranks gather parameters as those of several hosts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        if apart:
+            patch.setattr(ThreadComm, "_common", Lending._common)
+        yield
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -45,8 +61,9 @@ def test_training_equals_serial_and_sends_what_the_plan_says(
     accumulate=st.integers(1, 2),
     optimizer=st.sampled_from(list(OPTIMIZERS)),
     clip=st.sampled_from([None, 0.1]),
+    apart=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=24, deadline=None)
 def test_any_run_equals_serial(
     samples: int,
     batch_size: int,
@@ -55,10 +72,12 @@ def test_any_run_equals_serial(
     accumulate: int,
     optimizer: str,
     clip: float | None,
+    apart: bool,
 ) -> None:
     made = workload(samples, batch_size, dropout=0.2, optimizer=optimizer).with_(clip_norm=clip)
     one = run_on_threads(made, "serial", 5, accumulate=accumulate)
-    many = run_on_threads(made, f"sharded={degree}", 5, accumulate=accumulate, stage=stage)
+    with without_common_memory(apart):
+        many = run_on_threads(made, f"sharded={degree}", 5, accumulate=accumulate, stage=stage)
     assert_same(many, one)
     assert_bytes(many)
 
@@ -71,6 +90,80 @@ def test_shares_are_cut_again_by_other_axes(name: str, stage: int) -> None:
     for key, value in one.state.items():
         np.testing.assert_allclose(many.state[key], value, atol=1e-9, err_msg=key)
     assert_bytes(many)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["mlp", "tied", "encoder"])
+def test_ranks_without_common_memory_gather_and_give_the_same(name: str, stage: int) -> None:
+    one = run_on_threads(work(name, "adam"), "serial", 5)
+    with without_common_memory():
+        many = run_on_threads(work(name, "adam"), "sharded=2", 5, stage=stage)
+    for key, value in one.state.items():
+        np.testing.assert_allclose(many.state[key], value, atol=1e-9, err_msg=key)
+    assert_bytes(many)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("sharded=2,tensor=2", {"stage": 1}),
+        ("sharded=2,tensor=2", {"stage": 3}),
+        ("data=2,sharded=2", {"stage": 2}),
+        ("pipeline=2,sharded=2", {"stage": 1, "accumulate": 2}),
+        ("pipeline=2,sharded=2", {"stage": 3, "accumulate": 2}),
+    ],
+)
+def test_clipping_and_weight_decay_are_exact_in_hybrids(
+    strategy: str, options: dict[str, Any], optimizer: str
+) -> None:
+    made = work("mlp", "adam").with_(optimizer=OPTIMIZERS[optimizer], clip_norm=0.05)
+    one = run_on_threads(made, "serial", 5, accumulate=options.get("accumulate", 1))
+    many = run_on_threads(made, strategy, 5, **options)
+    for key, value in one.state.items():
+        np.testing.assert_allclose(many.state[key], value, atol=1e-9, err_msg=key)
+    assert_bytes(many)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_next_layer_is_fetched_while_this_one_computes(stage: int) -> None:
+    steps = 3
+    with without_common_memory():
+        found = run_on_threads(work("mlp", "sgd"), "sharded=2", steps, stage=stage, accumulate=2)
+    gathered = [c for c in found.plan.collectives if c.operation == "all_gather"]
+    first = next(c for c in gathered if c.phase == "forward")
+    for rank, outcome in enumerate(found.outcomes):
+        whole = sum(found.plan.sent_by(c, rank) for c in gathered)
+        begins = first.sent_bytes(2, rank) // first.times
+        # The first step learns the order; then only what a step begins with comes unasked.
+        assert outcome.sent_bytes["exchange"] == (steps - 1) * (whole - begins)
+
+
+def test_what_was_fetched_for_a_longer_step_is_not_used_in_the_next() -> None:
+    # 4 samples, then 1: one micro-batch of the second step has none, and is skipped.
+    made = workload(5, 4).with_(seed=2)
+    one = run_on_threads(made, "serial", 5, accumulate=2)
+    with without_common_memory():
+        many = run_on_threads(made, "sharded=2", 5, accumulate=2)
+    assert_same(many, one)
+
+
+@pytest.mark.parametrize("backend", ["shared memory", "gloo"])
+def test_processes_equal_serial_and_gather_or_read_what_they_need(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str
+) -> None:
+    monkeypatch.setattr("workbench.comm.connect.choose", lambda host_ids, device: backend)
+    made = work("mlp", "adam")
+    one = run_on_threads(made, "serial", 5)
+    run = wb.run(made, "sharded=2", steps=5, folder=tmp_path).wait(60)
+    assert run.backend == backend
+    for name, array in run.parameters.items():
+        np.testing.assert_allclose(array.compute(), one.state[f"parameter:{name}"], atol=1e-9)
+    assert {row["sent_bytes"] for row in run.history} == {run.plan.bytes_per_step}
+    waits = {span["name"] for span in run.spans if span["kind"] == "wait"}
+    # In common memory nobody waits for parameters that nobody has changed.
+    again = any(name.endswith(": parameters again") for name in waits)
+    assert again == (backend == "gloo")
 
 
 def planned(strategy: str, **options: Any) -> Plan:

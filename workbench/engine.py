@@ -19,6 +19,7 @@ from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import Loader
+from workbench.optimizers import WholeOptimizer
 from workbench.order import Order
 from workbench.passes import Passes, input_dtype
 from workbench.plan import Plan
@@ -98,6 +99,7 @@ class _Trainer:
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
         masters, self.weights = Masters(), WeightGradients()
+        whole = WholeOptimizer(self.work.make_optimizer, model)
         pipeline: Pipeline | None = None
         if self.plan.stages:
             model, pipeline = self._staged(model, masters)
@@ -110,7 +112,7 @@ class _Trainer:
         self.state = RankState(model, masters.parameters, self.plan, self.groups, context)
         buffers = dict(model.named_buffers())
         self.updater = Updater(
-            self.work, self.plan, context, self.groups, masters, buffers, self.state
+            self.work, self.plan, context, self.groups, masters, buffers, self.state, whole
         )
         self.weights.add = self.updater.gradients.add
         self.state.take(self.updater.optimizer, self.updater.parameters)

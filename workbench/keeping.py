@@ -43,6 +43,12 @@ class RankState:
         """Return what this rank has of parameters or buffers, by name."""
         return {name: v for name, v in state.items() if self.plan.holds(name, self.context.rank)}
 
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """Return what this rank keeps of an array like a parameter, of the optimizer's state."""
+        for cut in self.plan.kept_cuts(f"optimizer::{name}", whole.dim()):
+            whole = own_part(whole, cut, self.plan, self.context.rank)
+        return whole
+
     def keep(
         self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]
     ) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,46 @@ from torch.optim import Optimizer
 
 STEPS = 3
 ROWS, COLUMNS = 6, 4
+
+
+class WholeOptimizer:
+    """The optimizer of a whole model, to be given the rank's shares of the parameters later.
+
+    A user's function that sorts parameters into groups, by their dims or sizes or by what stands in
+    them, so sees those of the serial run.
+    """
+
+    def __init__(
+        self, make: Callable[[list[tuple[str, nn.Parameter]]], Optimizer], model: nn.Module
+    ) -> None:
+        found = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._optimizer = make(found)
+        self._names = {id(p): name for name, p in found}
+        self._shapes = {name: p.shape for name, p in found}
+
+    def over(
+        self, own: Mapping[str, nn.Parameter], cut: Callable[[str, Tensor], Tensor]
+    ) -> Optimizer:
+        """Return the optimizer over what a rank has of the parameters, by name.
+
+        ``cut(name, whole)`` is the rank's part of an array like that parameter: of Adagrad's sums,
+        say, which are there from the start.
+        """
+        optimizer = self._optimizer
+        before = [(self._names[id(p)], state) for p, state in optimizer.state.items()]
+        for group in optimizer.param_groups:
+            names = [self._names[id(p)] for p in group["params"]]
+            group["params"][:] = [own[name] for name in names if name in own]
+        optimizer.state.clear()
+        for name, state in before:
+            if name in own:
+                optimizer.state[own[name]] = {
+                    key: cut(name, value).clone()
+                    if isinstance(value, Tensor) and value.shape == self._shapes[name]
+                    else value
+                    for key, value in state.items()
+                }
+        return optimizer
 
 
 def updates_by_entry(optimizer: Optimizer) -> bool:

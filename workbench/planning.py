@@ -17,6 +17,7 @@ from workbench.schedules import SCHEDULES, most_in_flight
 from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
+from workbench.strategies.obstacles import check_writes
 from workbench.traced import Flat, Traced
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
 
 def compose(start: Plan, found: Profile) -> Plan:
     """Let every axis of the plan's mesh cut what was found, one after the other."""
+    check_writes(start, found.written)
     result = replace(
         replicas.check(start),
         layers=tuple(LayerPlan(layer) for layer in found.layers),
@@ -288,7 +290,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         mixes=found.mixes,
         units=found.units,
         adapted=found.adapted,
-        exposed=found.exposed,
+        exposed=tuple(dict.fromkeys((*found.exposed, *(each.name for each in found.written)))),
         resized=found.resized,
         output_shape=found.output_shapes[0] if found.plain else (),
     )

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
-from workbench.traced import Adapted, Flat, Layer, Mix, Resized, Traced
+from workbench.traced import Adapted, Flat, Layer, Mix, Resized, Traced, Write
 from workbench.tracking.calls import Calls
+from workbench.tracking.kernels import Kernels
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.sizes import Noting
 from workbench.tracking.tags import Merged, as_labels
 from workbench.tracking.watch import Literals, Watch, set_tags, tensors_in
+from workbench.tracking.writes import Writes
 
 __all__ = ["Profile", "profile", "tensors_in"]
 
@@ -57,6 +59,8 @@ class Profile:
         values, and how many.
     exposed:
         Parameters and buffers that code reads where no layer that holds them is called.
+    written:
+        Parameters that code writes to.
     """
 
     layers: tuple[Layer, ...]
@@ -70,6 +74,7 @@ class Profile:
     exposed: tuple[str, ...] = ()
     resized: tuple[Resized, ...] = ()
     parted: tuple[tuple[str, int], ...] = ()
+    written: tuple[Write, ...] = ()
 
 
 def profile(
@@ -152,6 +157,8 @@ def _run(
     watch = Watch(labels, type(model).__name__)
     calls = Calls(model, watch, opaque, fused)
     reads = Reads(model, calls.running)
+    kernels = Kernels(watch, calls)
+    writes = Writes(model, inputs, watch.where)
     specs = [spec_of(x, tags_of) for x in inputs]
     traced = tuple(_traced(x) for x in inputs)
     # Gradients are asked for to see where they flow; what they would need is not kept.
@@ -169,6 +176,8 @@ def _run(
             torch.enable_grad(),
             noting,
             watch,
+            writes,
+            kernels,
             reads,
             Literals(watch),
             Noting(calls.current),
@@ -228,6 +237,7 @@ def _run(
         reads.exposed({layer.name for layer in layers if layer.arguments}),
         resized,
         tuple((label.removeprefix("out:"), n) for label, n in names.parted.items()),
+        writes.found(),
     )
 
 

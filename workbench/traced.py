@@ -156,6 +156,9 @@ class Layer:
     saved:
         Arrays kept for the backward pass, each once in the model, parameters aside; those of code
         around the layers are with the layer before.
+    saved_too:
+        Those that another layer has saved before, with its number: kept again where another rank
+        runs that one.
     batch_statistics:
         The output for one sample depends on the other samples of the batch, as in BatchNorm.
     """
@@ -181,6 +184,7 @@ class Layer:
     saved: tuple[Traced, ...] = ()
     turned: bool = False
     watched: bool = False
+    saved_too: tuple[tuple[int, Traced], ...] = ()
 
     @property
     def heads(self) -> str:
@@ -253,6 +257,22 @@ class Resized:
     module: str
     inside: tuple[str, ...]
     sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Code that writes to parameter ``name`` while the model computes.
+
+    ``layer`` is the module whose ``forward`` does it ("" for the model itself), of class ``kind``.
+    With ``differs`` it writes what is worked out from samples or drawn at random, of which ranks
+    have others.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    operation: str
+    differs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from workbench.layers.averaging import Averages
 from workbench.layers.gradients import GradientBuckets
 from workbench.layers.groups import Groups
 from workbench.layers.precision import Masters
-from workbench.layers.sharding import ShareUpdate
+from workbench.layers.share_update import ShareUpdate
+from workbench.optimizers import WholeOptimizer
 from workbench.plan import Plan
 from workbench.recipe import Recipe
 
@@ -52,14 +53,13 @@ class Updater:
         masters: Masters,
         buffers: Mapping[str, Tensor],
         state: RankState,
+        whole: WholeOptimizer,
     ) -> None:
         self.plan, self.context, self.comm, self.masters = plan, context, context.comm, masters
         self.clip_norm = work.clip_norm
         self.shares = ShareUpdate(masters.parameters, plan, groups)
         own = state.own(self.shares.parameters)
-        self.optimizer = work.make_optimizer(
-            [(name, p) for name, p in own.items() if p.requires_grad]
-        )
+        self.optimizer = whole.over(own, state.cut)
         self.gradients = GradientBuckets(
             state.own(masters.parameters),
             plan.buckets,

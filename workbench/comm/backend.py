@@ -23,6 +23,8 @@ class Backend(ABC):
 
     backend: str
     device_type = "cpu"
+    overlaps = False
+    """Whether messages travel by themselves while this rank computes or uses other groups."""
 
     @abstractmethod
     def _all_reduce(self, flat: Tensor, op: ReduceOp) -> None:

@@ -9,7 +9,7 @@ import torch
 
 OPERATIONS = (
     "start", "barrier", "allocate", "all_reduce", "reduce_scatter", "all_gather", "broadcast",
-    "message", "split",
+    "message", "split", "common", "lend",
 )  # fmt: skip
 REDUCTIONS = ("", "sum", "max", "min")
 DTYPES = (
@@ -55,6 +55,8 @@ def in_words(call: Call) -> str:
         text += f" from rank {place}"
     elif place and text != "message":
         text += f" in allocated memory ({place >> PLACE_BITS}, byte {place % (1 << PLACE_BITS)})"
+    if text == "lend":
+        text += f" of {numel} bytes"
     if DTYPES[dtype] is not None:
         items = "" if text in ("all_gather", "split") else f"{numel} "
         text += f" of {items}{str(DTYPES[dtype]).removeprefix('torch.')}"

@@ -21,6 +21,7 @@ from workbench.comm.arguments import (
 )
 from workbench.comm.backend import Backend
 from workbench.comm.exchange import Exchange
+from workbench.comm.lending import Lending
 from workbench.comm.partition import disagreement
 from workbench.mesh import shares
 
@@ -33,7 +34,7 @@ class CommError(RuntimeError):
     """
 
 
-class Comm(Booked, Backend):
+class Comm(Lending, Booked, Backend):
     """Collectives between ``size`` ranks, of which this object is number ``rank``.
 
     Every rank calls the same method in the same order with tensors of the same dtype and size
@@ -222,7 +223,8 @@ class Comm(Booked, Backend):
 
         Sends what can be sent without waiting, so that the caller computes while messages travel.
         Until ``finish()`` the caller must not touch any of the tensors, nor call another method of
-        this or any other communicator (except ``close``). The time between the two is not counted.
+        this or any other communicator (except ``close``), unless it ``overlaps``: then those of
+        others are free. The time between the two is not counted.
         """
         for peer, tensor in (*outgoing.items(), *incoming.items()):
             check_device(tensor, self.device_type, self.backend)

@@ -261,6 +261,13 @@ class SharedMemoryComm(Comm):
         self._meet((code("allocate", "", dtype), numel, 0))
         return self._symmetric.allocate(numel, dtype)
 
+    def _common(self, numel: int, dtype: torch.dtype) -> Tensor:
+        self._meet((code("common", "", dtype), numel, 0))
+        return self._symmetric.common(numel, dtype)
+
+    def _lend(self, nbytes: int) -> None:
+        self._meet((code("lend"), nbytes, 0))
+
     def _close(self) -> None:
         self._segment.close()
         # The tensors let go of the mapping when they go; those that were handed out stay valid.

@@ -47,6 +47,11 @@ class SymmetricMemory:
         self._allocations.append((own.data_ptr(), own.data_ptr() + nbytes, by_rank))
         return own.view(dtype)
 
+    def common(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Return zeros in one memory for all ranks, which call this with the same arguments."""
+        mapped = self._segment.grow(max(PAGE, numel * dtype.itemsize), populate=True)
+        return torch.frombuffer(mapped, dtype=torch.uint8)[: numel * dtype.itemsize].view(dtype)
+
     def find(self, flat: Tensor) -> Place | None:
         """Return the place of a contiguous tensor; None if it does not lie in this memory."""
         first = flat.data_ptr()

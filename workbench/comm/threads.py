@@ -70,6 +70,7 @@ class ThreadComm(Comm):
     """Collectives between threads of one process that share one :class:`Table`."""
 
     backend = "threads"
+    overlaps = True
 
     def __init__(
         self,
@@ -153,6 +154,14 @@ class ThreadComm(Comm):
             self._wait(lambda: [] if table.posts[pair] else [source])
             name, letter = table.posts[pair].popleft()
         self._put(source, name, letter, flat)
+
+    def _common(self, numel: int, dtype: torch.dtype) -> Tensor:
+        own = torch.zeros(numel, dtype=dtype, device=self.device_type)
+        # Not by detach: what one rank writes is not to spoil what another has saved for backward.
+        return self._sit(("common", dtype, numel), own)[0].data
+
+    def _lend(self, nbytes: int) -> None:
+        self._sit(("lend", nbytes), None)
 
     def _split(self, members: tuple[int, ...]) -> Comm:
         table = self._table.group(self._table.sittings[self.rank], members)

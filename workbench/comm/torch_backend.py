@@ -83,6 +83,7 @@ class TorchComm(Comm):
         super().__init__(rank, size, timeout_s, ranks)
         self.backend: Literal["gloo", "nccl"] = backend
         self._store, self._address, self._splits = store, address, 0
+        self.overlaps = backend == "gloo"  # a GPU that waits for a message computes nothing
         self._posted: list[tuple[int, dist.Work]] = []
         self.device = torch.device(device)
         self.device_type = self.device.type

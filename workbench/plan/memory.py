@@ -101,6 +101,16 @@ def _activations(plan: Plan, rank: int) -> int:
     for stage in plan.stages:
         layers = [plan.layers[index] for index in stage.layers]
         cost[stage.number] = sum(_saved(plan, planned, rank, rows) for planned in layers)
+        received = {
+            (first, array): planned
+            for planned in layers
+            for first, array in planned.layer.saved_too
+            if first not in stage.layers
+        }
+        cost[stage.number] += sum(
+            _saved_bytes(plan, planned, array, rank, rows)
+            for (_, array), planned in received.items()
+        )
         first[stage.number] = sum(
             prod(crossing.size.of(rows)) * crossing.itemsize
             for crossing in plan.crossings
@@ -142,13 +152,16 @@ def _peak(actions: Iterable[Action], kept: dict[int, int], cost: dict[int, int])
 
 
 def _saved(plan: Plan, planned: LayerPlan, rank: int, rows: int) -> int:
-    total = 0
-    for array in planned.layer.saved:
-        numel = _own_numel(plan, planned, array, rank)
-        if array.shape and array.shape[0] % plan.batch.size == 0:
-            numel = numel // plan.batch.size * rows
-        total += numel * array.itemsize
-    return total
+    return sum(_saved_bytes(plan, planned, array, rank, rows) for array in planned.layer.saved)
+
+
+def _saved_bytes(plan: Plan, planned: LayerPlan, array: Traced, rank: int, rows: int) -> int:
+    """Return what ``rank`` keeps of an array for ``rows`` samples."""
+    numel, batch = _own_numel(plan, planned, array, rank), plan.batch.size
+    # Dim 0 counts samples, or samples times something; else another dim, as in (L, N, E).
+    if array.shape and (array.shape[0] % batch == 0 or batch in array.shape):
+        numel = numel // batch * rows
+    return numel * array.itemsize
 
 
 def _own_numel(plan: Plan, planned: LayerPlan, array: Traced, rank: int) -> int:

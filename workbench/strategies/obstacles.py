@@ -1,10 +1,12 @@
-"""What stands in the way of cutting positions: code that mixes them, and layers that refuse."""
+"""What stands in the way of a cut: code that mixes positions or writes to parameters, layers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.traced import Flat
+from workbench.traced import Flat, Write
 
 
 def check_mixes(plan: Plan, labels: set[str]) -> None:
@@ -29,6 +31,28 @@ def check_mixes(plan: Plan, labels: set[str]) -> None:
                 f"{plan.mesh} cuts {_dims(hit)} of the input, and {where} mixes its positions: "
                 f'{mix.operation}.{advice} Or give fallback="gather", which runs that layer on '
                 "the whole array on every rank."
+            )
+
+
+def check_writes(plan: Plan, written: Iterable[Write]) -> None:
+    """Refuse code that writes to parameters of which a rank has a share, or writes other numbers.
+
+    Elsewhere such parameters stay whole, and every rank writes the same.
+    """
+    for write in written:
+        where = f"layer {write.layer!r} ({write.kind})" if write.layer else f"{write.kind}.forward"
+        does = "replaces it" if write.operation == "replaced" else f"calls {write.operation} on it"
+        if write.differs and plan.mesh.size > 1:
+            raise PlanError(
+                f"{plan.mesh}: {where} changes parameter {write.name!r} by hand ({does}) with "
+                "numbers that it draws or works out from samples, and ranks would get different "
+                "ones; use serial."
+            )
+        if plan.mesh.degree("sharded") > 1 and (stage := plan.option("stage", "3")) != "1":
+            raise PlanError(
+                f"{plan.mesh} with stage={stage} gives ranks shares of the parameters, and "
+                f"{where} changes {write.name!r} by hand ({does}), which would change a copy; use "
+                f"stage=1, or data={plan.mesh.size}."
             )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from workbench.errors import PlanError
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, LayerPlan, Plan
 from workbench.strategies.data import cut_batch
@@ -32,22 +31,10 @@ def cut(plan: Plan) -> Plan:
     stage = plan.option("stage", "3")
     plan = cut_batch(plan, AXIS)
     cuts = dict(_cuts(plan))
-    if stage == "1" and plan.stages:
-        raise PlanError(
-            f"{plan.mesh} with stage=1: ranks of a pipeline have different parameters to put "
-            "together; use stage=2, or stage=3."
-        )
     if stage == "1":
-        updates = tuple(cuts.items())
-        own = [
-            _largest(plan, [array for array in plan.arrays if array.name in cuts], cuts, place)
-            for place in _places(plan)
-        ]
-        kept = max((plan.kept_itemsize(array) for array in plan.arrays), default=4)
-        gathered = _collective("updated parameters", "all_gather", own, kept, "update", times=1)
         return plan.adding(
-            updates=updates,
-            collectives=[gathered] if cuts else [],
+            updates=tuple(cuts.items()),
+            collectives=list(_updates(plan, cuts)),
             notes=[_note(plan, cuts, stage)],
         )
     readers = _readers(plan)
@@ -73,6 +60,18 @@ def cut(plan: Plan) -> Plan:
             seen.add(planned.layer.name)
             collectives += _of_layer(plan, planned, arrays, cuts, stage, first)
     return plan.adding(collectives=collectives, notes=[_note(plan, cuts, stage)])
+
+
+def _updates(plan: Plan, cuts: dict[str, Cut]) -> Iterator[Collective]:
+    """Yield what puts updated parameters together: on a pipeline, at each place what it holds."""
+    places = range(plan.mesh.degree("pipeline"))
+    kept = max((plan.kept_itemsize(array) for array in plan.arrays), default=4)
+    for each in places:
+        arrays = [a for a in plan.arrays if a.name in cuts and each in plan.holders(a.name)]
+        if arrays:
+            own = [_largest(plan, arrays, cuts, place) for place in _places(plan)]
+            gathered = _collective("updated parameters", "all_gather", own, kept, "update", times=1)
+            yield replace(gathered, places=(each,) if len(places) > 1 else ())
 
 
 def needs_again(layer: Layer) -> bool:

@@ -14,6 +14,7 @@ from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
 from workbench.tracking.graph import nodes_of, reached
 from workbench.tracking.operation import tags_of
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
+from workbench.tracking.saved import Saved
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.sizes import CallSizes
 from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, fused, labels_in
@@ -54,6 +55,8 @@ class Calls:
     ----------
     names:
         Names of the modules; one that stands in several places has the first.
+    saved:
+        What is kept for the backward pass.
     returned:
         For each layer that answers for itself what its calls returned, in order.
     sizes:
@@ -80,8 +83,7 @@ class Calls:
         self._arrays = arrays_by_owner(model)
         self._tied = tied(model)
         self._found: list[_Found] = []
-        self._saved: list[tuple[int, list[Tensor]]] = []
-        self._kept = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.saved = Saved(watch.made, model.parameters())
         self._open: list[_Open] = []
         for module in self.names:
             _carrier_of(module)  # what it imports and tries is none of the model's faults
@@ -108,12 +110,8 @@ class Calls:
 
     def save(self, tensor: Tensor) -> None:
         """Note that ``tensor`` is kept for the backward pass, by the layer before or this one."""
-        storage = tensor.untyped_storage()._cdata
-        if storage not in self._kept:
-            self._kept.add(storage)
-            seen = self.watch.made.setdefault(storage, [tensor])
-            inside = any(call.opaque or call.carrier for call in self._open)
-            self._saved.append((len(self._found) if inside else len(self._found) - 1, seen))
+        inside = any(call.opaque or call.carrier for call in self._open)
+        self.saved.note(tensor, len(self._found) - (not inside))
 
     def layers(self, outputs: Sequence[Any]) -> tuple[Layer, ...]:
         """Return all layers, with the names of labels that all agree on in the end.
@@ -122,18 +120,10 @@ class Calls:
         """
         found_by = reached(outputs)
         names = self.watch.names
-        saved: dict[int, tuple[Traced, ...]] = {}
-        for number, seen in self._saved:
-            # Of all views of what is saved the one of which most is known.
-            most = max(x.numel() for x in seen)
-            tensor = max(
-                (x for x in seen if x.numel() == most), key=lambda x: sum(map(bool, tags_of(x)))
-            )
-            number = min(max(0, number), len(self._found) - 1)
-            saved[number] = (*saved.get(number, ()), _traced(tensor))
+        saved = self.saved.of_layers(len(self._found), _traced)
         found = [
             _settled(
-                replace(each.layer, saved=saved.get(number, ())),
+                replace(each.layer, saved=saved[number][0], saved_too=saved[number][1]),
                 names,
                 [not found_by.isdisjoint(nodes) for nodes in each.nodes],
             )
@@ -371,6 +361,7 @@ def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:
         # The first speaks for all, the others for themselves.
         results=(*map(settle, layer.results[:1]), *map(settle, layer.results[1:], reached[1:])),
         saved=tuple(map(settle, layer.saved)),
+        saved_too=tuple((first, settle(array)) for first, array in layer.saved_too),
         sums=sums,
         refusals=refusals,
     )
