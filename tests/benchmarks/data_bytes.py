@@ -11,6 +11,7 @@ repeat.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from statistics import mean, median
 from typing import Any
@@ -34,7 +35,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--workload", default="digits-mlp")
     parser.add_argument("--strategy", default="data=2")
     asked = parser.parse_args()
@@ -52,6 +53,7 @@ def main() -> None:
                 # A step that averages is another one than those before: the mean tells of both.
                 rows = run.history
                 times.setdefault(label, []).append(1e3 * mean(r["step_s"] for r in rows[5:]))
+                print(f"{label}: {times[label][-1]:.1f} ms", file=sys.stderr, flush=True)
                 learned[label] = (
                     mean(r["sent_bytes"] for r in rows),
                     mean(r["loss"] for r in rows[-LAST:]),
