@@ -101,11 +101,11 @@ def test_a_model_that_does_not_run_on_random_numbers_is_refused() -> None:
 
 
 def test_a_stage_that_keeps_more_micro_batches_gets_fewer_layers_where_memory_is_short() -> None:
-    made = of(convolutions(6), 4, 64)
+    made = of(convolutions(8), 4, 64)
     free = plan(made, "pipeline=2")
     tight = plan(made, "pipeline=2", memory_limit=free.bytes_per_rank - 1)
-    assert [len(stage.layers) for stage in free.stages] == [3, 3]
-    assert [len(stage.layers) for stage in tight.stages] == [2, 4]
+    assert [len(stage.layers) for stage in free.stages] == [4, 4]
+    assert [len(stage.layers) for stage in tight.stages] == [3, 5]
     assert tight.bytes_per_rank < free.bytes_per_rank
 
 
