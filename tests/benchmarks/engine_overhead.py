@@ -160,7 +160,7 @@ def main() -> None:
         f"{machine['cpu_model']}, {asked.threads} thread, {asked.device}, {machine['versions']}\n"
     )
     print("| workload | strategy | plain loop, ms per step | engine, ms | overhead |")
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|", flush=True)
     for name in asked.workloads:
         line = measure(name, asked.strategy, asked.steps, asked.repeats, asked.device)
         print(line, flush=True)
