@@ -34,12 +34,13 @@ def made(rank: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def plain(numel: int, dtype: torch.dtype, size: int, op: str = "sum") -> torch.Tensor:
-    """Return the reduction as one would write it without communicators."""
+    """Return the reduction as one would write it without communicators; halves in float32."""
     operator = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}[op]
-    total = made(0, numel, dtype)
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    total = made(0, numel, dtype).to(wide)
     for rank in range(1, size):
-        total = operator(total, made(rank, numel, dtype))
-    return total
+        total = operator(total, made(rank, numel, dtype).to(wide))
+    return total.to(dtype)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Parameters put together from the shares of ranks that have no memory in common.
 
 Where messages travel by themselves (gloo), the next layer's are fetched while this one computes: a
-step gathers the same layers in the same order as the longest one before it.
+micro-batch gathers the same layers in the same order as in the longest step before it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Gathered:
         # Gradients are added up while parameters travel, so these have a group of their own.
         self._ahead = comm.split(range(comm.size)) if comm.overlaps else None
         self._step: int | None = None
-        self._now: list[Asked] = []  # what this step has gathered so far
-        self._order: list[Asked] = []  # what the longest step before has gathered
+        # What this step has gathered so far, with the micro-batch, and what the longest one before.
+        self._now: list[tuple[Asked, int]] = []
+        self._order: list[tuple[Asked, int]] = []
         self._coming: tuple[Asked, list[Tensor], Exchange] | None = None
 
     def room(self, unit: Unit, wholes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,10 +92,12 @@ class Gathered:
             parts = coming[1]
         else:
             parts = self.comm.all_gather(self._flat(asked[0]), name=asked[1])
-        self._now.append(asked)
+        self._now.append((asked, self.share.micro))
         place = len(self._now)
         if self._ahead is not None and self._now == self._order[:place] != self._order:
-            self._coming = self._ask(self._ahead, self._order[place])
+            following, micro = self._order[place]
+            if micro == self.share.micro:  # a short batch may have no other
+                self._coming = self._ask(self._ahead, following)
         return parts
 
     def _ask(self, comm: Comm, asked: Asked) -> tuple[Asked, list[Tensor], Exchange]:

@@ -184,6 +184,8 @@ class Unit:
 
     def scatter(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Add up the gradients of whole parameters over ranks; returns those of own shares."""
+        if self.again:  # a result that was changed in place has not said that backward comes
+            self._gather_again()
         self.wholes = self.wholes if self.keeps else None
         if all(grad is None for grad in grads):
             return [None] * len(grads)
