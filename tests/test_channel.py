@@ -39,7 +39,8 @@ def chain(*channels: int, **options: Any) -> nn.Sequential:
 def test_filters_and_channels_take_turns_so_that_every_second_layer_adds_up() -> None:
     """As the two halves of a transformer's perceptron: one sum for two layers."""
     found = planned(chain(3, 16, 16, 1), "channel=2")
-    assert choices(found) == {"0": "filters", "2": "channels", "4": "channels"}
+    # One filter cannot be shared; what it reads is whole by then.
+    assert choices(found) == {"0": "filters", "2": "channels", "4": ""}
     assert found.parameter_cuts("0.weight")[0].dim == 0
     assert found.parameter_cuts("0.bias")[0].dim == 0
     assert found.parameter_cuts("2.weight")[0].dim == 1

@@ -52,7 +52,7 @@ def test_tables_fit_and_nothing_is_cut_off(width):
     lines = screen.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert "…" not in screen.getvalue()
-    assert sum("data=2" in line for line in lines) == 2
+    assert sum("data=2" in line for line in lines) == 3
 
 
 def test_numbers_of_a_column_have_the_same_decimals():

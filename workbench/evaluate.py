@@ -50,9 +50,9 @@ def evaluate(
     RunError
         If the run has kept no weights, or scoring breaks.
     """
-    from workbench.run import Run
+    from torch.nn import Module
 
-    if not isinstance(run, Run):
+    if isinstance(run, Module):
         return _evaluate_model(run, data, loss, batch_size)
     if loss is not None or batch_size is not None:
         raise PlanError(
