@@ -120,7 +120,7 @@ def _row(
         "speedup_all_threads": median(over_threads) if over_threads else None,
         **shares,
         "bytes_per_step": entry.bytes_per_step,
-        "loss": next((run.history[-1].get("loss") for run in entry.runs[::-1] if run.history), None),
+        "loss": next((r.history[-1].get("loss") for r in entry.runs[::-1] if r.history), None),
         "same_result": entry.same_result,
         "proof": entry.proof,
         "max_difference": entry.max_difference,
