@@ -27,7 +27,7 @@ _STYLE = (
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #555; }
 @media (prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #bbb; } }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-  color: var(--ink); max-width: 1180px; margin: 0 auto; padding: 24px;
+  color: var(--ink); max-width: 1220px; margin: 0 auto; padding: 24px;
   --bk-axis-label-text-color: var(--ink); --bk-major-label-text-color: var(--ink);
   --bk-label-text-color: var(--ink); --bk-text-color: var(--ink); }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 32px 0 8px; }

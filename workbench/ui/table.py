@@ -11,7 +11,7 @@ from workbench.ui.texts import Row
 
 STYLE = """
 .wb-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-.wb-table th, .wb-table td { padding: 4px 8px; text-align: right; white-space: nowrap;
+.wb-table th, .wb-table td { padding: 4px 6px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--jp-border-color2, #8886); }
 .wb-table th { vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4.5em; }
 .wb-table th:first-child, .wb-table td:first-child { text-align: left; }
