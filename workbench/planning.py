@@ -36,7 +36,9 @@ def plan(
     accumulate: int | None = None,
     **options: Any,
 ) -> Plan:
-    """Apply ``strategy`` to ``work``; nothing is started and nothing is computed.
+    """Apply ``strategy`` to ``work``; nothing is started.
+
+    Nothing of the data is computed; where code may mix samples, a few made-up ones try it.
 
     Parameters
     ----------
