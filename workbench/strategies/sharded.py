@@ -225,7 +225,7 @@ STRATEGY = Strategy(
     cut=cut,
     options={"stage": ("3", "2", "1")},
     remedies={
-        "compute": "a larger batch, or stage=1, which copies parameters less often",
+        "compute": "a larger batch, or data: a small share of it uses a core less well",
         "comm": (
             "data where memory allows, stage=1, or a larger batch: parameters travel in every step"
         ),
