@@ -56,6 +56,27 @@ def test_a_comparison_has_both_baselines_and_proves_the_result(lab: Lab, tmp_pat
     json.dumps(table.to_json())
 
 
+def test_a_comparison_pauses_and_goes_on_over_the_border_of_two_runs(
+    lab: Lab, tmp_path: Path
+) -> None:
+    table = wb.compare(
+        workload(0.02), ["data=2"], steps=6, repeats=1, prove=False, folder=tmp_path, wait=False
+    )
+    table.pause()
+    assert table.status == "paused"
+    first = table.runs[-1]
+    table.advance(6 - first.step)  # to the end of this run
+    assert first.status == "done"
+    assert table.status == "paused"
+    assert table.runs[-1] is not first
+    step = table.runs[-1].step
+    assert table.advance().runs[-1].step == step + 1
+    assert table.resume().wait(60).status == "done"
+    assert [row["repeats"] for row in table.rows] == [1, 1, 1]
+    with pytest.raises(wb.RunError, match="takes no more commands: it is done"):
+        table.pause()
+
+
 class Cheats(nn.Module):
     """Depends on how many samples a rank sees: no strategy can make that the serial result."""
 

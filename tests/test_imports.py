@@ -31,6 +31,7 @@ ROOMS = (
     "order",  # which samples make which batch
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
+    "measured",  # the record of a run, live or read back
     "bubble",  # how much the ranks of a pipeline wait
     "speedup",  # from timed runs to a table
     "timeline",  # what every rank did when
@@ -63,6 +64,7 @@ ROOMS = (
     "generators",  # what a user's own code draws from
     "keeping",  # a rank's shares of parameters and buffers
     "loading",  # a rank's samples, ahead of the step
+    "pacing",  # whether ranks go on, wait or end
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
     "engine",  # the step loop of a rank
@@ -71,6 +73,7 @@ ROOMS = (
     "placement",  # each rank's data onto the rank's worker
     "storing",  # arrays on the workers that a scheme names
     "execution",  # a plan carried out by a gang of ranks
+    "steering",  # how others steer a run that goes on
     "run",  # one execution of a plan
     "checkpoint",  # runs on disk
     "state",  # what two runs have come to, compared
@@ -95,6 +98,7 @@ PURE = (
     "plan",
     "strategies",
     "spans",
+    "measured",
     "bubble",
     "speedup",
     "why",
@@ -118,6 +122,7 @@ TORCH = (
         "loading",
         "previewing",
         "passes",
+        "pacing",
         "updating",
         "engine",
         "verify",

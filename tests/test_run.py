@@ -123,6 +123,48 @@ def test_a_run_stops_within_two_seconds_and_the_cluster_is_free(
     assert wb.run(workload(), "data=2", steps=2, folder=tmp_path).wait(60).status == "done"
 
 
+def test_a_run_pauses_makes_single_steps_and_stops_while_it_is_paused(
+    lab: Lab, tmp_path: Path
+) -> None:
+    run = wb.run(workload(0.02), "data=2", steps=10_000, folder=tmp_path)
+    with pytest.raises(wb.RunError, match=r"single steps are made of a paused one: run.pause"):
+        run.advance()
+    run.pause()
+    assert run.status == "paused"
+    steps = run.step
+    time.sleep(0.3)
+    assert (run.status, run.step) == ("paused", steps)
+    assert run.advance(3).step == steps + 3
+    assert run.pause().advance().step == steps + 4
+    with pytest.raises(wb.PlanError, match="steps=0"):
+        run.advance(0)
+    run.resume()
+    assert run.status == "running"
+    until(lambda: run.step > steps + 8)
+    pids = [info.pid for info in run.pause().ranks]
+    began_s = time.monotonic()
+    run.stop()
+    assert time.monotonic() - began_s < 2
+    run.wait(5)
+    assert run.status == "stopped"
+    assert run.parameters["layer.weight"].compute().shape == (3, 4)  # it ended in good order
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 2)
+    with pytest.raises(wb.RunError, match="takes no more commands: it is stopped"):
+        run.pause()
+
+
+def test_replicas_that_average_seldom_do_so_when_they_are_stopped_in_a_pause(
+    lab: Lab, tmp_path: Path
+) -> None:
+    work = workload(0.02)
+    run = wb.run(work, "data=2", steps=1000, folder=tmp_path, sync_every=7).pause()
+    run.advance(3 - run.step % 7 + 7)
+    run.stop()
+    again = wb.run(work, "data=2", steps=run.step, folder=tmp_path, sync_every=7).wait(60)
+    for name, array in run.parameters.items():
+        np.testing.assert_array_equal(array.compute(), again.parameters[name].compute())
+
+
 def test_a_run_can_be_stopped_while_it_starts(lab: Lab, tmp_path: Path) -> None:
     for delay_s in (0.0, 0.05, 0.2):
         run = wb.run(workload(0.01), "data=2", steps=10_000, folder=tmp_path)

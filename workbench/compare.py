@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import check_repeats, check_steps, check_threads
 from workbench.comparison import Comparison
+from workbench.measured import WARM_UP_STEPS
 from workbench.planning import plan as make_plan
-from workbench.run import WARM_UP_STEPS
 from workbench.speedup import FEWEST_STEPS
 
 if TYPE_CHECKING:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import PlanError, RunError
-from workbench.execution import STOP_GRACE_S, SpanRow, Stopped
+from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
+from workbench.measured import SpanRow
 from workbench.placement import Placement
-from workbench.run import ENDED, Run, Status
+from workbench.run import Run
 from workbench.speedup import Entry, rows, seconds_left
 from workbench.state import largest_difference
+from workbench.steering import ENDED, PAUSE_LIMIT_S, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +48,6 @@ class Comparison:
 
     Attributes
     ----------
-    status:
-        As of a :class:`workbench.run.Run`.
     error:
         What broke, if it failed; the rows until then stay.
     unproved:
@@ -79,7 +81,7 @@ class Comparison:
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
         self._previews, self._record_spans = preview, spans
         self.timelines: dict[str, list[SpanRow]] = {}
-        self.status: Status = "starting"
+        self._status: Status = "starting"
         self.error: RunError | PlanError | None = None
         self.unproved: str | None = None
         self.machine = describe()
@@ -87,7 +89,7 @@ class Comparison:
         self._on_change = on_change
         self._now = "Starting"
         self._aside_steps = 0
-        self._stop_asked = threading.Event()
+        self._stop_asked, self._pause_asked = threading.Event(), threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._placement = Placement(lab)
@@ -116,6 +118,12 @@ class Comparison:
     def start(self) -> None:
         """Start working in the background."""
         self._driver.start()
+
+    @property
+    def status(self) -> Status:
+        """As of a run; "paused" while the run that goes on is."""
+        waits = self._status == "running" and self.runs[-1].status == "paused"
+        return "paused" if waits else self._status
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -150,10 +158,63 @@ class Comparison:
             self._stop_asked.set()
             if self.status in ENDED:
                 return
-            self.status = "stopping"
+            self._status = "stopping"
         if self.runs:
             self.runs[-1].stop()
         self._ended.wait(STOP_GRACE_S)
+
+    def pause(self, *, wait: bool = True) -> Comparison:
+        """Pause the run that goes on, or the next one; as of :meth:`workbench.run.Run.pause`."""
+        self._pause_asked.set()
+        self._told(lambda run: run.pause(wait=False))
+        return self._until(lambda: self.status == "paused", wait)
+
+    def resume(self, *, wait: bool = True) -> Comparison:
+        """Go on after a pause, or take back one that has not come yet."""
+        self._pause_asked.clear()
+        self._told(lambda run: run.resume(wait=False))
+        return self._until(lambda: self.status != "paused", wait)
+
+    def advance(self, steps: int = 1, *, wait: bool = True) -> Comparison:
+        """Make ``steps`` steps of the run that is paused, and pause again, if need be in the next.
+
+        Errors are those of :meth:`workbench.run.Run.advance`.
+        """
+        if not self.runs:
+            raise RunError(f"The comparison is {self.status}: there is no run yet to make steps.")
+        run = self.runs[-1]
+        before = run.pauses
+        run.advance(steps, wait=False)
+
+        def again() -> bool:
+            now = self.runs[-1]
+            return now.status == "paused" and (now is not run or run.pauses > before)
+
+        return self._until(again, wait, steps)
+
+    def _told(self, tell: Callable[[Run], object]) -> None:
+        """Tell the run that goes on, unless it ends just now; the next one is told when it starts.
+
+        Raises
+        ------
+        RunError
+            If the comparison has ended.
+        """
+        if self.status in (*ENDED, "stopping"):
+            raise RunError(f"The comparison takes no more commands: it is {self.status}.")
+        if self.runs and self.runs[-1].status not in (*ENDED, "stopping"):
+            with suppress(RunError):
+                tell(self.runs[-1])
+
+    def _until(self, obeyed: Callable[[], bool], wait: bool, steps: int = 1) -> Comparison:
+        deadline = time.monotonic() + PAUSE_LIMIT_S * steps
+        while wait and not obeyed() and not self._ended.wait(0.01):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"The comparison is still {self.status} {PAUSE_LIMIT_S * steps:.0f} s after it "
+                    "was told otherwise; a step takes long, or its cluster is gone."
+                )
+        return self
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a data frame (needs pandas)."""
@@ -215,7 +276,7 @@ class Comparison:
             with self._lock:
                 if self._stop_asked.is_set() and status != "done":
                     status, self.error = "stopped", None
-                self.status = status
+                self._status = status
             self._now = status.capitalize()
             self._ended.set()
             self._on_change(self)
@@ -258,11 +319,13 @@ class Comparison:
             raise Stopped
         self.runs = (*self.runs, run)
         with self._lock:
-            if self.status == "starting":
-                self.status = "running"
+            if self._status == "starting":
+                self._status = "running"
         run.start()
         if self._stop_asked.is_set():  # asked while the run was made: it could not be told then
             run.stop()
+        elif self._pause_asked.is_set():
+            run.pause(wait=False)
         self._on_change(self)
         run.wait()
         if self._stop_asked.is_set() or run.status == "stopped":

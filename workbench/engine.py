@@ -134,6 +134,7 @@ class _Trainer:
         )
         self.outcome = Outcome()
         self.reported = 0
+        self.pausing = False
 
     def _staged(self, model: nn.Module, masters: Masters) -> tuple[nn.Module, Pipeline]:
         """Return the model as a pipeline runs it, stage by stage."""
@@ -155,7 +156,7 @@ class _Trainer:
         seed_all(self.work.seed + self.plan.mesh.replica(self.context.rank) + SPREAD * first)
         self.state.restore_generators()
         self.comm.barrier()
-        self.comm.on_span = self.spans.add if self.job.record_spans else None
+        self._record(True)
         began_s = sent_s = perf_counter()
         for step in range(first, first + self.job.steps):
             self.context.progress(step)
@@ -166,9 +167,11 @@ class _Trainer:
             if now_s - sent_s >= SEND_EVERY_S or step in (first, first + self.job.steps - 1):
                 self._report()
                 sent_s = now_s
+            if self.pausing and not self.outcome.stopped:
+                began_s += self._pause(step)
             if self.outcome.stopped:
                 break
-        self.comm.on_span = None
+        self._record(False)
         self._report()
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
@@ -193,8 +196,9 @@ class _Trainer:
         load_s = perf_counter() - start_s
         loss = self.passes.run(step, micro_batches)
         agreed = self.updater.agree(step, loss)
-        self.outcome.stopped = agreed.stop
-        last = agreed.stop or step == self.job.first_step + self.job.steps - 1
+        self.outcome.stopped = agreed.verdict.stop
+        last = agreed.verdict.stop or step == self.job.first_step + self.job.steps - 1
+        self.pausing = agreed.verdict.pause and not last
         self.updater.clip()
         optimizing_s = perf_counter()
         with self.spans.timed("optimizer", "update"):
@@ -219,6 +223,21 @@ class _Trainer:
             "load_s": load_s,
             "sent_bytes": self._sent() - sent,
         }
+
+    def _pause(self, step: int) -> float:
+        """Wait between two steps; return how long, which counts as no part of the training."""
+        self._report()
+        self._record(False)
+        waited_s = self.updater.pace.wait(step)
+        self._record(True)
+        if self.updater.pace.stop_asked:
+            self.outcome.stopped = True
+            self.updater.finish()
+        return waited_s
+
+    def _record(self, on: bool) -> None:
+        """Have the communicator tell of what it does, or no longer, if spans are wanted at all."""
+        self.comm.on_span = self.spans.add if on and self.job.record_spans else None
 
     def _sent(self) -> int:
         return sum(self.comm.sent_bytes.values())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from workbench.errors import PlanError, RunError
+from workbench.measured import Row, SpanRow
 from workbench.preview import Assembly, Preview
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from workbench.scoring import Score
     from workbench.workload import Workload
 
-Row = dict[str, float]
-SpanRow = dict[str, Any]
 STOP_GRACE_S = 1.0
 LOOK_EVERY_S = 1.0
 FORGET_LIMIT_S = 60.0
@@ -71,15 +70,20 @@ class Execution:
         start: Start | None,
         on_start: Callable[[tuple[RankInfo, ...]], None],
         on_rows: Callable[[list[Row], list[SpanRow]], None],
+        on_pace: Callable[[bool], None],
     ) -> None:
         self.work, self.plan, self.run_id, self.steps = work, plan, run_id, steps
         self.threads, self.device, self.record_spans = threads, device, record_spans
         self._previews, self._images = preview, Assembly()
         self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
+        self.on_pace = on_pace
         self.start = start
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
         self._gang: Gang | None = None
+        self._telling = threading.Lock()
+        self._up = False
+        self._untold: list[str] = []
 
     def run(self) -> Finished:
         """Do it.
@@ -122,6 +126,14 @@ class Execution:
             if not self._ended.is_set():
                 gang.kill()
 
+    def tell(self, command: str) -> None:
+        """Give the ranks a command of :class:`workbench.pacing.Pace`, as soon as they are up."""
+        with self._telling:
+            if self._up and self._gang is not None:
+                self._gang.tell(command)
+            else:
+                self._untold.append(command)
+
     def _work(self) -> GangEnd:
         from workbench.cluster.gang import Gang
         from workbench.engine import Job, train
@@ -156,6 +168,10 @@ class Execution:
         self._check_stop()
         self._gang.start()
         self.on_start(self._gang.ranks)
+        with self._telling:
+            self._up = True
+            for command in self._untold:
+                self._gang.tell(command)
         if self._stop_asked.is_set():
             self._gang.kill()
         return ended.get()
@@ -187,6 +203,9 @@ class Execution:
     def _receive(self, rank: int, kind: str, data: Any) -> None:
         if kind == "preview":
             self._images.add(data)
+            return
+        if kind == "pace":
+            self.on_pace(data["paused"])
             return
         self.on_rows(data["rows"], _span_rows(rank, data["spans"]))
 

@@ -5,31 +5,27 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from workbench.arguments import check_steps, check_threads
 from workbench.bubble import Bubble, bubble_of
 from workbench.errors import PlanError, RunError
 from workbench.execution import (
-    STOP_GRACE_S,
     Execution,
     Finished,
-    Row,
-    SpanRow,
     Stopped,
     forget_state,
 )
+from workbench.measured import Row, SpanRow
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
 from workbench.records import RunFolder, safe_name
 from workbench.resuming import Ended, Start, start_from
-from workbench.spans import MOST_KEPT
+from workbench.steering import ENDED, Status, Steered
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -40,10 +36,6 @@ if TYPE_CHECKING:
     from workbench.plan import Plan
     from workbench.preview import Preview
     from workbench.workload import Workload
-
-Status = Literal["starting", "running", "stopping", "done", "stopped", "failed"]
-ENDED = ("done", "stopped", "failed")
-WARM_UP_STEPS = 3
 
 
 def run(
@@ -113,23 +105,18 @@ def run(
     return started
 
 
-class Run:
+class Run(Steered):
     """A handle on one execution of a plan; every method may be called from any thread.
 
     Attributes
     ----------
-    status:
-        ``"starting"``, ``"running"``, ``"stopping"``, then ``"done"``, ``"stopped"`` or
-        ``"failed"``.
     ranks:
         Which rank runs where: worker, pid, device, threads.
-    error:
-        The :class:`RunError` or :class:`PlanError` of a failed run.
     folder:
         Where ``run.json`` and ``steps.jsonl`` are.
-    dropped_spans:
-        Spans that are not in ``spans``, which holds the newest 100,000 of each rank.
     """
+
+    plan: Plan
 
     def __init__(
         self,
@@ -148,24 +135,17 @@ class Run:
     ) -> None:
         from workbench.cluster.devices import resolve_device
 
-        self.work, self.plan, self.steps, self.threads = work, plan, steps, threads
-        self.repeat, self.warm_up_steps = repeat, WARM_UP_STEPS
+        super().__init__(plan, steps=steps, threads=threads)
+        self.work, self.repeat = work, repeat
         self.lab = placement.lab
         self.lab.hosts_for(plan.ranks)  # refused here, before anything starts
         self.device = resolve_device(device, self.lab, plan.ranks)
-        self.status: Status = "starting"
-        self.error: RunError | PlanError | None = None
         self.ranks: tuple[RankInfo, ...] = ()
         self.first_step = start.step if start else 0
         self.accuracy: float | None = None
         self.test_loss: float | None = None
         self.kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]] = {}
-        self._rows: list[Row] = []
-        self._spans: list[SpanRow] = []
-        self.dropped_spans = 0
         self._taken: dict[tuple[int, str], Future] = {}
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
         name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{safe_name(work.name)}-{plan.strategy}"
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
@@ -183,6 +163,7 @@ class Run:
             start=start,
             on_start=self._started,
             on_rows=self._receive,
+            on_pace=self._paced,
         )
         self._driver = threading.Thread(target=self._drive, name=f"run {name}", daemon=True)
 
@@ -193,23 +174,6 @@ class Run:
         self._driver.start()
 
     @property
-    def label(self) -> str:
-        """The strategy, and the threads per rank: ``"data=2, 1 thread"``."""
-        return f"{self.plan.strategy}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """One row per finished step: times in seconds (means over the ranks), loss, bytes sent."""
-        with self._lock:
-            return list(self._rows)
-
-    @property
-    def spans(self) -> list[dict[str, Any]]:
-        """Timed pieces per rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
-        with self._lock:
-            return list(self._spans)
-
-    @property
     def bubble(self) -> Bubble | None:
         """How much the ranks of a pipeline waited, beside theory; None without one or its spans."""
         return bubble_of(self.plan, self.spans)
@@ -218,23 +182,6 @@ class Run:
     def preview(self) -> Preview | None:
         """The newest picture, where ``preview`` was asked for and the model makes pictures."""
         return self._execution.preview
-
-    @property
-    def step(self) -> int:
-        """Number of finished steps."""
-        return len(self._rows)
-
-    @property
-    def step_s(self) -> float | None:
-        """Median seconds of a step, without the first few; None before there are enough."""
-        times = [row["step_s"] for row in self.history[WARM_UP_STEPS:]]
-        return median(times) if times else None
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds that the steps left will take; None before that can be told."""
-        step_s = self.step_s
-        return None if step_s is None else step_s * (self.steps - self.step)
 
     @property
     def backend(self) -> str:
@@ -265,35 +212,6 @@ class Run:
                 "take what is needed before that, with array.compute()."
             )
         return kept_arrays(self.plan, self.kept, kind, self.take)
-
-    def wait(self, timeout_s: float | None = None) -> Run:
-        """Wait for the end; returns this run.
-
-        Raises
-        ------
-        RunError, PlanError
-            What made the run fail.
-        TimeoutError
-            If it still goes on after ``timeout_s`` seconds.
-        """
-        if not self._ended.wait(timeout_s):
-            raise TimeoutError(
-                f"The run {self.label} is still {self.status} after {timeout_s} s, at step "
-                f"{self.step} of {self.steps}; run.stop() ends it."
-            )
-        if self.error is not None:
-            raise self.error
-        return self
-
-    def stop(self) -> None:
-        """End the run within 2 s, in every phase; the steps made so far are kept."""
-        with self._lock:
-            if self.status in ENDED:
-                return
-            self.status = "stopping"
-        with suppress(RunError):  # a cluster that does not answer: the run ends by itself
-            self._execution.stop()
-        self._ended.wait(STOP_GRACE_S)
 
     def summary(self) -> dict[str, Any]:
         """Return the run in numbers, ready for JSON."""
@@ -366,12 +284,7 @@ class Run:
                 self.status = "running"
 
     def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
-        with self._lock:
-            self._rows += rows
-            self._spans += spans
-            surplus = max(0, len(self._spans) - MOST_KEPT * self.plan.ranks)
-            del self._spans[:surplus]
-            self.dropped_spans += surplus
+        self._add(rows, spans)
         self._record.add_steps(rows)
 
     def _finish(self, finished: Finished) -> Status:

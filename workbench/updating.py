@@ -18,6 +18,7 @@ from workbench.layers.groups import Groups
 from workbench.layers.precision import Masters
 from workbench.layers.share_update import ShareUpdate
 from workbench.optimizers import WholeOptimizer
+from workbench.pacing import Pace, Verdict
 from workbench.plan import Plan
 from workbench.recipe import Recipe
 
@@ -30,7 +31,7 @@ class Agreed:
     """
 
     loss: Tensor | float
-    stop: bool
+    verdict: Verdict
 
 
 class Updater:
@@ -42,6 +43,8 @@ class Updater:
         Over this rank's parameters, or its shares of them.
     gradients:
         Where backward leaves what the optimizer is to get.
+    pace:
+        Whether the ranks go on.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Updater:
         self.averages = Averages(plan, groups, state.own(values))
         self.in_step = tuple(axis for axis, _ in plan.mesh.axes if axis != "data")
         self.groups = groups
-        self.stop_asked = False
+        self.pace = Pace(context)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -88,15 +91,15 @@ class Updater:
             If the loss is not a number: on all ranks, at the same step.
         """
         arrived = self.gradients.reduce()
-        self.stop_asked = self.stop_asked or "stop" in self.context.commands()
+        vote = self.pace.vote()
         if self.comm.size == 1:
             self.gradients.release([bool(n) for n in arrived])
-            return Agreed(loss, self.stop_asked)
-        mine = self._numbers([0.0, float(self.stop_asked), 0.0, *arrived])
+            return Agreed(loss, self.pace.verdict(vote))
+        mine = self._numbers([0.0, vote, 0.0, *arrived])
         mine[0] = loss
         mine[2] = ~mine[0].isfinite()
         whole = self.comm.all_reduce(mine, name="record of the step").tolist()
-        agreed = Agreed(math.nan if whole[2] else whole[0], bool(whole[1]))
+        agreed = Agreed(math.nan if whole[2] else whole[0], self.pace.verdict(whole[1]))
         self.known(step, agreed)
         self.gradients.release([bool(n) for n in whole[3:]])
         return agreed
@@ -161,6 +164,12 @@ class Updater:
         if self.averages.due(step, last):
             self.averages.average()
         self.masters.refresh()
+
+    def finish(self) -> None:
+        """Average what replicas have come to since they last did, for a run that ends here."""
+        if self.averages.outstanding:
+            self.averages.average()
+            self.masters.refresh()
 
     def _numbers(self, values: list[float]) -> Tensor:
         """Return ``values`` where the communicator can reach them."""

@@ -125,8 +125,8 @@ def measure(
     """
     from workbench.cluster.starting import start
     from workbench.compare import compare as start_comparison
+    from workbench.measured import WARM_UP_STEPS
     from workbench.planning import plan
-    from workbench.run import WARM_UP_STEPS
     from workbench.speedup import FEWEST_STEPS
 
     if steps < WARM_UP_STEPS + FEWEST_STEPS:

@@ -21,7 +21,7 @@ DRAWINGS_PER_S = 4
 LINE_EVERY_S = 5.0
 """Shortest time between two lines of progress where there is no terminal to draw a bar on."""
 
-STARTING, ENDED = ("starting", "running", "stopping"), ("done", "stopped", "failed")
+STARTING, ENDED = ("starting", "running", "paused", "stopping"), ("done", "stopped", "failed")
 
 
 class Job(Protocol):

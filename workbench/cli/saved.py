@@ -11,8 +11,8 @@ from typing import Any
 from workbench.bubble import Bubble
 from workbench.cli.compare import SAVED
 from workbench.errors import PlanError
+from workbench.measured import WARM_UP_STEPS
 from workbench.records import read
-from workbench.run import WARM_UP_STEPS
 from workbench.speedup import Entry, rows
 
 WORK = object()

@@ -60,6 +60,11 @@ class Averages:
         """Return whether replicas average after ``step``: at the end of a period and of the run."""
         return bool(self.buckets) and (last or (step + 1) % self.plan.period == 0)
 
+    @property
+    def outstanding(self) -> bool:
+        """Whether replicas have made steps since they last averaged."""
+        return bool(self.buckets) and self.samples > 0
+
     @torch.no_grad()
     def average(self) -> None:
         """Replace parameters by their mean over replicas, or by what the outer optimizer makes."""

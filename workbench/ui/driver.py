@@ -21,7 +21,7 @@ from workbench.cluster.starting import start
 from workbench.compare import compare
 from workbench.errors import PlanError, RunError
 from workbench.planning import plan
-from workbench.run import ENDED
+from workbench.steering import ENDED
 from workbench.ui.form import OWN, Request, check
 from workbench.workload import Workload, workload
 

@@ -9,7 +9,7 @@ from typing import Any
 from workbench import machine
 from workbench.catalogue import CATALOGUE
 from workbench.errors import PlanError
-from workbench.run import WARM_UP_STEPS
+from workbench.measured import WARM_UP_STEPS
 from workbench.speedup import FEWEST_STEPS
 from workbench.strategies import STRATEGIES
 from workbench.strategies.notation import parse

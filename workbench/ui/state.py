@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import machine
 from workbench.preview import Preview
-from workbench.run import ENDED
+from workbench.steering import ENDED
 from workbench.ui import figures, texts
 from workbench.ui.driver import Driver, Job
 from workbench.ui.form import Request

@@ -17,7 +17,7 @@ from bokeh.models import (
 )
 from bokeh.models.annotations import Title
 
-from workbench.run import WARM_UP_STEPS
+from workbench.measured import WARM_UP_STEPS
 from workbench.timeline import Bar, SpanRow, bars_of, usual_step
 from workbench.ui import look
 from workbench.ui.chart import Chart, Columns, add_empty_text, add_legend, blank_figure
