@@ -58,6 +58,8 @@ ROOMS = (
     "limits",  # what a rank may keep
     "dividing",  # a model -> the stages of a pipeline
     "planning",  # workload and strategy -> plan
+    "controls",  # what an experiment is, in plain values
+    "sharing",  # share codes
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown

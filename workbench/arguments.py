@@ -8,6 +8,7 @@ from typing import Any
 from workbench.errors import PlanError
 
 MOST_THREADS = 1024
+MOST_WORKERS = 64
 
 
 def check_steps(steps: Any, least: int = 1) -> int:

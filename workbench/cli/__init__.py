@@ -23,6 +23,7 @@ from workbench.cli.doctor import doctor
 from workbench.cli.lab import lab
 from workbench.cli.report import report
 from workbench.cli.run import run
+from workbench.cli.share import share
 from workbench.cli.verify import verify
 from workbench.errors import PlanError, RunError
 
@@ -80,7 +81,7 @@ def commands() -> None:
     """Try, compare and prove ways to run one model in parallel on Dask workers."""
 
 
-for command in (demo, run, compare, verify, report, lab, doctor):
+for command in (demo, run, compare, verify, report, share, lab, doctor):
     commands.add_command(command)
 
 

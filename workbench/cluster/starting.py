@@ -8,14 +8,12 @@ from typing import Any
 from distributed import Client
 
 from workbench import machine
-from workbench.arguments import check_threads
+from workbench.arguments import MOST_WORKERS, check_threads
 from workbench.cluster.control import Control
 from workbench.cluster.devices import visible_gpus
 from workbench.cluster.lab import Lab, lab_of
 from workbench.cluster.own_cluster import OwnCluster
 from workbench.errors import PlanError, RunError
-
-MOST_WORKERS = 64
 
 
 def start(
