@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from workbench.cli import commands
 from workbench.errors import RunError
 from workbench.records import RunFolder
+from workbench.sweep import candidates
 
-COMMANDS = ("compare", "demo", "doctor", "lab", "report", "run", "verify")
+COMMANDS = (*("compare", "demo", "doctor", "lab", "report", "run", "share", "sweep", "verify"),)
 
 
 @pytest.fixture
@@ -122,6 +123,18 @@ def test_compare_keeps_what_report_reads_back(compares):
     answer = workbench("report", "out", "-o", "again.html")
     assert answer.exit_code == 0, answer.output
     assert "data=2" in Path("again.html").read_text()
+
+
+def test_sweep_times_what_can_be_done_and_names_what_cannot(compares, lab):
+    asked = compares(comparison := Comparison())
+    comparison.refused = {"pipeline=2": "pipeline=2 asks for more stages than layers."}
+    answer = workbench("sweep", "digits-cnn", "--workers", "2", "--steps", "9", "--repeats", "1")
+    assert answer.exit_code == 0, answer.output
+    assert asked["skip_refused"] is True
+    assert asked["strategies"] == tuple(candidates(2))
+    assert lab.asked == [{"workers": 2, "threads": None}]
+    assert "Cannot be done" in answer.stdout
+    assert "asks for more stages than layers" in answer.stdout
 
 
 def test_report_reads_what_json_printed(compares):

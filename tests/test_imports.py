@@ -85,6 +85,7 @@ ROOMS = (
     "evaluate",  # a trained model on other data
     "comparison",  # repeats, baselines, speedups, proofs
     "compare",  # the start of one
+    "sweep",  # the start of one of all that can be done
     "ui",  # panel, figures, report
     "cli",  # the command `workbench`
     "__init__",  # the door, which nobody imports

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.predict import predict
     from workbench.run import run
     from workbench.storing import store
+    from workbench.sweep import sweep
     from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
@@ -58,6 +59,7 @@ __all__ = [
     "save",
     "start",
     "store",
+    "sweep",
     "verify",
     "workload",
     "write_trace",
@@ -80,6 +82,7 @@ _ROOM_OF = {
     "save": "workbench.checkpoint.saving",
     "start": "workbench.cluster.starting",
     "store": "workbench.storing",
+    "sweep": "workbench.sweep",
     "verify": "workbench.verify",
     "workload": "workbench.workload",
     "write_trace": "workbench.timeline",

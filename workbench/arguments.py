@@ -33,6 +33,11 @@ def check_threads(threads: Any) -> int:
     return _whole("threads", threads, what, MOST_THREADS)
 
 
+def check_workers(workers: Any) -> int:
+    """Return ``workers``, or raise PlanError if it is no number of workers."""
+    return _whole("workers", workers, f"a whole number from 1 to {MOST_WORKERS}", MOST_WORKERS)
+
+
 def check_accumulate(accumulate: Any, batch_size: int) -> int:
     """Return ``accumulate``, or raise PlanError if a batch has not so many micro-batches."""
     accumulate = _whole("accumulate", accumulate, "a whole number of micro-batches, 1 or more")

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import check_repeats, check_steps, check_threads
 from workbench.comparison import Comparison
+from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS
 from workbench.planning import plan as make_plan
 from workbench.speedup import FEWEST_STEPS
 
 if TYPE_CHECKING:
     from workbench.cluster.lab import Lab
+    from workbench.plan import Plan
     from workbench.workload import Workload
 
 
@@ -30,6 +32,7 @@ def compare(
     spans: bool = False,
     folder: str | Path | None = None,
     lab: Lab | None = None,
+    skip_refused: bool = False,
     wait: bool = True,
     on_change: Callable[[Comparison], None] | None = None,
     **options: Any,
@@ -53,6 +56,9 @@ def compare(
     spans:
         Whether every strategy makes a few steps more, after its first timed run, of which
         ``comparison.timelines`` says what every rank did when. They are not timed.
+    skip_refused:
+        Whether strategies that cannot be done are left out, and listed in ``comparison.refused``
+        with the reason, instead of being refused all together.
     wait:
         Whether to return at the end, or at once with a comparison that fills in the background.
     on_change:
@@ -61,7 +67,7 @@ def compare(
     Raises
     ------
     PlanError
-        If one of the strategies cannot be done; nothing is started.
+        If one of the strategies cannot be done, or none can; nothing is started.
     RunError
         If a run breaks, and ``wait`` is true.
     """
@@ -70,9 +76,11 @@ def compare(
     lab = lab or current_lab()
     if isinstance(strategies, str):
         strategies = [strategies]
+    plans, refused = planned(work, strategies, skip_refused, **options)
     comparison = Comparison(
         work,
-        [make_plan(work, strategy, **options) for strategy in strategies],
+        plans,
+        refused=refused,
         serial=make_plan(work, "serial", **options),
         steps=check_steps(steps, WARM_UP_STEPS + FEWEST_STEPS),
         repeats=check_repeats(repeats),
@@ -93,3 +101,27 @@ def compare(
     except KeyboardInterrupt:  # nobody else has a handle to stop it by
         comparison.stop()
         raise
+
+
+def planned(
+    work: Workload, strategies: Sequence[str], skip_refused: bool, **options: Any
+) -> tuple[list[Plan], dict[str, str]]:
+    """Return plans of ``strategies``, and with ``skip_refused`` why others cannot be done.
+
+    Raises
+    ------
+    PlanError
+        If one cannot, or with ``skip_refused`` if none can.
+    """
+    plans, refused = [], {}
+    for strategy in strategies:
+        try:
+            plans.append(make_plan(work, strategy, **options))
+        except PlanError as error:
+            if not skip_refused:
+                raise
+            refused[strategy] = str(error)
+    if refused and not plans:
+        strategy, sentence = next(iter(refused.items()))
+        raise PlanError(f"None of {len(refused)} strategies can be done. {strategy}: {sentence}")
+    return plans, refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,8 @@ class Comparison:
         What broke, if it failed; the rows until then stay.
     unproved:
         Why ``same_result`` stays open where it was to be proved: what broke in float64.
+    refused:
+        Strategies that were asked for and cannot be done, each with the reason.
     timelines:
         Spans of each strategy by its label, as of a run, if they were asked for.
     machine:
@@ -64,6 +66,7 @@ class Comparison:
         plans: Sequence[Plan],
         *,
         serial: Plan,
+        refused: Mapping[str, str],
         steps: int,
         repeats: int,
         threads: int,
@@ -79,6 +82,7 @@ class Comparison:
 
         self.work, self.steps, self.repeats = work, steps, repeats
         self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
+        self.refused = dict(refused)
         self._previews, self._record_spans = preview, spans
         self.timelines: dict[str, list[SpanRow]] = {}
         self._status: Status = "starting"
@@ -237,6 +241,7 @@ class Comparison:
             "status": self.status,
             "error": None if self.error is None else str(self.error),
             "unproved": self.unproved,
+            "refused": self.refused,
             "steps": self.steps,
             "repeats": self.repeats,
             "progress": {"done_steps": progress.done_steps, "total_steps": progress.total_steps},

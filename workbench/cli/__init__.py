@@ -24,6 +24,7 @@ from workbench.cli.lab import lab
 from workbench.cli.report import report
 from workbench.cli.run import run
 from workbench.cli.share import share
+from workbench.cli.sweep import sweep
 from workbench.cli.verify import verify
 from workbench.errors import PlanError, RunError
 
@@ -81,7 +82,7 @@ def commands() -> None:
     """Try, compare and prove ways to run one model in parallel on Dask workers."""
 
 
-for command in (demo, run, compare, verify, report, share, lab, doctor):
+for command in (demo, run, compare, sweep, verify, report, share, lab, doctor):
     commands.add_command(command)
 
 

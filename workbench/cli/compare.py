@@ -27,6 +27,13 @@ SAVED = "comparison.json"
 """The file of a comparison in the folder of its runs."""
 
 
+out: options.Decorator = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the runs and for comparison.json, which `workbench report` reads.",
+)
+
+
 @click.command(short_help="Time strategies against the serial run.")
 @click.argument("workload")
 @click.argument("strategies", nargs=-1, required=True, metavar="STRATEGY...")
@@ -39,14 +46,8 @@ SAVED = "comparison.json"
 @options.seed
 @options.choices
 @options.trace
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the runs and for comparison.json, which `workbench report` reads.",
-)
-@click.option(
-    "--report", type=click.Path(path_type=Path), help="Write an HTML report to this file, too."
-)
+@out
+@options.report
 @figures_command
 def compare(
     workload: str,
@@ -87,6 +88,17 @@ def compare(
         spans=trace is not None or report is not None,
         choices=choices,
     )
+    show(comparison, terminal, out, trace, report)
+
+
+def show(
+    comparison: Comparison,
+    terminal: Terminal,
+    out: Path | None,
+    trace: Path | None,
+    report: Path | None,
+) -> None:
+    """Write what was asked for of an ended comparison, and print its figures."""
     document = comparison_document(comparison)
     if out is not None:
         (out / SAVED).write_text(json.dumps(finite(document), indent=1), encoding="utf-8")
@@ -112,9 +124,12 @@ def measure(
     workers: int | None,
     threads: int | None,
     choices: dict[str, Any] | None = None,
+    skip_refused: bool = False,
     **asked: Any,
 ) -> Comparison:
     """Start a cluster that is large enough, compare on it, show the progress, and close it.
+
+    With ``skip_refused``, strategies that cannot be done are left out and named.
 
     Raises
     ------
@@ -125,8 +140,8 @@ def measure(
     """
     from workbench.cluster.starting import start
     from workbench.compare import compare as start_comparison
+    from workbench.compare import planned
     from workbench.measured import WARM_UP_STEPS
-    from workbench.planning import plan
     from workbench.speedup import FEWEST_STEPS
 
     if steps < WARM_UP_STEPS + FEWEST_STEPS:
@@ -134,7 +149,7 @@ def measure(
             f"--steps {steps} is too few to time: the first {WARM_UP_STEPS} steps warm up and do "
             f"not count; use {WARM_UP_STEPS + FEWEST_STEPS} or more."
         )
-    plans = [plan(work, strategy, **(choices or {})) for strategy in strategies]
+    plans, _ = planned(work, strategies, skip_refused, **(choices or {}))
     largest = max(plans, key=lambda p: p.ranks)
     with start(
         workers=options.enough_workers(workers, largest.ranks, largest.strategy), threads=threads
@@ -142,7 +157,14 @@ def measure(
         if lab.dashboard_link:
             terminal.say(Text(f"Dask dashboard: {lab.dashboard_link}", "dim"))
         comparison = start_comparison(
-            work, strategies, steps=steps, lab=lab, wait=False, **asked, **(choices or {})
+            work,
+            strategies,
+            steps=steps,
+            lab=lab,
+            wait=False,
+            skip_refused=skip_refused,
+            **asked,
+            **(choices or {}),
         )
 
         def progress() -> Progressed:

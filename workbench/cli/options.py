@@ -75,6 +75,10 @@ trace: Decorator = click.option(
     help="Write what every rank did when to this file, for ui.perfetto.dev.",
 )
 
+report: Decorator = click.option(
+    "--report", type=click.Path(path_type=Path), help="Write an HTML report to this file, too."
+)
+
 
 def workload_changes(batch: int | None, seed: int | None) -> dict[str, int]:
     """Return what ``--batch`` and ``--seed`` change in a workload of the catalogue."""
