@@ -34,6 +34,8 @@ ROOMS = (
     "measured",  # the record of a run, live or read back
     "bubble",  # how much the ranks of a pipeline wait
     "speedup",  # from timed runs to a table
+    "amdahl",  # the serial fraction of a strategy
+    "cost",  # seconds of cores, and money
     "timeline",  # what every rank did when
     "why",  # each millisecond beyond the ideal step
     "findings",  # what a comparison found, in sentences
@@ -104,6 +106,8 @@ PURE = (
     "measured",
     "bubble",
     "speedup",
+    "amdahl",
+    "cost",
     "why",
     "findings",
     "timeline",
