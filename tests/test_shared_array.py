@@ -14,7 +14,7 @@ import pytest
 from shared_memory_left import open_memory
 
 from workbench.cluster.channel import Channel
-from workbench.cluster.shared_array import allocate, attach, descriptor_of, shared
+from workbench.cluster.shared_array import allocate, attach, descriptor_of, holding, shared
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (4, 3)])
@@ -31,6 +31,16 @@ def test_an_array_is_the_same_memory_wherever_it_is_attached(shape, dtype):
     writable = attach(descriptor, shape, dtype, writable=True)
     writable[...] = 0
     np.testing.assert_array_equal(array, writable)
+
+
+@pytest.mark.parametrize("given", [np.float32(3), np.zeros((2, 0)), np.arange(6).reshape(2, 3)])
+def test_what_is_written_to_new_memory_is_there_and_can_be_shared_as_it_is(given):
+    array = np.asarray(given)
+    held = holding(array.reshape(-1).view(np.uint8).data, array.shape, array.dtype)
+    np.testing.assert_array_equal(held, array)
+    assert held.dtype == array.dtype
+    assert held.flags.writeable
+    assert descriptor_of(held) is not None
 
 
 def test_memory_and_descriptors_go_with_the_last_array():

@@ -58,7 +58,8 @@ def plan(
     """
     from workbench.inputs import check_workload
 
-    check_workload(work)
+    if work not in _made:
+        check_workload(work)  # once: it copies the model, and makes it into bytes
     made = _made.setdefault(work, {})
     stated = repr(sorted(options.items()))
     found = made.get((repr(strategy), accumulate, stated))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.checkpoint import fitting, folder, manifest, plain
 from workbench.checkpoint.manifest import Damaged, Manifest, Stored
-from workbench.checkpoint.parts import Wanted, read_shares
 from workbench.checkpoint.pieces import Piece, common, held, shape_of, volume, whole
+from workbench.checkpoint.reading import Wanted, read_shares
 from workbench.checkpoint.saved import Kept, SavedRun
 from workbench.checkpoint.tasks import finish, limit_s
 from workbench.errors import PlanError

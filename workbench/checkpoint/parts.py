@@ -1,45 +1,27 @@
-"""One part of a checkpoint, on the worker that writes it or reads of it.
+"""One part of a checkpoint, on the worker that writes it: on the disk, and hashed.
 
-What a worker runs: numpy and safetensors, no torch. Parts are mapped, so that only what is wanted
-of them is read, and hashed whole beside that, by one of the workers.
+What a worker runs: numpy and safetensors, no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from workbench.checkpoint.manifest import NAME, Damaged, File
-from workbench.checkpoint.pieces import Copy
-from workbench.cluster.shared_array import allocate
+from workbench.checkpoint.manifest import Damaged, File
 from workbench.errors import PlanError
 
 PROBE = ".probe"
 """A file by which a worker finds out whether it sees the folder that the client has made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An array that a rank needs, and where it is: by file, what to copy of each dim.
-
-    ``source`` is its name in the files, ``name`` the one that it gets.
-    """
-
-    name: str
-    source: str
-    shape: tuple[int, ...]
-    dtype: str
-    sources: tuple[tuple[str, tuple[tuple[Copy, ...], ...]], ...]
 
 
 def write_part(
@@ -54,8 +36,8 @@ def write_part(
     OSError
         The file cannot be written.
     """
-    if _text(Path(folder, PROBE)) != probe:
-        raise PlanError(_unseen(folder, worker))
+    if _text_of(Path(folder, PROBE)) != probe:
+        raise PlanError(unseen(folder, worker))
     path = os.path.join(folder, name)
     _write(arrays, path)
     with ThreadPoolExecutor(1) as beside:  # the disk takes its time
@@ -74,42 +56,10 @@ def write_plain(
     PlanError, OSError
         As :func:`write_part`.
     """
-    if _text(Path(path)) != probe:
-        raise PlanError(_unseen(os.path.dirname(path), worker))
+    if _text_of(Path(path)) != probe:
+        raise PlanError(unseen(os.path.dirname(path), worker))
     _write({name: arrays[kept] for name, kept in names.items()}, path)
     sync(path)
-
-
-def read_shares(
-    folder: str, worker: str, verified: Mapping[str, File], wanted: Sequence[Wanted]
-) -> dict[str, NDArray[Any]]:
-    """Task: return arrays in shared memory, and verify some files of the checkpoint beside that.
-
-    Raises
-    ------
-    Damaged
-        A file is not what it should be.
-    PlanError
-        This worker does not see the folder.
-    """
-    if not Path(folder, NAME).exists():
-        raise PlanError(_unseen(folder, worker))
-    with ThreadPoolExecutor(1) as beside:
-        verifying = beside.submit(_verify, folder, verified)
-        opened: dict[str, Any] = {}
-        try:
-            found = {}
-            for each in wanted:
-                array = found[each.name] = allocate(each.shape, each.dtype)
-                for file, copies in each.sources:
-                    if file not in opened:
-                        opened[file] = safe_open(os.path.join(folder, file), framework="np")
-                    _copy(opened[file], each, copies, array)
-        except (SafetensorError, OSError, ValueError, IndexError, TypeError, KeyError) as error:
-            verifying.result()  # a damaged file is the better reason
-            raise Damaged(f"The checkpoint {folder} is damaged: {error}.") from error
-        verifying.result()
-    return found
 
 
 def sha256(path: str) -> str:
@@ -140,6 +90,14 @@ def check(path: str, file: File) -> None:
         )
 
 
+def unseen(folder: str, worker: str) -> str:
+    """Return what to say where ``worker`` cannot find ``folder``."""
+    return (
+        f"The worker {worker} does not see the folder {folder}: a checkpoint is written and read "
+        "by all workers, so give a path on a file system that they and you share."
+    )
+
+
 def _write(arrays: Mapping[str, NDArray[Any]], path: str) -> None:
     whole = {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in arrays.items()}
     try:
@@ -148,45 +106,8 @@ def _write(arrays: Mapping[str, NDArray[Any]], path: str) -> None:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def _verify(folder: str, files: Mapping[str, File]) -> None:
-    for name, file in files.items():
-        check(os.path.join(folder, name), file)
-
-
-def _copy(
-    opened: Any, wanted: Wanted, copies: tuple[tuple[Copy, ...], ...], array: NDArray[Any]
-) -> None:
-    """Copy to ``array`` what a file has of it."""
-    there = opened.get_slice(wanted.source)
-    # Only what lies between the first and the last entry that is wanted is read.
-    ranges = [(dim[0][0], dim[-1][0] + dim[-1][2]) for dim in copies]
-    if all((0, n) == run for n, run in zip(there.get_shape(), ranges, strict=True)):
-        block = opened.get_tensor(wanted.source)
-    else:
-        block = there[tuple(slice(*run) for run in ranges)]
-    if str(block.dtype) != wanted.dtype:
-        raise ValueError(f"{wanted.source} is of {block.dtype} and not of {wanted.dtype}")
-    if all(len(dim) == 1 for dim in copies):
-        array[tuple(slice(to, to + length) for ((_, to, length),) in copies)] = block
-        return
-    origin, target = (np.ix_(*(_positions(dim, which) for dim in copies)) for which in (0, 1))
-    offsets = np.ix_(*(np.array([start]) for start, _ in ranges))
-    array[target] = block[tuple(o - start for o, start in zip(origin, offsets, strict=True))]
-
-
-def _positions(copies: tuple[Copy, ...], which: int) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(c[which], c[which] + c[2]) for c in copies])
-
-
-def _text(path: Path) -> str | None:
+def _text_of(path: Path) -> str | None:
     try:
         return path.read_text()
     except OSError:
         return None
-
-
-def _unseen(folder: str, worker: str) -> str:
-    return (
-        f"The worker {worker} does not see the folder {folder}: a checkpoint is written and read "
-        "by all workers, so give a path on a file system that they and you share."
-    )

