@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
+    from workbench.ui.placement_page import where
     from workbench.verify import verify
     from workbench.workload import Workload, workload
 
@@ -61,6 +62,7 @@ __all__ = [
     "store",
     "sweep",
     "verify",
+    "where",
     "workload",
     "write_trace",
 ]
@@ -84,6 +86,7 @@ _ROOM_OF = {
     "store": "workbench.storing",
     "sweep": "workbench.sweep",
     "verify": "workbench.verify",
+    "where": "workbench.ui.placement_page",
     "workload": "workbench.workload",
     "write_trace": "workbench.timeline",
 }

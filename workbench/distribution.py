@@ -27,8 +27,8 @@ class Move:
     share:
         ``bytes`` of all bytes.
     fair:
-        The share that moves if every worker has just its part: what newcomers are to have, or what
-        those who leave had.
+        The share that moves if every worker has just its part: what newcomers are to have, what
+        those who leave had, or what others gain that count more than before.
     keys:
         Which chunks, with their worker before and after.
     """
@@ -127,9 +127,15 @@ class Distribution:
         }
         size = dict(zip(self.keys, self.sizes, strict=True))
         moved, whole = sum(size[key] for key in keys), sum(self.sizes) or 1
-        joined = [c for name, c in after.capacities.items() if name not in self.capacities]
-        left = sum(n for name, n in self.bytes.items() if name not in after.capacities)
-        fair = max(sum(joined) / sum(after.capacities.values()), left / whole)
+        ours, new = self.capacities, after.capacities
+        parts = {name: part / sum(new.values()) for name, part in new.items()}
+        left = sum(n for name, n in self.bytes.items() if name not in new)
+        if ours.keys() == new.keys():  # some count more than before, and others less
+            gained = (part - ours[name] / sum(ours.values()) for name, part in parts.items())
+            fair = sum(more for more in gained if more > 0)
+        else:
+            joined = sum(part for name, part in parts.items() if name not in ours)
+            fair = max(joined, left / whole)
         return Move(len(keys), moved, moved / whole, fair, keys)
 
     def __str__(self) -> str:

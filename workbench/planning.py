@@ -349,7 +349,7 @@ def _targets(work: Workload, output: Traced, kind: str) -> Traced:
             )
         ):
             labels[own] = label
-    return Traced(shape, tuple(labels), gradient=False)
+    return Traced(shape, tuple(labels), work.y.dtype.itemsize, gradient=False)
 
 
 def check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: Mesh) -> None:

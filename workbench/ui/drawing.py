@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import count
 
 from workbench.ui import look
 
@@ -12,6 +13,12 @@ RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767
 
 WIDTH = 900
 """Pixels of a picture."""
+
+
+HATCH = "wb-hatch-"
+"""Before the number of a colour: the name of its hatch within one picture."""
+
+_pictures = count()
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,15 @@ class Picture:
 
 
 def svg(height: float, title: str, body: str) -> str:
-    """Return a picture of ``WIDTH`` pixels with a title; ``wb-hatch-N`` is a hatch in colour N."""
+    """Return a picture of ``WIDTH`` pixels with a title; ``url(#wb-hatch-N)`` hatches in colour N.
+
+    The hatches of each picture get names of their own: those of another one on the page, which has
+    the same names and is hidden, would be taken and not be seen.
+    """
+    own = f"{HATCH}{next(_pictures)}-"
+    body = body.replace(f"url(#{HATCH}", f"url(#{own}")
     hatches = "".join(
-        f'<pattern id="wb-hatch-{n}" width="6" height="6" patternUnits="userSpaceOnUse" '
+        f'<pattern id="{own}{n}" width="6" height="6" patternUnits="userSpaceOnUse" '
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="#fff"/>'
         f'<line x1="0" y1="0" x2="0" y2="6" stroke="{color}" stroke-width="5"/></pattern>'
         for n, color in enumerate(RANKS)

@@ -10,7 +10,7 @@ from workbench.distribution import Distribution
 from workbench.errors import PlanError
 from workbench.plan import LayerPlan, Plan, in_binary_units
 from workbench.strategies.wording import WORDS
-from workbench.ui.drawing import RANKS, WIDTH, Picture, rect, svg, text, texts, words
+from workbench.ui.drawing import HATCH, RANKS, WIDTH, Picture, rect, svg, text, texts, words
 from workbench.ui.placement_picture import placement_picture
 from workbench.windows import Halo, Run, Window, cells
 
@@ -146,7 +146,7 @@ class _Frame:
             parts.append(self._box(box, x, y, RANKS[index % len(RANKS)]))
         for owner in self.halo.owners(index):
             for box in cells(self.halo.message(owner, index)):
-                fill = f"url(#wb-hatch-{owner % len(RANKS)})"
+                fill = f"url(#{HATCH}{owner % len(RANKS)})"
                 parts.append(self._box(box, x, y, fill, RANKS[owner % len(RANKS)]))
         parts.append(text(f"rank {index}", x, y - 8, bold=True))
         return "".join(parts)

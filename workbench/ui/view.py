@@ -9,25 +9,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench import machine
 from workbench.catalogue import CATALOGUE
 from workbench.findings import findings
+from workbench.plan import Plan
 from workbench.strategies import STRATEGIES
 from workbench.ui import figures, form, pictures, table, texts
 from workbench.ui.driver import Described
 from workbench.ui.form import OWN, Request
 from workbench.ui.live_figure import LiveFigure
+from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
 from workbench.ui.style import STYLE
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
-
-if TYPE_CHECKING:
-    from workbench.plan import Plan
 
 CONTROLS = ("workload", "strategy", "workers", "batch", "steps")
 
@@ -90,6 +89,7 @@ class View:
         self._table = widgets.HTML()
         self._pictures = widgets.HTML()
         self._plan = PlanView()
+        self._where = PlacementPage()
         self._charts = (
             figures.speedup_chart(),
             figures.loss_chart(),
@@ -150,6 +150,8 @@ class View:
         """Show the plan of what the controls say, or why there is none."""
         with self.lock:
             self._plan.show(planned)
+            if planned is not None and isinstance(planned[1], Plan):
+                self._where.show(planned[1])
 
     def break_down(self, error: Exception) -> None:
         """Say that the panel cannot go on."""
@@ -231,6 +233,7 @@ class View:
                 self._pictures,
                 _box(charts, "wb-charts"),
                 self._plan.root,
+                self._where.folded(),
                 self._table,
                 self._python,
             ],
