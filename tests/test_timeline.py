@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from workbench.errors import PlanError
 from workbench.spans import SpanRecorder
-from workbench.timeline import bars_of, steps_in, trace, usual_step, write_trace
-from workbench.ui.timeline_figure import timeline_chart, timeline_columns, timeline_of
+from workbench.timeline import bars_of, steps_in, timeline_of, trace, usual_step, write_trace
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 
 def span(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from workbench.measured import WARM_UP_STEPS
 from workbench.plan import Plan
 from workbench.schedules import SCHEDULES, bubble, ideal_bubble, timeline
 
 AXIS = "pipeline"
-WARM_UP_STEPS = 3
 LAST_CALL = "record of the step"
 """Name of the collective in which the ranks meet when they have gone through all micro-batches."""
 

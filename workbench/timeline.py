@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from workbench.errors import PlanError
+from workbench.measured import WARM_UP_STEPS
 
 SpanRow = Mapping[str, Any]
 """A span with its rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
@@ -25,6 +26,15 @@ class Bar:
     start_s: float
     stop_s: float
     sent_bytes: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The step that is shown: of which strategy, and its bars."""
+
+    label: str
+    step: int
+    bars: tuple[Bar, ...]
 
 
 def steps_in(spans: Iterable[SpanRow]) -> dict[int, float]:
@@ -82,6 +92,16 @@ def bars_of(spans: Sequence[SpanRow], step: int) -> list[Bar]:
         )
         for span in mine
     ]
+
+
+def timeline_of(timelines: Mapping[str, Sequence[SpanRow]]) -> Timeline | None:
+    """Return the usual step of the last strategy that was recorded; None while there is none."""
+    recorded = [(label, spans) for label, spans in timelines.items() if spans]
+    if not recorded:
+        return None
+    label, spans = recorded[-1]
+    step = usual_step(spans, WARM_UP_STEPS)
+    return None if step is None else Timeline(label, step, tuple(bars_of(spans, step)))
 
 
 def trace(runs: Mapping[str, Sequence[SpanRow]]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.spans import KINDS
 from workbench.strategies import STRATEGIES
 from workbench.strategies.notation import parse
 
 Row = Mapping[str, Any]
 
-KINDS = ("compute", "comm", "wait", "optimizer", "load")
 NEARLY_ALL = 0.9
 """From this share of the ideal on, there is nothing worth changing."""
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.cli.figures import NOTHING, byte_unit, column, ranges
-from workbench.why import KINDS, why
+from workbench.spans import KINDS
+from workbench.why import why
 
 Row = Mapping[str, Any]
 SHARES = ("compute", "comm", "wait", "optimizer")

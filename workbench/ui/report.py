@@ -13,8 +13,9 @@ from bokeh.resources import Resources
 from workbench import machine
 from workbench.findings import findings
 from workbench.plan import in_binary_units
+from workbench.timeline import timeline_of
 from workbench.ui import figures, table, texts
-from workbench.ui.timeline_figure import timeline_chart, timeline_columns, timeline_of
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
 """Only the part of BokehJS that our figures need, written into the page itself."""

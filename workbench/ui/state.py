@@ -9,11 +9,11 @@ from typing import Any
 from workbench import machine
 from workbench.preview import Preview
 from workbench.steering import ENDED
+from workbench.timeline import Timeline, timeline_of
 from workbench.ui import figures, texts
 from workbench.ui.driver import Driver, Job
 from workbench.ui.form import Request
 from workbench.ui.texts import Row
-from workbench.ui.timeline_figure import Timeline, timeline_of
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 from bokeh.models import (
     BoxZoomTool,
     ColumnDataSource,
@@ -17,8 +14,7 @@ from bokeh.models import (
 )
 from bokeh.models.annotations import Title
 
-from workbench.measured import WARM_UP_STEPS
-from workbench.timeline import Bar, SpanRow, bars_of, usual_step
+from workbench.timeline import Timeline
 from workbench.ui import look
 from workbench.ui.chart import Chart, Columns, add_empty_text, add_legend, blank_figure
 
@@ -87,25 +83,6 @@ def timeline_chart() -> Chart:
     }  # fmt: skip
     add_legend(fig, by_kind)
     return TimelineChart("timeline", fig, source, add_empty_text(fig, "timeline"))
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The step that is shown: of which strategy, and its bars."""
-
-    label: str
-    step: int
-    bars: tuple[Bar, ...]
-
-
-def timeline_of(timelines: Mapping[str, Sequence[SpanRow]]) -> Timeline | None:
-    """Return the usual step of the last strategy that was recorded; None while there is none."""
-    recorded = [(label, spans) for label, spans in timelines.items() if spans]
-    if not recorded:
-        return None
-    label, spans = recorded[-1]
-    step = usual_step(spans, WARM_UP_STEPS)
-    return None if step is None else Timeline(label, step, tuple(bars_of(spans, step)))
 
 
 def timeline_columns(shown: Timeline | None) -> Columns:
