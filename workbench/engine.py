@@ -27,7 +27,7 @@ from workbench.previewing import Previewer
 from workbench.recipe import load_payload
 from workbench.schedules import SCHEDULES
 from workbench.scoring import Score, score
-from workbench.spans import MOST_KEPT, Span, SpanRecorder
+from workbench.spans import KINDS, MOST_KEPT, Span, SpanRecorder
 from workbench.updating import Updater
 
 SEND_EVERY_S = 0.25
@@ -162,6 +162,7 @@ class _Trainer:
             self.context.progress(step)
             row = self._step(step, began_s)
             self.outcome.rows.append(row)
+            self.context.spend({kind: row[f"{kind}_s"] for kind in KINDS})
             self.previewer.send()
             now_s = perf_counter()
             if now_s - sent_s >= SEND_EVERY_S or step in (first, first + self.job.steps - 1):

@@ -158,6 +158,7 @@ class Execution:
             size=self.plan.ranks,
             threads=self.threads,
             device=self.device,
+            label=self.plan.strategy,
             target=train,
             job=cloudpickle.dumps(job),
             shares=shares,

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Literal, get_args
 
 Kind = Literal["compute", "comm", "wait", "optimizer", "load"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = get_args(Kind)
 CAPACITY = 20_000
 MOST_KEPT = 100_000
 """Spans of one rank that are kept of a run: the newest."""

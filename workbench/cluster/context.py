@@ -27,6 +27,9 @@ class Outlet(Protocol):
     def progress(self, step: int) -> None:
         """Note the step the rank is at."""
 
+    def spend(self, times_s: Mapping[str, float]) -> None:
+        """Note what a step's time went to."""
+
     def commands(self) -> list[str]:
         """Return the commands that came since the last call."""
 
@@ -51,6 +54,9 @@ class Recorder:
     def progress(self, step: int) -> None:
         """Set ``step``."""
         self.step = step
+
+    def spend(self, times_s: Mapping[str, float]) -> None:
+        """Forget it: nobody watches ranks that are threads."""
 
     def commands(self) -> list[str]:
         """Return and forget ``told``."""
@@ -102,6 +108,13 @@ class RankContext:
     def progress(self, step: int) -> None:
         """Note that the rank is at ``step``, for errors to tell; costs a store to memory."""
         self.outlet.progress(step)
+
+    def spend(self, times_s: Mapping[str, float]) -> None:
+        """Add the seconds of a step, by kind of span, to those that Dask's own pages show.
+
+        Costs some stores to memory.
+        """
+        self.outlet.spend(times_s)
 
     def commands(self) -> list[str]:
         """Return what the driver has told this rank since the last call; never blocks."""

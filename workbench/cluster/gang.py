@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distributed import Future
+from distributed import Future, span
 
 from workbench.cluster.context import RankContext
 from workbench.cluster.orders import orders_for, submit
@@ -72,6 +72,8 @@ class Gang:
         ``context.arrays`` there.
     hosts:
         The worker of each rank; the first ones of the lab if left out.
+    label:
+        What Dask's own pages call its work.
     on_message:
         ``on_message(rank, kind, data)`` is called with what ranks send, in order for each rank.
     on_end:
@@ -98,6 +100,7 @@ class Gang:
         on_message: Callable[[int, str, Any], None],
         on_end: Callable[[GangEnd], None],
         hosts: Sequence[Host] | None = None,
+        label: str = "ranks",
     ) -> None:
         if len(shares) != size:
             raise ValueError(f"{size} ranks and shares for {len(shares)}")
@@ -105,6 +108,7 @@ class Gang:
         self.size = size
         self.threads = threads
         self.device = device
+        self.label = label
         self.ranks: tuple[RankInfo, ...] = ()
         self._lab = lab
         self._work = {"target": pickle.dumps(target), "job": job}
@@ -136,8 +140,9 @@ class Gang:
             hosts = self._hosts or self._lab.hosts_for(self.size)
             self._tally = Tally(self.run_id, hosts)
             orders = orders_for(self, self._lab, self._tally.hosts, self._work)
-            for order, shares in zip(orders, self._shares, strict=True):
-                self._starting[order["rank"]] = submit(self._lab, order, shares)
+            with span("workbench", self.label):  # Dask's own pages can be filtered by it
+                for order, shares in zip(orders, self._shares, strict=True):
+                    self._starting[order["rank"]] = submit(self._lab, order, shares)
         except BaseException:
             self._free_workers()  # some ranks may have started
             self._lab.leave(self)

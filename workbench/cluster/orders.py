@@ -49,6 +49,7 @@ def orders_for(
         {
             **work,
             "run_id": gang.run_id,
+            "label": gang.label,
             "rank": rank,
             "size": gang.size,
             "worker": host.worker,

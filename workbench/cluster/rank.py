@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from workbench.cluster.channel import Channel, Frame
 from workbench.cluster.context import RankContext
+from workbench.cluster.progress import Progress
 from workbench.cluster.shared_array import allocate, attach, descriptor_of
 
 EXIT_USER_ERROR = 1
@@ -66,7 +67,7 @@ def _live(host: Channel) -> int:
         if frame is None:
             return EXIT_HOST_GONE
         frames.append(frame)
-    outlet = _HostOutlet(host, next(f.descriptors[0] for f in frames if f.kind == "step"))
+    outlet = _HostOutlet(host, next(f.descriptors[0] for f in frames if f.kind == "progress"))
     outlet.listen()
     order: dict[str, Any] = pickle.loads(frames[-1].body)
     try:
@@ -174,10 +175,10 @@ def _short_traceback(error: BaseException) -> str:
 class _HostOutlet:
     """A rank's line to its host."""
 
-    def __init__(self, host: Channel, step_fd: int) -> None:
+    def __init__(self, host: Channel, progress_fd: int) -> None:
         self.host = host
-        self._step = attach(step_fd, (1,), "i8", writable=True)
-        os.close(step_fd)
+        self._progress = Progress.mapped(progress_fd)
+        os.close(progress_fd)
         self._told: list[str] = []
         self._lock = threading.Lock()
 
@@ -203,7 +204,10 @@ class _HostOutlet:
         self.host.send("keep", body, [descriptor])
 
     def progress(self, step: int) -> None:
-        self._step[0] = step
+        self._progress.reach(step)
+
+    def spend(self, times_s: Mapping[str, float]) -> None:
+        self._progress.spend(times_s)
 
     def commands(self) -> list[str]:
         with self._lock:

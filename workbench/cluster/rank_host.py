@@ -25,6 +25,7 @@ from workbench.cluster.devices import visible_gpus
 from workbench.cluster.host import host_id
 from workbench.cluster.launcher import ForkserverLostError, Launcher
 from workbench.cluster.meeting import Meeting, enter, open_meeting
+from workbench.cluster.rank_meter import RankMeter
 from workbench.cluster.seat import Seat, Share
 from workbench.cluster.shared_array import shared
 from workbench.errors import RunError
@@ -61,15 +62,21 @@ class RankHost(WorkerPlugin):
         self._meetings: dict[str, Meeting] = {}
         self._stopped: deque[str] = deque(maxlen=_REMEMBERED_RUNS)
         self._launcher = Launcher()
+        self.meter = RankMeter(worker)
 
     async def teardown(self, worker: Worker) -> None:
         """End the forkserver and every rank."""
+        self.meter.close()
         await asyncio.to_thread(self._launcher.close)
         for meeting in self._meetings.values():
             meeting.close()
 
-    def start(self, order: dict[str, Any], arrays: Mapping[str, Share]) -> int:
+    def start(
+        self, order: dict[str, Any], arrays: Mapping[str, Share], span_id: str | None = None
+    ) -> int:
         """Start the rank that ``order`` describes and return its process id.
+
+        ``span_id`` is Dask's name for what the rank's time is counted to.
 
         Raises
         ------
@@ -104,6 +111,7 @@ class RankHost(WorkerPlugin):
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+        self.meter.watch(seat, order["label"], span_id)
         if run_id in self._stopped:
             seat.kill()
         return pid
@@ -232,7 +240,8 @@ def start_rank(lab_id: str, order: dict[str, Any], arrays: dict[str, Share]) -> 
     worker = get_worker()
     if worker.address != order["worker"]:
         raise RunError(f"Rank {order['rank']} was sent to {worker.address}, not {order['worker']}.")
-    return host_of(worker, lab_id).start(order, arrays)
+    task = worker.state.tasks.get(worker.get_current_task())
+    return host_of(worker, lab_id).start(order, arrays, getattr(task, "span_id", None))
 
 
 def take_kept(lab_id: str, run_id: str, rank: int, name: str) -> NDArray[Any]:

@@ -10,13 +10,15 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from time import time
 from typing import Any
 
 from numpy.typing import NDArray
 
 from workbench.cluster.channel import Channel, Frame
 from workbench.cluster.launcher import Launcher
-from workbench.cluster.shared_array import allocate, attach, descriptor_of, shared
+from workbench.cluster.progress import Progress
+from workbench.cluster.shared_array import attach, descriptor_of, shared
 from workbench.sources.source import Region
 
 Share = NDArray[Any] | Region
@@ -41,6 +43,10 @@ class Seat:
         Arrays that the rank left, by name.
     result:
         What the target returned, pickled; None unless it returned.
+    progress:
+        How far it is, and what its time went to.
+    ended_s:
+        When it has ended, in seconds since the epoch; None while it lives.
     """
 
     def __init__(self, run_id: str, rank: int, tell: Callable[[str, Any], None]) -> None:
@@ -50,6 +56,7 @@ class Seat:
         self.result: bytes | None = None
         self.pid: int | None = None
         self.ended = threading.Event()
+        self.ended_s: float | None = None
         self._tell = tell
         self._launcher: Launcher | None = None
         self._up: dict[str, Any] | None = None
@@ -57,8 +64,7 @@ class Seat:
         self._exit_code: int | None = None
         self._exited = threading.Event()
         self._log = bytearray()
-        self._step = allocate((1,), "i8")
-        self._step[0] = -1
+        self.progress = Progress.new()
 
     def launch(
         self,
@@ -119,12 +125,11 @@ class Seat:
         raised, "comm": contact with other ranks lost, "died"), ``text``, ``traceback``, ``log`` and
         ``exit_code`` (None: lost with the forkserver).
         """
-        step = int(self._step[0])
         report = {
             "rank": self.rank,
             "pid": self.pid,
             "up": self._up,
-            "step": None if step < 0 else step,
+            "step": self.progress.step,
             "outcome": None,
         }
         if self.ended.is_set():
@@ -138,7 +143,7 @@ class Seat:
     def _give(
         self, order: bytes, arrays: Mapping[str, NDArray[Any] | Region], meeting: int | None
     ) -> None:
-        self._channel.send("step", b"", [_descriptor(self._step)])
+        self._channel.send("progress", b"", [self.progress.descriptor])
         if meeting is not None:
             self._channel.send("meeting", b"", [meeting])
         for key, array in arrays.items():
@@ -174,6 +179,7 @@ class Seat:
             self._exited.wait(_EXIT_REPORT_S)
         os.close(log)
         self._channel.close()
+        self.ended_s = time()
         self.ended.set()
         self._tell("state", self.report())
 
