@@ -66,6 +66,7 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "previewing",  # a rank's share of the picture that is shown
     "generators",  # what a user's own code draws from
+    "telling",  # what the dashboard is told of runs
     "keeping",  # a rank's shares of parameters and buffers
     "loading",  # a rank's samples, ahead of the step
     "pacing",  # whether ranks go on, wait or end
@@ -89,6 +90,7 @@ ROOMS = (
     "compare",  # the start of one
     "sweep",  # the start of one of all that can be done
     "ui",  # panel, figures, report
+    "dashboard",  # pages in the Dask dashboard
     "cli",  # the command `workbench`
     "__init__",  # the door, which nobody imports
 )
@@ -156,13 +158,14 @@ DASK = (
         "predict",
         "checkpoint",
         "storing",
-    ),  # the client's side: a rank imports none of these
+        "dashboard",
+    ),  # the client's side, or the scheduler's: a rank imports none of these
 )
 HOMES = {
     "torch": TORCH,
     "dask": DASK,
     "distributed": DASK,
-    "bokeh": ("ui",),
+    "bokeh": ("ui", "dashboard"),
     "ipywidgets": ("ui",),
     "jupyter_bokeh": ("ui",),
     "IPython": ("ui",),

@@ -19,6 +19,7 @@ from workbench.run import Run
 from workbench.speedup import Entry, rows, seconds_left
 from workbench.state import largest_difference
 from workbench.steering import ENDED, PAUSE_LIMIT_S, Status
+from workbench.telling import show_comparison
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +122,7 @@ class Comparison:
 
     def start(self) -> None:
         """Start working in the background."""
+        show_comparison(self)
         self._driver.start()
 
     @property

@@ -15,6 +15,7 @@ import cloudpickle
 from workbench.errors import PlanError, RunError
 from workbench.measured import Row, SpanRow
 from workbench.preview import Assembly, Preview
+from workbench.telling import Told
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -78,6 +79,7 @@ class Execution:
         self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
         self.on_pace = on_pace
         self.start = start
+        self._told = Told(self)
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
         self._gang: Gang | None = None
@@ -97,8 +99,12 @@ class Execution:
         RunError
             If something broke.
         """
+        self._told.start()
+        status = "failed"
         try:
-            return self._merge(self._work())
+            finished = self._merge(self._work())
+            status = "done"
+            return finished
         except (Stopped, PlanError):
             raise
         except Exception as error:
@@ -109,6 +115,7 @@ class Execution:
             raise
         finally:
             self._ended.set()
+            self._told.end("stopped" if self._stop_asked.is_set() else status)
 
     @property
     def preview(self) -> Preview | None:
@@ -208,7 +215,9 @@ class Execution:
         if kind == "pace":
             self.on_pace(data["paused"])
             return
-        self.on_rows(data["rows"], _span_rows(rank, data["spans"]))
+        spans = _span_rows(rank, data["spans"])
+        self._told.take(data["rows"], spans)
+        self.on_rows(data["rows"], spans)
 
     def _merge(self, end: GangEnd) -> Finished:
         if end.error is not None:

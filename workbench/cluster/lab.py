@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, Future
 
 from workbench.cluster.control import CONTROL_LIMIT_S, Control
+from workbench.cluster.feed import Feed
 from workbench.cluster.host import Host, equal_threads
 from workbench.cluster.own_cluster import OwnCluster
+from workbench.cluster.pages import feed_for
 from workbench.cluster.placing import load, place
 from workbench.cluster.rank_host import TOPIC, RankHost, ask_host, plugin_name, take_kept
 from workbench.cluster.roster import Roster
@@ -68,6 +70,8 @@ class Lab:
         Torch threads per rank.
     id:
         What tells this lab from others on the same cluster.
+    feed:
+        What tells the pages of the Dask dashboard of the runs; off if there are no pages.
     """
 
     def __init__(self, client: Client, threads: int | None, cluster: OwnCluster | None) -> None:
@@ -86,6 +90,7 @@ class Lab:
             client.register_plugin(SchedulerWatch(self.id, watched))
             client.register_plugin(RankHost(self.id))
             self.threads = threads or equal_threads(self.hosts)
+            self.feed: Feed = feed_for(client, self._control)
         except BaseException:
             self._leave_cluster()
             raise
@@ -192,6 +197,7 @@ class Lab:
                 return
             self.closed = True
             _open_labs.remove(self)
+        self.feed.close()
         gang = self._gang
         if gang is not None:
             gang.kill("The lab was closed")

@@ -18,6 +18,7 @@ from distributed import Client, Scheduler, Security, SpecCluster
 from workbench import machine
 from workbench.cluster.control import CONTROL_LIMIT_S
 from workbench.cluster.own_worker import WorkerProcess
+from workbench.cluster.pages import list_pages
 from workbench.errors import RunError
 
 LOOPBACK = "127.0.0.1"
@@ -63,6 +64,7 @@ class OwnCluster:
         """
         folder = Path(tempfile.mkdtemp(prefix="workbench-"))  # mode 0700
         silence = _silence()
+        list_pages()
         try:
             cluster = _spec_cluster(folder, workers, threads, gpus)
         except (OSError, RuntimeError) as error:

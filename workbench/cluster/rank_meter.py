@@ -119,11 +119,11 @@ def _all_watched(worker: Worker) -> Iterator[Watched]:
             yield from list(meter.watched)
 
 
-def _cpu_percent(worker: Worker) -> float:
+def _cpu_percent(worker: Worker) -> int:
     """Return the CPU that the ranks take, 100 for one core."""
-    return round(sum(watched.cpu_percent for watched in _all_watched(worker)), 1)
+    return round(sum(watched.cpu_percent for watched in _all_watched(worker)))
 
 
-def _memory_mib(worker: Worker) -> float:
+def _memory_mib(worker: Worker) -> int:
     """Return the resident memory of the ranks; what they share is counted for each."""
-    return round(sum(watched.memory_bytes for watched in _all_watched(worker)) / 2**20, 1)
+    return round(sum(watched.memory_bytes for watched in _all_watched(worker)) / 2**20)

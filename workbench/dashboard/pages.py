@@ -1,0 +1,148 @@
+"""The pages: what each is made of, and how often it is drawn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from bokeh.document import Document
+from bokeh.layouts import column, row
+from bokeh.models import LayoutDOM
+from bokeh.models.widgets import Div
+from distributed import Scheduler
+from distributed.dashboard.components import add_periodic_callback
+from distributed.dashboard.components.scheduler import env
+
+from workbench.dashboard import parts
+from workbench.dashboard.board import Board
+from workbench.dashboard.parts import Part
+from workbench.ui import look, texts
+
+EVERY_MS = 500
+"""Between two looks at the board; nothing is done if it has no news."""
+
+logger = logging.getLogger(__name__)
+
+
+class Page:
+    """One open page: its parts, and what they have drawn last."""
+
+    def __init__(self, scheduler: Scheduler, shown: Sequence[Part]) -> None:
+        self._scheduler, self._parts = scheduler, shown
+        self._drawn: tuple[int, int] | None = None
+        self._broken: set[Part] = set()
+
+    def update(self) -> None:
+        """Draw what is new; never raises, as Dask's scheduler has better to do."""
+        board = self._scheduler.plugins.get(Board.name)
+        if not isinstance(board, Board):
+            return
+        board.pages.add(self)
+        now = board.version, len(board.pages)
+        if now == self._drawn:
+            return
+        self._drawn = now
+        for part in self._parts:
+            self._draw(part, board)
+
+    def _draw(self, part: Part, board: Board) -> None:
+        try:
+            part.draw(board)
+            self._broken.discard(part)
+        except Exception:
+            if part not in self._broken:  # said once
+                logger.exception("A page of the workbench cannot be drawn.")
+            self._broken.add(part)
+
+
+def _open(
+    build: Callable[[], tuple[Sequence[Part], LayoutDOM]],
+    title: str,
+    whole: bool,
+    scheduler: Scheduler,
+    extra: dict[str, Any],
+    doc: Document,
+) -> None:
+    """Make a page for a browser that asks for it; with ``whole``, below the dashboard's own bar."""
+    try:
+        shown, root = build()
+        page = Page(scheduler, shown)
+        page.update()
+        doc.add_root(root)
+        add_periodic_callback(doc, page, EVERY_MS)
+    except Exception:
+        logger.exception("A page of the workbench cannot be made.")
+        doc.add_root(Div(text="This page cannot be drawn; the scheduler's log says why."))
+    doc.title = f"Dask: {title}"
+    if whole:
+        doc.template = env.get_template("simple.html")
+        doc.template_variables.update(extra)
+
+
+def _whole() -> tuple[Sequence[Part], LayoutDOM]:
+    """Return everything on one page."""
+    head, speedup, share, foot = parts.Headline(), parts.speedup(), parts.share(), parts.Footer()
+    loss, timeline, cut = parts.loss(), parts.timeline(), parts.CutPart()
+    root = column(
+        head.root,
+        row(_read(speedup), _read(loss), sizing_mode="stretch_width"),
+        _read(timeline),
+        _read(share),
+        cut.root,
+        foot.root,
+        sizing_mode="stretch_width",
+        styles={"padding": "8px 16px", "box-sizing": "border-box"},
+    )
+    return (head, speedup, loss, timeline, share, cut, foot), root
+
+
+def _metrics() -> tuple[Sequence[Part], LayoutDOM]:
+    """Return the loss and where the time goes, below each other."""
+    shown = parts.Headline(), parts.loss(), parts.share()
+    return shown, column(*(_filling(part) for part in shown), sizing_mode="stretch_both")
+
+
+def _alone(make: Callable[[], Part]) -> Callable[[], tuple[Sequence[Part], LayoutDOM]]:
+    """Return what builds a page of one part, as large as its pane."""
+
+    def build() -> tuple[Sequence[Part], LayoutDOM]:
+        head, part = parts.Headline(), make()
+        return (head, part), column(head.root, _filling(part), sizing_mode="stretch_both")
+
+    return build
+
+
+def _filling(part: Part) -> LayoutDOM:
+    if isinstance(part, parts.FigurePart):
+        part.root.update(sizing_mode="stretch_both", min_height=180)
+    return part.root
+
+
+def _read(part: parts.FigurePart) -> LayoutDOM:
+    """Return a figure with how to read it, folded."""
+    how = escape(texts.HOW_TO_READ[part.name])
+    text = f"<details><summary>How to read this</summary>{how}</details>"
+    styles: dict[str, str | None] = {"font-family": look.FONT, "font-size": "13px", "color": "#555"}
+    below = Div(text=text, sizing_mode="stretch_width", styles=styles)
+    return column([part.root, below], sizing_mode="stretch_width")
+
+
+def _page(
+    build: Callable[[], tuple[Sequence[Part], LayoutDOM]], title: str, whole: bool = False
+) -> Callable[[Scheduler, dict[str, Any], Document], None]:
+    def make(scheduler: Scheduler, extra: dict[str, Any], doc: Document) -> None:
+        _open(build, title, whole, scheduler, extra, doc)
+
+    return make
+
+
+PAGES = {
+    "/workbench": _page(_whole, "Workbench", whole=True),
+    "/individual-workbench-speedup": _page(_alone(parts.speedup), "Workbench speedup"),
+    "/individual-workbench-timeline": _page(_alone(parts.timeline), "Workbench timeline"),
+    "/individual-workbench-metrics": _page(_metrics, "Workbench metrics"),
+    "/individual-workbench-cut": _page(_alone(parts.CutPart), "Workbench cut"),
+}
+"""What makes each page, by its address; the JupyterLab pane lists the individual ones."""

@@ -1,0 +1,184 @@
+"""What the pages are made of: each part draws one thing from the board, if it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any, Protocol
+
+from bokeh.layouts import column
+from bokeh.models import LayoutDOM
+from bokeh.models.widgets import Div, Select
+
+from workbench.dashboard.board import Board
+from workbench.plan import Plan
+from workbench.ui import figures, look, texts
+from workbench.ui.chart import Chart, Columns
+from workbench.ui.figures import Curve
+from workbench.ui.layer_picture import picture
+from workbench.ui.timeline_figure import timeline_chart, timeline_columns
+
+WORDS = {
+    "starting": "Starting",
+    "running": "Running",
+    "stopping": "Stopping",
+    "done": "Done",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+NOTHING = "Nothing has run yet. What is run with the workbench on this cluster shows here."
+WAITING = {
+    "speedup": "Speedups of a comparison show here: wb.compare(...), or Run in the panel.",
+    "loss": "The loss of what runs shows here.",
+    "share": "Where the time of a comparison's steps goes shows here.",
+    "timeline": "What every rank does during a step shows here, once it is recorded.",
+}
+"""What a figure says before it has data, by the figure's name."""
+
+NO_CUT = "Nothing is cut: one rank has everything, and nothing is sent."
+
+
+class Part(Protocol):
+    """A piece of a page."""
+
+    @property
+    def root(self) -> LayoutDOM:
+        """What stands on the page."""
+
+    def draw(self, board: Board) -> None:
+        """Show what the board has now."""
+
+
+class FigurePart:
+    """A figure, and how its columns come from the board."""
+
+    def __init__(self, chart: Chart, columns: Callable[[Board], Columns]) -> None:
+        self.name, self._chart, self._columns = chart.name, chart, columns
+        self.root: LayoutDOM = chart.figure
+        chart.empty.text = WAITING[chart.name]  # the panel's own says to press a button
+
+    def draw(self, board: Board) -> None:
+        """Show what the board has now."""
+        self._chart.draw(self._columns(board))
+
+
+class Headline:
+    """What goes on, in one line."""
+
+    def __init__(self) -> None:
+        self.root = Div(text=NOTHING, sizing_mode="stretch_width", styles=_STYLES)
+
+    def draw(self, board: Board) -> None:
+        """Show what the board has now."""
+        self.root.text = escape(headline(board.facts))
+
+
+class Footer:
+    """How many pages are open: each costs the scheduler a little."""
+
+    def __init__(self) -> None:
+        self.root = Div(text="", sizing_mode="stretch_width", styles=_STYLES)
+
+    def draw(self, board: Board) -> None:
+        """Show what the board has now."""
+        open_pages = texts.count(len(board.pages), "page")
+        self.root.text = (
+            f"{open_pages} of the workbench open in this dashboard, drawn at most twice a second. "
+            "Everything is measured but what is called predicted."
+        )
+
+
+class CutPart:
+    """A menu of the plan's layers and the picture of the chosen one: who holds what (predicted)."""
+
+    def __init__(self) -> None:
+        self._layer = Select(title="Layer (who owns what; bytes are predicted)", visible=False)
+        self._layer.on_change("value", lambda _name, _old, _new: self._picture())
+        self._shown = Div(
+            text=NO_CUT, sizing_mode="stretch_width", styles=_STYLES, stylesheets=[_AS_WIDE]
+        )
+        self._plan: Plan | None = None
+        self.root: LayoutDOM = column(self._layer, self._shown, sizing_mode="stretch_width")
+
+    def draw(self, board: Board) -> None:
+        """Show what the board has now."""
+        plan: Plan | None = board.facts.get("plan")
+        if plan is self._plan:
+            return
+        self._plan = plan
+        if plan is None or plan.ranks == 1:
+            self._layer.visible = False
+            self._shown.text = NO_CUT
+            return
+        self._layer.visible = True
+        names = [planned.layer.name for planned in plan.layers if planned.layer.arguments]
+        options: list[str | tuple[Any, str]] = [*dict.fromkeys(names)]
+        self._layer.options = options
+        first = picture(plan).text.partition(" (")[0]
+        if self._layer.value in names or self._layer.value == first:
+            self._picture()
+        else:
+            self._layer.value = first  # draws it
+
+    def _picture(self) -> None:
+        if self._plan is not None and self._layer.value:
+            drawn = picture(self._plan, self._layer.value)
+            self._shown.text = f"<b>{escape(self._plan.strategy)}</b>{drawn.svg}"
+
+
+_AS_WIDE = ":host .bk-clearfix { width: 100%; }"
+_STYLES: dict[str, str | None] = {
+    "font-family": look.FONT,
+    "font-size": look.TEXT_SIZE,
+    "color": "#333",
+}
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """Return what goes on, of what, how far, and for how long."""
+    if "status" not in facts:
+        return NOTHING
+    status = WORDS[facts["status"]]
+    parts = [facts["title"], status]
+    if facts["status"] == "running":
+        parts.append(facts["doing"])
+    parts.append(f"step {facts['done']:,} of {facts['total']:,}")
+    if facts["eta_s"] and facts["status"] == "running":
+        parts.append(texts.time_left(facts["eta_s"]))
+    return " · ".join(parts)
+
+
+def speedup() -> FigurePart:
+    """Return the figure of speedup against cores."""
+    return FigurePart(figures.speedup_chart(), lambda board: figures.speedup_columns(_rows(board)))
+
+
+def share() -> FigurePart:
+    """Return the bars of where the time of a step goes."""
+    return FigurePart(figures.share_chart(), lambda board: figures.share_columns(_rows(board)))
+
+
+def loss() -> FigurePart:
+    """Return the figure of loss against time."""
+    return FigurePart(figures.loss_chart(), lambda board: figures.loss_columns(_curves(board)))
+
+
+def timeline() -> FigurePart:
+    """Return the figure of one step of all ranks."""
+    return FigurePart(timeline_chart(), lambda board: timeline_columns(board.facts.get("timeline")))
+
+
+def _rows(board: Board) -> Sequence[Mapping[str, Any]]:
+    rows: Sequence[Mapping[str, Any]] = board.facts.get("rows", ())
+    return rows
+
+
+def _curves(board: Board) -> list[Curve]:
+    """Return a curve per timed run."""
+    curves = []
+    for name, steps in board.series.items():
+        row = board.facts.get(name.replace("steps ", "run ", 1))
+        if row is not None and steps:
+            times_s, losses, _rates = zip(*steps, strict=True)
+            curves.append(Curve(texts.row_label(row), look.style(row), times_s, losses))
+    return curves

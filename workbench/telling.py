@@ -1,0 +1,127 @@
+"""What the dashboard's pages are told of runs and comparisons, whoever has started them.
+
+The pages are in the scheduler's process. What they are told goes through the lab's feed, which
+never holds anybody up: exact numbers are in the results. The names are:
+
+===================== =============================================================================
+``status``            as of a run
+``title``             the workload and its batch size
+``doing``             what goes on, in words
+``done``, ``total``   steps
+``eta_s``             seconds left, or None
+``rows``              the table of a comparison
+``plan``              the plan of the newest run that has several ranks, else of the first one
+``timeline``          one step, as :class:`workbench.timeline.Timeline`
+``run ID``            of a timed run: what a row of the table has, as far as a label needs it
+series ``steps ID``   of that run: (time in s, loss, samples per s) of each step
+===================== =============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.timeline import timeline_of
+
+if TYPE_CHECKING:
+    from workbench.comparison import Comparison
+    from workbench.execution import Execution
+
+STEPS_SEEN = 8
+MOST_SPANS = 20_000
+ENDED = ("done", "stopped", "failed")
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Have the pages show a comparison from now until it ends."""
+
+    def look() -> tuple[Mapping[str, Any], bool]:
+        status = comparison.status  # first: one that has ended has all its rows
+        progress = comparison.progress
+        facts = {
+            "title": _title(comparison.work),
+            "status": status,
+            "doing": progress.text,
+            "done": progress.done_steps,
+            "total": progress.total_steps,
+            "eta_s": progress.eta_s,
+            "rows": comparison.rows,
+        }
+        return facts, status in ENDED
+
+    comparison.lab.feed.begin(look, comparison.work)
+
+
+class Told:
+    """What is told of one execution while it goes on; alone, or as a part of what is shown."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._of, self._timed = execution, False
+        self._feed = execution.placement.lab.feed
+        self._spans: dict[int, list[dict[str, Any]]] = {}
+        self._status, self._steps = "starting", 0
+
+    def start(self) -> None:
+        """Begin: as a show of its own, if none goes on."""
+        of = self._of
+        alone = not self._feed.showing
+        if alone:
+            self._feed.begin(self._look, of.work)
+        # Of a comparison's runs, those that prove a result or record spans are not timed.
+        self._timed = alone or (of.work is self._feed.subject and not of.record_spans)
+        if self._timed:
+            if of.plan.ranks > 1 or alone:
+                self._feed.tell("plan", of.plan)
+            about = {"strategy": of.plan.strategy, "ranks": of.plan.ranks, "threads": of.threads}
+            self._feed.tell(f"run {of.run_id}", {**about, "device": of.device})
+
+    def take(self, rows: Sequence[Mapping[str, float]], spans: list[dict[str, Any]]) -> None:
+        """Take what a rank has sent."""
+        self._status = "running"
+        self._steps += len(rows)
+        if self._timed:
+            keys = ("time_s", "loss", "samples_per_s")
+            steps = [tuple(float(row[key]) for key in keys) for row in rows]
+            self._feed.add(f"steps {self._of.run_id}", steps)
+        if spans and self._feed.on:
+            for span in spans:
+                self._spans.setdefault(span["step"], []).append(span)
+            self._forget()
+
+    def end(self, status: str) -> None:
+        """End; ``status`` as of a run."""
+        self._status = status
+        self._show_step()
+
+    def _forget(self) -> None:
+        """Keep the newest steps, and of them no more than can be drawn."""
+        while len(self._spans) > STEPS_SEEN or (
+            len(self._spans) > 1 and sum(map(len, self._spans.values())) > MOST_SPANS
+        ):
+            del self._spans[min(self._spans)]
+
+    def _show_step(self) -> None:
+        spans = [span for step in list(self._spans.values()) for span in list(step)]
+        threads = f"{self._of.threads} thread{'s' if self._of.threads > 1 else ''}"
+        found = timeline_of({f"{self._of.plan.strategy}, {threads}": spans[:MOST_SPANS]})
+        if found is not None:
+            self._feed.tell("timeline", found)
+
+    def _look(self) -> tuple[Mapping[str, Any], bool]:
+        status, of = self._status, self._of
+        self._show_step()
+        facts = {
+            "title": _title(of.work),
+            "status": status,
+            "doing": f"Training under {of.plan.strategy}",
+            "done": self._steps,
+            "total": of.steps,
+            "eta_s": None,
+            "rows": [],
+        }
+        return facts, status in ENDED
+
+
+def _title(work: Any) -> str:
+    return f"{work.name}, batch of {work.batch_size}"
