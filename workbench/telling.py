@@ -20,21 +20,21 @@ series ``steps ID``   of that run: (time in s, loss, samples per s) of each step
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.timeline import timeline_of
 
-if TYPE_CHECKING:
-    from workbench.comparison import Comparison
-    from workbench.execution import Execution
-
 STEPS_SEEN = 8
+"""Newest steps of which one is shown: the one that takes as long as most."""
+
 MOST_SPANS = 20_000
+"""Spans that are kept for that: ranks may tell of a step one after the other."""
+
 ENDED = ("done", "stopped", "failed")
 
 
-def show_comparison(comparison: Comparison) -> None:
-    """Have the pages show a comparison from now until it ends."""
+def show_comparison(comparison: Any) -> None:
+    """Have the pages show a :class:`workbench.comparison.Comparison` from now until it ends."""
 
     def look() -> tuple[Mapping[str, Any], bool]:
         status = comparison.status  # first: one that has ended has all its rows
@@ -54,12 +54,16 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 class Told:
-    """What is told of one execution while it goes on; alone, or as a part of what is shown."""
+    """What is told of one :class:`workbench.execution.Execution` while it goes on.
 
-    def __init__(self, execution: Execution) -> None:
+    It is shown by itself, or as a part of the comparison that is.
+    """
+
+    def __init__(self, execution: Any) -> None:
         self._of, self._timed = execution, False
         self._feed = execution.placement.lab.feed
-        self._spans: dict[int, list[dict[str, Any]]] = {}
+        self._spans: dict[int, dict[int, list[dict[str, Any]]]] = {}  # by step and rank
+        self._kept_spans = 0
         self._status, self._steps = "starting", 0
 
     def start(self) -> None:
@@ -86,25 +90,24 @@ class Told:
             self._feed.add(f"steps {self._of.run_id}", steps)
         if spans and self._feed.on:
             for span in spans:
-                self._spans.setdefault(span["step"], []).append(span)
-            self._forget()
+                of_step = self._spans.setdefault(span["step"], {})
+                of_step.setdefault(span["rank"], []).append(span)
+            self._kept_spans += len(spans)
+            while self._kept_spans > MOST_SPANS:
+                oldest = self._spans.pop(min(self._spans))
+                self._kept_spans -= sum(map(len, oldest.values()))
 
     def end(self, status: str) -> None:
         """End; ``status`` as of a run."""
-        self._status = status
         self._show_step()
-
-    def _forget(self) -> None:
-        """Keep the newest steps, and of them no more than can be drawn."""
-        while len(self._spans) > STEPS_SEEN or (
-            len(self._spans) > 1 and sum(map(len, self._spans.values())) > MOST_SPANS
-        ):
-            del self._spans[min(self._spans)]
+        self._status = status  # last: with it the show is over
 
     def _show_step(self) -> None:
-        spans = [span for step in list(self._spans.values()) for span in list(step)]
+        whole = [s for s, ranks in list(self._spans.items()) if len(ranks) == self._of.plan.ranks]
+        newest = [self._spans.get(step, {}) for step in sorted(whole)[-STEPS_SEEN:]]
+        spans = [span for ranks in newest for each in list(ranks.values()) for span in each]
         threads = f"{self._of.threads} thread{'s' if self._of.threads > 1 else ''}"
-        found = timeline_of({f"{self._of.plan.strategy}, {threads}": spans[:MOST_SPANS]})
+        found = timeline_of({f"{self._of.plan.strategy}, {threads}": spans})
         if found is not None:
             self._feed.tell("timeline", found)
 

@@ -1,0 +1,303 @@
+"""Our pages in the Dask dashboard, and what Dask's own pages tell of ranks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bokeh.document import Document
+from bokeh.models import ColumnDataSource
+from distributed import Client, LocalCluster
+from distributed.dashboard import scheduler as dask_dashboard
+from distributed.diagnostics.task_stream import TaskStreamPlugin
+from fake_comparison import ROWS
+from leftovers import until
+from workloads import make
+
+import workbench
+from workbench.cluster.feed import News
+from workbench.cluster.lab import Lab
+from workbench.cluster.pages import PUBLISH, load_pages
+from workbench.cluster.rank_meter import CPU, MEMORY
+from workbench.dashboard import pages, parts
+from workbench.dashboard.board import MOST_ROWS, MOST_SERIES, Board
+from workbench.planning import plan
+from workbench.run import run
+from workbench.timeline import Bar, Timeline
+
+pytestmark = pytest.mark.timeout(60)
+
+INDIVIDUAL = [path for path in pages.PAGES if "individual" in path]
+ABOUT = {
+    "title": "digits, batch of 32",
+    "status": "running",
+    "doing": "data=2, repeat 1 of 3",
+    "done": 7,
+    "total": 90,
+    "eta_s": 12.4,
+    "rows": ROWS,
+}
+
+
+def get(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        return answer.read().decode()
+
+
+def listed(client: Client) -> set[str]:
+    base = client.dashboard_link.removesuffix("/status")
+    return set(json.loads(get(f"{base}/individual-plots.json")).values())
+
+
+@pytest.fixture
+def board() -> Board:
+    made = Board()
+    made.take(News(new_show=True, facts=ABOUT))
+    return made
+
+
+@pytest.fixture
+def scheduler(board: Board) -> SimpleNamespace:
+    """Stands for a scheduler, as far as pages know one."""
+    return SimpleNamespace(plugins={Board.name: board})
+
+
+def opened(scheduler: Any, path: str) -> tuple[Document, pages.Page]:
+    doc = Document()
+    pages.PAGES[path](scheduler, {}, doc)
+    [page] = doc.components
+    return doc, page
+
+
+def column(doc: Document, source: str, name: str) -> list[Any]:
+    found = doc.select_one({"type": ColumnDataSource, "name": source})
+    return list(found.data[name])
+
+
+def test_news_replace_facts_and_lengthen_series(board):
+    board.take(News(facts={"done": 8}, rows={"steps a": [1, 2]}))
+    board.take(News(rows={"steps a": [3]}))
+    assert board.facts == {**ABOUT, "done": 8}
+    assert board.series == {"steps a": [1, 2, 3]}
+    version = board.version
+    board.publish(pickle.dumps(News(new_show=True, facts={"done": 0})))
+    assert (board.facts, board.series, board.version) == ({"done": 0}, {}, version + 1)
+
+
+def test_the_board_has_a_limit(board):
+    board.take(News(rows={"steps a": list(range(3 * MOST_ROWS))}))
+    kept = board.series["steps a"]
+    assert MOST_ROWS / 2 <= len(kept) <= MOST_ROWS
+    assert kept[0] == 0
+    assert kept == sorted(kept)
+    board.take(News(rows={f"steps {n}": [n] for n in range(2 * MOST_SERIES)}))
+    assert len(board.series) == MOST_SERIES
+
+
+def test_the_page_draws_what_the_board_has(board, scheduler):
+    doc, page = opened(scheduler, "/workbench")
+    assert column(doc, "wb-speedup", "cores") == [1, 2, 2]
+    assert column(doc, "wb-loss", "label") == []
+    cut = plan(make(model=make_image_net, data=images(), batch_size=4), "spatial=2")
+    bars = (Bar(0, "compute", "", 0.0, 0.1, 0), Bar(1, "wait", "sum", 0.0, 0.1, 0))
+    board.take(
+        News(
+            facts={
+                "plan": cut,
+                "timeline": Timeline("spatial=2", 3, bars),
+                "run r1": {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu"},
+            },
+            rows={"steps r1": [(0.1, 2.0, 64.0), (0.2, 1.5, 64.0)], "steps proof": [(0, 1, 2)]},
+        )
+    )
+    page.update()
+    assert column(doc, "wb-loss", "loss") == [[2.0, 1.5]]
+    assert column(doc, "wb-timeline", "label") == ["rank 0", "rank 1"]
+    words = " ".join(div.text for div in doc.select({"type": parts.Div}))
+    assert "digits, batch of 32 · Running · data=2, repeat 1 of 3 · step 7 of 90" in words
+    assert "1 page of the workbench open" in words
+    assert "<svg" in words
+    board.take(News(new_show=True, facts={**ABOUT, "title": "<b>x</b>", "rows": []}))
+    page.update()
+    assert column(doc, "wb-speedup", "cores") == column(doc, "wb-timeline", "label") == []
+    words = " ".join(div.text for div in doc.select({"type": parts.Div}))
+    assert "&lt;b&gt;x" in words
+    assert "<svg" not in words
+
+
+def make_image_net() -> Any:
+    from torch import nn
+
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 64, 2))
+
+
+def images() -> tuple[Any, Any]:
+    import numpy as np
+
+    return np.zeros((8, 1, 8, 8), np.float32), np.arange(8) % 2
+
+
+def test_a_page_does_nothing_without_news(board, scheduler, monkeypatch):
+    _doc, page = opened(scheduler, "/individual-workbench-speedup")
+    drawn = []
+    monkeypatch.setattr(page, "_draw", lambda part, board: drawn.append(part))
+    page.update()
+    assert drawn == []
+    board.take(News(facts={"done": 9}))
+    page.update()
+    page.update()
+    assert len(drawn) == 2  # each part once
+
+
+@pytest.mark.parametrize("path", INDIVIDUAL)
+def test_a_page_that_fails_does_not_trouble_the_scheduler(board, scheduler, path, caplog):
+    _doc, page = opened(scheduler, path)
+    with caplog.at_level(logging.ERROR):
+        for done in (1, 2):
+            board.take(News(facts={"rows": [{}], "plan": object(), "timeline": 3, "done": done}))
+            page.update()
+    assert len(caplog.records) == 1  # said once
+    board.take(News(new_show=True, facts=ABOUT))
+    page.update()
+
+
+def test_a_scheduler_without_a_board_has_empty_pages():
+    for path in pages.PAGES:
+        opened(SimpleNamespace(plugins={}), path)[1].update()
+
+
+def test_the_task_stream_has_a_bar_for_a_segment_of_a_rank(board):
+    stream = TaskStreamPlugin(None, maxlen=10)
+    board._scheduler = SimpleNamespace(plugins={TaskStreamPlugin.name: stream})
+    segment = {
+        **{"worker": "tcp://w", "run": "r1", "rank": 1, "what": "data=2", "step": 7},
+        **{"start_s": 10.0, "stop_s": 11.0},
+    }
+    board.log_event("workbench-segments", segment)
+    board.log_event("workbench", segment)
+    board.log_event("workbench-segments", {"worker": "nonsense"})
+    bars = stream.rectangles(0)
+    assert (bars["name"], bars["duration"]) == (["data=2"], [1000.0])
+    assert bars["worker_thread"] == ["tcp://w-rank 1"]
+
+
+def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
+    client = lab.client
+    assert lab.feed.on
+    assert listed(client) >= set(INDIVIDUAL)
+    base = lab.dashboard_link.removesuffix("/status")
+    assert all("Bokeh" in get(f"{base}{path}") for path in INDIVIDUAL)
+    assert 'href="workbench"' in get(f"{base}/workbench")
+    assert "Workbench Speedup" in get(f"{base}/status")  # in the menu
+    client.get_task_stream()  # from now on Dask records one
+    going = run(make(), "data=2", steps=100_000, folder=tmp_path, lab=lab)
+
+    def metrics() -> list[dict[str, Any]]:
+        return [worker["metrics"] for worker in client.scheduler_info()["workers"].values()]
+
+    def seen(dask_scheduler: Any) -> tuple[Any, ...]:
+        board = dask_scheduler.plugins["workbench-board"]
+        spent = dask_scheduler.cumulative_worker_metrics
+        kinds = {key[2] for key in spent if key[:2] == ("execute", "data=2")}
+        return board.facts, board.series, kinds
+
+    assert until(lambda: "timeline" in client.run_on_scheduler(seen)[0], 20)
+    assert until(lambda: all(each[MEMORY] > 10 for each in metrics()), 20)
+    assert until(lambda: "rank comm" in client.run_on_scheduler(seen)[2], 20)
+    going.stop()
+    assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 20)
+    facts, series, kinds = client.run_on_scheduler(seen)
+    assert facts["title"] == "custom, batch of 4"
+    assert facts["plan"].strategy == "data=2"
+    assert len(facts["timeline"].bars) > 2
+    [steps] = series.values()
+    assert kinds >= {"rank compute", "rank comm"}
+    assert len(steps) <= MOST_ROWS
+    bars = [task for task in client.get_task_stream() if str(task["key"]).startswith("data=2-")]
+    assert {bar["thread"] for bar in bars} == {"rank 0", "rank 1"}
+    assert until(lambda: all(each[MEMORY] == each[CPU] == 0 for each in metrics()), 20)
+
+
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that is made now knows nothing of us, as one in a process of its own."""
+    for path in pages.PAGES:
+        monkeypatch.delitem(dask_dashboard.applications, path)
+
+
+def test_a_scheduler_that_runs_is_given_the_pages(without_pages: None):
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert not listed(client) & set(INDIVIDUAL)
+        assert client.run_on_scheduler(load_pages)
+        assert client.run_on_scheduler(load_pages)  # and once is enough
+        assert listed(client) >= set(INDIVIDUAL)
+        base = client.dashboard_link.removesuffix("/status")
+        assert 'href="workbench"' in get(f"{base}/workbench")
+        assert get(f"{base}/status").count("Workbench Speedup") == 1
+        client.sync(getattr(client.scheduler, PUBLISH), news=pickle.dumps(News(facts=ABOUT)))
+        [board] = [p for p in cluster.scheduler.plugins.values() if isinstance(p, Board)]
+        assert board.facts == ABOUT
+
+
+def test_a_scheduler_without_a_dashboard_stays_without_pages():
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        assert not client.run_on_scheduler(load_pages)
+        assert Board.name not in cluster.scheduler.plugins
+
+
+@pytest.fixture
+def preloaded(tmp_path: Path) -> Iterator[Client]:
+    """A client of `dask scheduler --preload workbench.dashboard`."""
+    address = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    command += ["--preload", "workbench.dashboard", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(address)]
+    here = str(Path(workbench.__file__).parents[1])
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": here},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert until(address.exists, 40)
+        with Client(scheduler_file=str(address)) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+def test_a_preload_gives_a_scheduler_the_pages_and_no_torch(preloaded: Client):
+    assert listed(preloaded) >= set(INDIVIDUAL)
+    news = News(facts={"plan": plan(make(), "data=2"), "status": "running"})
+    preloaded.sync(getattr(preloaded.scheduler, PUBLISH), news=pickle.dumps(news))
+
+    def loaded(dask_scheduler: Any) -> tuple[Any, set[str]]:
+        found = {name.partition(".")[0] for name in __import__("sys").modules}
+        return dask_scheduler.plugins["workbench-board"].facts["status"], found
+
+    status, modules = preloaded.run_on_scheduler(loaded)
+    assert status == "running"
+    assert not {"torch", "ipywidgets"} & modules
