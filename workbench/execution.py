@@ -213,6 +213,7 @@ class Execution:
             self._images.add(data)
             return
         if kind == "pace":
+            self._told.pause(data["paused"])
             self.on_pace(data["paused"])
             return
         spans = _span_rows(rank, data["spans"])

@@ -82,7 +82,8 @@ class Told:
 
     def take(self, rows: Sequence[Mapping[str, float]], spans: list[dict[str, Any]]) -> None:
         """Take what a rank has sent."""
-        self._status = "running"
+        if self._status == "starting":
+            self._status = "running"
         self._steps += len(rows)
         if self._timed:
             keys = ("time_s", "loss", "samples_per_s")
@@ -96,6 +97,10 @@ class Told:
             while self._kept_spans > MOST_SPANS:
                 oldest = self._spans.pop(min(self._spans))
                 self._kept_spans -= sum(map(len, oldest.values()))
+
+    def pause(self, paused: bool) -> None:
+        """Take that the ranks wait to go on, or do."""
+        self._status = "paused" if paused else "running"
 
     def end(self, status: str) -> None:
         """End; ``status`` as of a run."""

@@ -21,6 +21,7 @@ from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 WORDS = {
     "starting": "Starting",
     "running": "Running",
+    "paused": "Paused",
     "stopping": "Stopping",
     "done": "Done",
     "stopped": "Stopped",
