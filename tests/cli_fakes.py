@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fake_comparison import FakeComparison, row
@@ -33,8 +32,6 @@ class Comparison(FakeComparison):
         if self.looks == 0:
             self.go_on(self.end)
             self.rows, self.error = rows(), self.failure
-            for number, run in enumerate(self.runs):
-                run.folder = Path(f"run-{number}")
         return self.end if self.looks <= 0 else "running"
 
     @status.setter

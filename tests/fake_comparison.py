@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,7 @@ class FakeComparison:
         self.runs: list[Any] = []
         self.preview: Any = None
         self.timelines: dict[str, Any] = {}
+        self.folder = Path("workbench-runs/fake")
         self.done = 0
         self.stopped_on: list[str] = []
 

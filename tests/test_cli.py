@@ -116,15 +116,6 @@ def test_quiet_leaves_the_figures_alone(compares):
     assert "machine" not in answer.stdout
 
 
-def test_compare_keeps_what_report_reads_back(compares):
-    compares(Comparison())
-    Path("out").mkdir()
-    assert workbench("compare", "digits-mlp", "data=2", "--out", "out").exit_code == 0
-    answer = workbench("report", "out", "-o", "again.html")
-    assert answer.exit_code == 0, answer.output
-    assert "data=2" in Path("again.html").read_text()
-
-
 def test_sweep_times_what_can_be_done_and_names_what_cannot(compares, lab):
     asked = compares(comparison := Comparison())
     comparison.refused = {"pipeline=2": "pipeline=2 asks for more stages than layers."}
@@ -157,7 +148,7 @@ def test_report_of_the_folder_of_a_run(tmp_path):
         "measured": 0.13, "by_rank": [0.12, 0.14], "theory": 0.12, "equal_stages": 0.11,
     }  # fmt: skip
     folder = RunFolder.create(tmp_path, "one")
-    folder.finish(summary, steps)
+    folder.finish(summary, steps, [])
     answer = workbench("report", str(folder.path), "-o", str(tmp_path / "r.html"))
     assert answer.exit_code == 0, answer.output
     report = (tmp_path / "r.html").read_text()

@@ -12,8 +12,9 @@ from rich.console import Console
 from workbench.cli import follow
 from workbench.cli.figures import column, ranges
 from workbench.cli.tables import comparison_tables
-from workbench.cli.terminal import Terminal, finite
+from workbench.cli.terminal import Terminal
 from workbench.errors import RunError
+from workbench.records import finite
 
 
 def terminal(width: int = 100, **options: Any) -> tuple[Terminal, io.StringIO]:

@@ -36,6 +36,7 @@ ROOMS = (
     "speedup",  # from timed runs to a table
     "amdahl",  # the serial fraction of a strategy
     "cost",  # seconds of cores, and money
+    "compared",  # the record of a comparison, live or read back
     "timeline",  # what every rank did when
     "why",  # each millisecond beyond the ideal step
     "findings",  # what a comparison found, in sentences
@@ -89,6 +90,7 @@ ROOMS = (
     "comparison",  # repeats, baselines, speedups, proofs
     "compare",  # the start of one
     "sweep",  # the start of one of all that can be done
+    "attaching",  # runs and comparisons as their folders tell them
     "ui",  # panel, figures, report
     "dashboard",  # pages in the Dask dashboard
     "cli",  # the command `workbench`
@@ -110,6 +112,7 @@ PURE = (
     "speedup",
     "amdahl",
     "cost",
+    "compared",
     "why",
     "findings",
     "timeline",

@@ -17,6 +17,7 @@ from workbench.errors import PlanError, RunError
 if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to the table below
     from workbench import arrays, datasets
     from workbench.apply import apply
+    from workbench.attaching import attach
     from workbench.checkpoint.loading import load
     from workbench.checkpoint.saving import save
     from workbench.cluster.starting import start
@@ -46,6 +47,7 @@ __all__ = [
     "app",
     "apply",
     "arrays",
+    "attach",
     "compare",
     "compare_schemes",
     "dataset",
@@ -71,6 +73,7 @@ _ROOM_OF = {
     "Workload": "workbench.workload",
     "app": "workbench.ui.panel",
     "apply": "workbench.apply",
+    "attach": "workbench.attaching",
     "compare": "workbench.compare",
     "compare_schemes": "workbench.distribution",
     "dataset": "workbench.datasets.opening",

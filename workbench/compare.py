@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.arguments import check_repeats, check_steps, check_threads
 from workbench.comparison import Comparison
+from workbench.cost import check_price
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS
 from workbench.planning import plan as make_plan
@@ -33,6 +34,7 @@ def compare(
     folder: str | Path | None = None,
     lab: Lab | None = None,
     skip_refused: bool = False,
+    price_per_worker_hour: float | None = None,
     wait: bool = True,
     on_change: Callable[[Comparison], None] | None = None,
     **options: Any,
@@ -59,6 +61,11 @@ def compare(
     skip_refused:
         Whether strategies that cannot be done are left out, and listed in ``comparison.refused``
         with the reason, instead of being refused all together.
+    price_per_worker_hour:
+        What one worker, on which one rank runs, costs for an hour, in any currency; rows then say
+        what an epoch costs.
+    folder:
+        Parent of the comparison's folder; ``workbench-runs`` if left out.
     wait:
         Whether to return at the end, or at once with a comparison that fills in the background.
     on_change:
@@ -67,7 +74,8 @@ def compare(
     Raises
     ------
     PlanError
-        If one of the strategies cannot be done, or none can; nothing is started.
+        If one of the strategies cannot be done, or none can, or ``folder`` cannot be written to;
+        nothing is started.
     RunError
         If a run breaks, and ``wait`` is true.
     """
@@ -89,6 +97,7 @@ def compare(
         prove=prove,
         preview=preview,
         spans=spans,
+        price_per_worker_hour=check_price(price_per_worker_hour),
         folder=folder,
         lab=lab,
         on_change=on_change or (lambda _comparison: None),

@@ -6,24 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workbench.compared import Compared, Facts, Progress
 from workbench.errors import PlanError, RunError
 from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
-from workbench.measured import SpanRow
 from workbench.placement import Placement
+from workbench.records import ComparisonFolder, name_of
 from workbench.run import Run
-from workbench.speedup import Entry, rows, seconds_left
+from workbench.speedup import Entry, seconds_left
 from workbench.state import largest_difference
 from workbench.steering import ENDED, PAUSE_LIMIT_S, Status
 from workbench.telling import show_comparison
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.cluster.lab import Lab
     from workbench.plan import Plan
     from workbench.preview import Preview
@@ -34,31 +32,15 @@ SPAN_STEPS = 8
 PROOF_TOLERANCE = 1e-8
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a comparison is; ``eta_s`` is None before that can be told."""
-
-    done_steps: int
-    total_steps: int
-    eta_s: float | None
-    text: str
-
-
-class Comparison:
+class Comparison(Compared):
     """A table of speedups that fills while the runs go on; may be read from any thread.
 
     Attributes
     ----------
     error:
         What broke, if it failed; the rows until then stay.
-    unproved:
-        Why ``same_result`` stays open where it was to be proved: what broke in float64.
-    refused:
-        Strategies that were asked for and cannot be done, each with the reason.
-    timelines:
-        Spans of each strategy by its label, as of a run, if they were asked for.
-    machine:
-        What it was measured on.
+    folder:
+        Where ``comparison.json`` and the folders of all runs are.
     """
 
     def __init__(
@@ -75,54 +57,61 @@ class Comparison:
         prove: bool,
         preview: bool,
         spans: bool,
+        price_per_worker_hour: float | None,
         folder: str | Path | None,
         lab: Lab,
         on_change: Callable[[Comparison], None],
     ) -> None:
         from workbench.cluster.devices import resolve_device
 
-        self.work, self.steps, self.repeats = work, steps, repeats
-        self.lab, self.device, self.prove, self.folder = lab, device, prove, folder
-        self.refused = dict(refused)
-        self._previews, self._record_spans = preview, spans
-        self.timelines: dict[str, list[SpanRow]] = {}
-        self._status: Status = "starting"
-        self.error: RunError | PlanError | None = None
-        self.unproved: str | None = None
-        self.machine = describe()
-        self.runs: tuple[Run, ...] = ()
-        self._on_change = on_change
-        self._now = "Starting"
-        self._aside_steps = 0
-        self._stop_asked, self._pause_asked = threading.Event(), threading.Event()
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._placement = Placement(lab)
         plans = list({p.strategy: p for p in plans if p.ranks > 1}.values())
         for plan in plans:
             lab.hosts_for(plan.ranks)
         cores = max((p.ranks * threads for p in plans), default=lab.threads * len(lab.hosts))
         lines = [(serial, 1), *([(serial, cores)] if cores > 1 else [])]
         lines += [(p, threads) for p in plans]
+        super().__init__(
+            Facts.of(work),
+            [
+                Entry(
+                    plan.strategy,
+                    plan.ranks,
+                    threads_,
+                    resolve_device(device, lab, plan.ranks),
+                    plan.bytes_per_step,
+                    same_result=False if plan.inexact else None,
+                    proof=f"not by design: {plan.inexact}" if plan.inexact else "",
+                )
+                for plan, threads_ in lines
+            ],
+            steps=steps,
+            repeats=repeats,
+            machine=describe(),
+            refused=refused,
+            price_per_worker_hour=price_per_worker_hour,
+        )
+        self.work, self.lab, self.device, self.prove = work, lab, device, prove
         self._plans = [plan for plan, _ in lines]
-        self.entries = [
-            Entry(
-                plan.strategy,
-                plan.ranks,
-                threads_,
-                resolve_device(device, lab, plan.ranks),
-                plan.bytes_per_step,
-                same_result=False if plan.inexact else None,
-                proof=f"not by design: {plan.inexact}" if plan.inexact else "",
-            )
-            for plan, threads_ in lines
-        ]
-        self._all_threads = self.entries[1 if cores > 1 else 0]
+        self._previews, self._record_spans = preview, spans
+        self._status: Status = "starting"
+        self.error: RunError | PlanError | None = None
+        self.runs: tuple[Run, ...] = ()
+        self._on_change = on_change
+        self._now = "Starting"
+        self._aside_steps = 0
+        self._recorded: dict[str, str] = {}  # folder of the run that a timeline is from, by label
+        self._stop_asked, self._pause_asked = threading.Event(), threading.Event()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._placement = Placement(lab)
+        self._record = ComparisonFolder.create(folder, name_of(work.name, "comparison"))
+        self.folder = self._record.path
         self._driver = threading.Thread(target=self._drive, name="comparison", daemon=True)
 
     def start(self) -> None:
         """Start working in the background."""
         show_comparison(self)
+        self._keep()
         self._driver.start()
 
     @property
@@ -130,11 +119,6 @@ class Comparison:
         """As of a run; "paused" while the run that goes on is."""
         waits = self._status == "running" and self.runs[-1].status == "paused"
         return "paused" if waits else self._status
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per baseline and strategy; keys are those of ``docs/design.md``."""
-        return rows(self.entries, self._all_threads)
 
     @property
     def preview(self) -> Preview | None:
@@ -222,43 +206,6 @@ class Comparison:
                 )
         return self
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return the rows as a data frame (needs pandas)."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return machine, workload, rows and state, ready for JSON."""
-        progress = self.progress
-        return {
-            "machine": self.machine,
-            "workload": {
-                "name": self.work.name,
-                "batch_size": self.work.batch_size,
-                "samples": self.work.samples,
-                "seed": self.work.seed,
-                "dtype": self.work.dtype,
-            },
-            "status": self.status,
-            "error": None if self.error is None else str(self.error),
-            "unproved": self.unproved,
-            "refused": self.refused,
-            "steps": self.steps,
-            "repeats": self.repeats,
-            "progress": {"done_steps": progress.done_steps, "total_steps": progress.total_steps},
-            "rows": self.rows,
-        }
-
-    def __repr__(self) -> str:
-        """Say how far it is, and the speedups so far."""
-        found = ", ".join(
-            f"{row['strategy']} {row['threads']}t {row['speedup']:.2f}x"
-            for row in self.rows
-            if row["speedup"] is not None
-        )
-        return f"<Comparison {self.work.name}: {self.status}{': ' if found else ''}{found}>"
-
     # The driver's thread.
 
     def _drive(self) -> None:
@@ -285,8 +232,25 @@ class Comparison:
                     status, self.error = "stopped", None
                 self._status = status
             self._now = status.capitalize()
+            try:
+                self._keep()
+            except RunError as error:  # what was measured stays; who waits must hear of it
+                self._status, self.error = "failed", self.error or error
             self._ended.set()
             self._on_change(self)
+
+    def _changed(self) -> None:
+        self._keep()
+        self._on_change(self)
+
+    def _keep(self) -> None:
+        """Write down what there is, so that it can be read back whatever happens next."""
+        try:
+            self._record.write(self.to_json(), self.entries, self._recorded)
+        except OSError as problem:
+            raise RunError(
+                f"The comparison could not be written to {self.folder}: {problem}"
+            ) from problem
 
     def _time(self, plan: Plan, entry: Entry, repeat: int) -> None:
         self._now = f"{entry.strategy} on {entry.baseline}, repeat {repeat + 1} of {self.repeats}"
@@ -295,7 +259,7 @@ class Comparison:
         self._go(run)
         entry.backend = run.backend
         entry.complete = repeat == self.repeats - 1
-        self._on_change(self)
+        self._changed()
 
     def _new_run(
         self,
@@ -333,7 +297,7 @@ class Comparison:
             run.stop()
         elif self._pause_asked.is_set():
             run.pause(wait=False)
-        self._on_change(self)
+        self._changed()
         run.wait()
         if self._stop_asked.is_set() or run.status == "stopped":
             raise Stopped
@@ -359,7 +323,8 @@ class Comparison:
             self._now = f"Recording what the ranks do: {entry.strategy} on {entry.baseline}"
             run = self._new_run(plan, entry.threads, SPAN_STEPS, self._placement, record_spans=True)
             self.timelines[run.label] = self._aside(run).spans
-            self._on_change(self)
+            self._recorded[run.label] = run.folder.name
+            self._changed()
 
     def _prove_all(self) -> None:
         """Prove every strategy by a few steps in float64: no error can hide in rounding.
@@ -378,7 +343,7 @@ class Comparison:
                 entry.max_difference = largest_difference(wanted, got)
                 entry.same_result = entry.max_difference <= PROOF_TOLERANCE
                 entry.proof = "in float64" + (", without bf16" if self._plans[number].low else "")
-                self._on_change(self)
+                self._changed()
         except RunError as error:  # a model may need float32; the times still say what they say
             if self._stop_asked.is_set():
                 raise Stopped from None

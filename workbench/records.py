@@ -1,28 +1,44 @@
-"""The folder of a run: what was asked, one JSON record per step, and how it ended."""
+"""The folders of runs and comparisons: what was asked, a record per step, and how it ended."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+import socket
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
+
+import psutil
 
 from workbench.errors import PlanError
+from workbench.measured import Row, SpanRow
+from workbench.speedup import Entry
 
 DEFAULT_FOLDER = "workbench-runs"
+RUN, STEPS, SPANS, COMPARISON = "run.json", "steps.jsonl", "spans.jsonl", "comparison.json"
+LIVE_SPANS = 2_000
+"""Spans per rank that are written while a run goes on: enough to see a step of one that broke."""
+
+MOST_SPANS = 20_000
+"""Spans per rank that are written when it has ended: the newest."""
+
+SPAN_KEYS = ("rank", "step", "kind", "name", "start_s", "stop_s", "sent_bytes")
 
 
-class RunFolder:
-    """Writes ``run.json`` and ``steps.jsonl``; both can be read at any time while a run goes on."""
+class Folder:
+    """A new folder for the records of something; files in it are replaced whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=False, mode=0o700)
-        self._steps: TextIO | None = (path / "steps.jsonl").open("w", encoding="utf-8")
 
     @classmethod
-    def create(cls, parent: str | Path | None, name: str) -> RunFolder:
+    def create(cls, parent: str | Path | None, name: str) -> Self:
         """Make a new folder ``name`` (with a number if it is taken) below ``parent``.
 
         Raises
@@ -45,32 +61,96 @@ class RunFolder:
             ) from error
         raise PlanError(f"folder={str(parent)!r} holds 10,000 runs of the name {name!r}.")
 
-    def add_steps(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Append the records of steps as they become known."""
-        if self._steps is not None:
-            self._steps.writelines(json.dumps(row) + "\n" for row in rows)
-            self._steps.flush()
-
-    def finish(self, summary: Mapping[str, Any], rows: Iterable[Mapping[str, float]]) -> None:
-        """Replace the live records by the exact ones and write the summary; whole or not at all."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
-        self._replace("steps.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.write_summary(summary)
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``run.json``."""
-        self._replace("run.json", json.dumps(summary, indent=1) + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
+    def replace(self, name: str, text: str) -> None:
+        """Write a file, in the place of one of that name if there is one."""
         scratch = self.path / f".{name}"
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, self.path / name)
 
 
-def read(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Return summary and step records of a run folder.
+class RunFolder(Folder):
+    """Writes ``run.json``, ``steps.jsonl`` and ``spans.jsonl``, to be read at any time."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._live: dict[str, TextIO] = {
+            name: (path / name).open("w", encoding="utf-8") for name in (STEPS, SPANS)
+        }
+        self._written = 0
+
+    def add(self, rows: Iterable[Row], spans: Sequence[SpanRow], ranks: int) -> None:
+        """Append steps, and the first of the spans, as they become known."""
+        if self._live:
+            self._live[STEPS].write(_lines(rows))
+            spans = spans[: max(0, LIVE_SPANS * ranks - self._written)]
+            self._written += len(spans)
+            self._live[SPANS].write(_span_lines(spans))
+            for file in self._live.values():
+                file.flush()
+
+    def close(self) -> None:
+        """Append no more."""
+        for file in self._live.values():
+            file.close()
+        self._live = {}
+
+    def finish(self, summary: Mapping[str, Any], rows: Iterable[Row], spans: list[SpanRow]) -> None:
+        """Replace the live records by the exact ones and write the summary; whole or not at all.
+
+        ``spans`` are by rank and time; of those of a rank the newest are kept.
+        """
+        self.close()
+        self.replace(STEPS, _lines(rows))
+        by_rank: dict[int, deque[SpanRow]] = defaultdict(partial(deque, maxlen=MOST_SPANS))
+        for span in spans:
+            by_rank[span["rank"]].append(span)
+        self.replace(SPANS, "".join(map(_span_lines, by_rank.values())))
+        self.write_summary(summary)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``run.json``, with who it is that drives the run."""
+        self.replace(RUN, json.dumps({**summary, "driver": driver()}, indent=1) + "\n")
+
+
+class ComparisonFolder(Folder):
+    """Writes ``comparison.json`` beside the folders of the runs."""
+
+    def write(
+        self, document: Mapping[str, Any], entries: Iterable[Entry], recorded: Mapping[str, str]
+    ) -> None:
+        """Write all that there is: the document, and which runs its lines rest on.
+
+        ``recorded`` has the folder of the run that each timeline is from, by its label.
+        """
+        lines = []
+        for entry in entries:
+            told = {key: value for key, value in vars(entry).items() if key != "runs"}
+            lines.append(told | {"runs": [run.folder.name for run in entry.runs]})
+        whole = {**document, "lines": lines, "timelines": dict(recorded), "driver": driver()}
+        self.replace(COMPARISON, json.dumps(finite(whole), indent=1) + "\n")
+
+
+def driver() -> dict[str, Any]:
+    """Return who writes: this machine and process, told apart from a later one of its number."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started_s": psutil.Process().create_time(),
+    }
+
+
+def drives(told: Mapping[str, Any]) -> bool | None:
+    """Return whether the process that :func:`driver` told of still lives; None if unknown here."""
+    if told.get("host") != socket.gethostname():
+        return None
+    try:
+        return bool(psutil.Process(told["pid"]).create_time() == told["started_s"])
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
+    """Return summary and step records of a run folder; a last line that is cut off is left out.
 
     Raises
     ------
@@ -78,12 +158,45 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
         If there is no run in ``folder``.
     """
     folder = Path(folder)
-    summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    steps = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    return summary, [json.loads(line) for line in steps]
+    summary = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    return summary, [json.loads(line) for line in _whole_lines(folder / STEPS)]
+
+
+def read_spans(folder: str | Path) -> list[SpanRow]:
+    """Return the spans of a run folder; none if it has no such file."""
+    file = Path(folder) / SPANS
+    lines = _whole_lines(file) if file.is_file() else []
+    return [dict(zip(SPAN_KEYS, json.loads(line), strict=True)) for line in lines]
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def name_of(workload: str, what: str) -> str:
+    """Return the name of a folder: when, of which workload, and what."""
+    return f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{safe_name(workload)}-{what}"
 
 
 def safe_name(name: str) -> str:
     """Return a workload's name as part of a folder's name, of at most 60 bytes."""
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
     return kept.encode()[:60].decode(errors="ignore") or "run"
+
+
+def _lines(rows: Iterable[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _span_lines(spans: Iterable[SpanRow]) -> str:
+    return _lines([span[key] for key in SPAN_KEYS] for span in spans)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()

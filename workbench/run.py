@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,7 +22,7 @@ from workbench.execution import (
 from workbench.measured import Row, SpanRow
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
-from workbench.records import RunFolder, safe_name
+from workbench.records import RunFolder, name_of
 from workbench.resuming import Ended, Start, start_from
 from workbench.steering import ENDED, Status, Steered
 
@@ -113,7 +112,7 @@ class Run(Steered):
     ranks:
         Which rank runs where: worker, pid, device, threads.
     folder:
-        Where ``run.json`` and ``steps.jsonl`` are.
+        Where ``run.json``, ``steps.jsonl`` and ``spans.jsonl`` are.
     """
 
     plan: Plan
@@ -146,7 +145,7 @@ class Run(Steered):
         self.test_loss: float | None = None
         self.kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]] = {}
         self._taken: dict[tuple[int, str], Future] = {}
-        name = f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{safe_name(work.name)}-{plan.strategy}"
+        name = name_of(work.name, plan.strategy)
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
         self.run_id = f"{self.folder.name}-{uuid4().hex[:8]}"
@@ -223,10 +222,12 @@ class Run(Steered):
             "device": self.device,
             "backend": self.backend,
             "batch_size": self.work.batch_size,
+            "samples": self.work.samples,
             "seed": self.work.seed,
             "dtype": self.work.dtype,
             "status": self.status,
             "error": None if self.error is None else str(self.error),
+            "first_step": self.first_step,
             "steps": self.steps,
             "steps_done": self.step,
             "step_s": self.step_s,
@@ -268,7 +269,7 @@ class Run(Steered):
             with self._lock:
                 self.status = status
             try:
-                self._record.finish(self.summary(), self.history)
+                self._record.finish(self.summary(), self.history, self.spans)
             except OSError as problem:  # what was learned is kept; who waits must hear of the end
                 self.error = self.error or RunError(
                     f"The records of the run could not be written to {self.folder}: {problem}"
@@ -285,7 +286,7 @@ class Run(Steered):
 
     def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
         self._add(rows, spans)
-        self._record.add_steps(rows)
+        self._record.add(rows, spans, self.plan.ranks)
 
     def _finish(self, finished: Finished) -> Status:
         with self._lock:

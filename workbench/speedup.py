@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ class Timed(Protocol):
 
     accuracy: float | None
     warm_up_steps: int
+    folder: Path
 
 
 @dataclass

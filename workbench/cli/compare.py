@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from workbench import machine
 from workbench.cli import options
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.tables import comparison_tables, why_table
-from workbench.cli.terminal import Terminal, figures_command, finite
+from workbench.cli.terminal import Terminal, figures_command
 from workbench.errors import PlanError
 from workbench.findings import findings, sameness
 from workbench.timeline import write_trace
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
     from workbench.comparison import Comparison
     from workbench.workload import Workload
 
-SAVED = "comparison.json"
-"""The file of a comparison in the folder of its runs."""
-
 
 out: options.Decorator = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the runs and for comparison.json, which `workbench report` reads.",
+    help="Folder in which the comparison makes its own, with all runs. [default: workbench-runs]",
 )
 
 
@@ -88,20 +84,17 @@ def compare(
         spans=trace is not None or report is not None,
         choices=choices,
     )
-    show(comparison, terminal, out, trace, report)
+    show(comparison, terminal, trace, report)
 
 
 def show(
     comparison: Comparison,
     terminal: Terminal,
-    out: Path | None,
     trace: Path | None,
     report: Path | None,
 ) -> None:
     """Write what was asked for of an ended comparison, and print its figures."""
     document = comparison_document(comparison)
-    if out is not None:
-        (out / SAVED).write_text(json.dumps(finite(document), indent=1), encoding="utf-8")
     if trace is not None:
         document["trace"] = str(write_trace(comparison, trace))
     if report is not None:
@@ -109,6 +102,7 @@ def show(
 
         document["report"] = str(write_report(comparison, report))
     terminal.figures(document, *comparison_figures(comparison))
+    terminal.say("", Text(f"Record: {comparison.folder}"))
     if report is not None:
         terminal.say("", Text(f"Report: {report}"))
     if trace is not None:
@@ -180,11 +174,11 @@ def measure(
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """Return what ``--json`` prints: machine, workload, rows, findings, and the runs' folders."""
+    """Return what ``--json`` prints: machine, workload, rows, findings and the folder."""
     return {
         **comparison.to_json(),
         "finding": _sentences(comparison),
-        "runs": [run.folder.name for run in comparison.runs],
+        "folder": str(comparison.folder),
     }
 
 

@@ -22,11 +22,13 @@ from workbench.cli import options
 def report(measured: Path, output: Path) -> None:
     """Write one self-contained HTML file that opens with the network off.
 
-    FOLDER is that of a run, or what `workbench compare --out` was given; JSON is what
-    `workbench compare --json` or `workbench demo --json` printed.
+    FOLDER is that of a run or of a comparison, or one that holds such folders, of which the newest
+    is taken; JSON is what `workbench compare --json` or `workbench demo --json` printed.
     """
-    from workbench.cli.saved import read_saved
+    from workbench.attaching import as_comparison, attach
+    from workbench.measured import Measured
     from workbench.ui.report import write_report
 
-    saved = read_saved(measured)
+    found = attach(measured)
+    saved = as_comparison(found) if isinstance(found, Measured) else found
     click.echo(write_report(saved, options.report_path(output)).absolute())

@@ -69,7 +69,7 @@ def sweep(
         skip_refused=True,
         **asked,
     )
-    show(comparison, terminal, out, trace, report)
+    show(comparison, terminal, trace, report)
     if comparison.refused:
         terminal.say("", refused_table(comparison.refused))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from typing import Any, TextIO
 import click
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+from workbench.records import finite
 
 PIPED_WIDTH = 100
 """Columns where the output is no terminal, unless COLUMNS says otherwise."""
@@ -67,15 +68,6 @@ def figures_command(command: Callable[..., None]) -> Callable[..., None]:
         command(*args, terminal=Terminal.open(json=as_json, quiet=quiet), **options)
 
     return wrapped
-
-
-def finite(value: Any) -> Any:
-    """Return ``value`` with null for numbers that JSON does not have: NaN and the infinities."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _console(stream: TextIO) -> Console:

@@ -1,0 +1,209 @@
+"""What is read back of runs and comparisons: the same figures, whoever has measured them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import until, workload
+
+import workbench as wb
+from workbench.attaching import AttachedComparison, AttachedRun, as_comparison
+from workbench.cluster.lab import Lab
+from workbench.records import RunFolder, driver, drives, read
+from workbench.ui.report import report_html
+
+pytestmark = pytest.mark.timeout(90)
+TIMES = {"compute_s": 0.01, "comm_s": 0.0, "wait_s": 0.0, "optimizer_s": 0.0, "load_s": 0.0}
+SUMMARY: dict[str, Any] = {
+    "workload": "digits-cnn", "strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu",
+    "backend": "shared memory", "batch_size": 128, "samples": 1000, "seed": 0, "dtype": "float32",
+    "status": "starting", "error": None, "steps": 50, "step_s": None, "bytes_per_step": 10,
+    "accuracy": None,
+}  # fmt: skip
+
+
+def step(number: int) -> dict[str, float]:
+    return {"step": number, "time_s": 0.01 * number, "step_s": 0.01, "loss": 1 / number} | TIMES
+
+
+def span(rank: int, number: int) -> dict[str, Any]:
+    return {"rank": rank, "step": number, "kind": "compute", "name": "", "start_s": float(number),
+            "stop_s": number + 0.5, "sent_bytes": 0}  # fmt: skip
+
+
+def going_on(parent: Path, name: str = "one") -> RunFolder:
+    """Return the folder of a run of this process that has made ten steps."""
+    folder = RunFolder.create(parent, name)
+    folder.write_summary(SUMMARY)
+    folder.add([step(n) for n in range(1, 11)], [span(r, 1) for r in (0, 1)], ranks=2)
+    folder.close()
+    return folder
+
+
+def gone(folder: Path, file: str = "run.json") -> None:
+    """Have it that whoever wrote the folder is gone."""
+    document = json.loads((folder / file).read_text())
+    document["driver"]["started_s"] -= 100.0
+    (folder / file).write_text(json.dumps(document))
+
+
+def test_a_run_that_goes_on_and_one_whose_driver_is_gone(tmp_path: Path) -> None:
+    folder = going_on(tmp_path)
+    run = wb.attach(folder.path)
+    assert isinstance(run, AttachedRun)
+    assert (run.status, run.step, run.steps) == ("running", 10, 50)
+    assert run.label == "data=2, 1 thread"
+    assert run.history == [step(n) for n in range(1, 11)]
+    assert run.spans == [span(0, 1), span(1, 1)]
+    assert run.step_s == 0.01
+    gone(folder.path)
+    again = wb.attach(folder.path)
+    assert again.status == "interrupted"
+    assert "interrupted, step 10 of 50" in repr(again)
+    assert as_comparison(again).rows[0]["step_s"] == 0.01
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    folder = going_on(tmp_path)
+    with (folder.path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 11, "tim')
+    assert len(read(folder.path)[1]) == 10
+
+
+def test_spans_on_disk_are_bounded_and_the_newest_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.records.LIVE_SPANS", 3)
+    monkeypatch.setattr("workbench.records.MOST_SPANS", 5)
+    folder = RunFolder.create(tmp_path, "one")
+    folder.write_summary(SUMMARY)
+    spans = [span(rank, n) for rank in (0, 1) for n in range(8)]
+    for one in spans:
+        folder.add([], [one], ranks=2)
+    assert wb.attach(folder.path).spans == spans[:6]  # type: ignore[union-attr]
+    folder.finish({**SUMMARY, "status": "done"}, [], spans)
+    assert wb.attach(folder.path).spans == spans[3:8] + spans[11:]  # type: ignore[union-attr]
+
+
+def test_the_newest_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(wb.PlanError, match="nothing measured at workbench-runs"):
+        wb.attach()
+    for number, name in enumerate(("b", "a")):
+        folder = going_on(Path("workbench-runs"), name).path
+        for file in folder.iterdir():
+            os.utime(file, (number, number + 1))
+    assert wb.attach().folder == Path("workbench-runs/a")  # type: ignore[union-attr]
+    assert wb.attach("workbench-runs/b").folder.name == "b"  # type: ignore[union-attr]
+
+
+@pytest.mark.timeout(180)
+def test_a_comparison_is_read_back_as_it_was(lab: Lab, tmp_path: Path) -> None:
+    table = wb.compare(
+        workload(), ["data=2"], steps=6, repeats=1, prove=False, spans=True, folder=tmp_path,
+        price_per_worker_hour=0.5,
+    )  # fmt: skip
+    assert table.rows[2]["price_per_epoch"] == pytest.approx(
+        table.rows[2]["epoch_s"] * 2 * 0.5 / 3600
+    )
+    found = wb.attach(tmp_path)
+    assert isinstance(found, AttachedComparison)
+    assert found.folder == table.folder
+    assert found.rows == table.rows
+    assert found.amdahl == table.amdahl
+    assert found.timelines == table.timelines
+    assert found.to_json() == json.loads(json.dumps(table.to_json()))
+    assert [run.history for run in found.runs] == [run.history for run in table.runs]
+    assert "All repeats were finished" in report_html(found)
+    # What is left when the kernel dies before the last line is begun:
+    file = table.folder / "comparison.json"
+    document = json.loads(file.read_text()) | {"status": "running"}
+    document["lines"][2].update(runs=[], complete=False)
+    file.write_text(json.dumps(document))
+    gone(table.folder, "comparison.json")
+    left = wb.attach(table.folder)
+    assert isinstance(left, AttachedComparison)
+    assert left.status == "interrupted"
+    assert left.rows == table.rows[:2]
+
+
+DRIVER = """
+import sys, torch, numpy as np, workbench as wb
+class Slow(torch.nn.Linear):
+    def forward(self, x):
+        import time
+        time.sleep(0 if x.is_meta else 0.02)
+        return super().forward(x)
+if __name__ == "__main__":
+    data = np.zeros((50, 4), "float32"), np.zeros(50, "int64")
+    work = wb.Workload(model=Slow(4, 3), data=data, batch_size=8)
+    lab = wb.start(workers=1, threads=1)
+    wb.run(work, steps=100_000, folder=sys.argv[1]).wait()
+"""
+
+
+def test_a_run_whose_kernel_was_killed(tmp_path: Path, no_rank_is_left: None) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    process = subprocess.Popen([sys.executable, script, tmp_path / "runs"])
+    try:
+        until(lambda: any(len(read(f)[1]) > 3 for f in (tmp_path / "runs").glob("*")), 60)
+        assert wb.attach(tmp_path / "runs").status == "running"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    run = wb.attach(tmp_path / "runs")
+    assert run.status == "interrupted"
+    assert run.step > 3  # type: ignore[union-attr]
+    assert run.spans  # type: ignore[union-attr]
+
+
+def test_who_drives() -> None:
+    told = driver()
+    assert drives(told) is True
+    assert drives({**told, "pid": 2**22 + 1}) is False
+    assert drives({**told, "started_s": time.time() - 1e6}) is False
+    assert drives({**told, "host": "elsewhere"}) is None
+    assert drives({"host": told["host"]}) is False
+
+
+@pytest.mark.parametrize("names", [["../secret"], ["/etc"], [3], [["x"]]])
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, names: Any) -> None:
+    inside = tmp_path / "in"
+    going_on(tmp_path, "secret")
+    going_on(inside, "one")
+    line = {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu", "bytes_per_step": 1}
+    document = {
+        "machine": {"cores": 2}, "workload": {"name": "w", "batch_size": 1}, "status": "done",
+        "error": None, "rows": [], "lines": [{**line, "runs": names}],
+        "timelines": {"data=2": names[0]},
+    }  # fmt: skip
+    (inside / "comparison.json").write_text(json.dumps(document))
+    if names == [["x"]]:
+        with pytest.raises(wb.PlanError, match="is not the JSON of a comparison"):
+            wb.attach(inside)
+        return
+    found = wb.attach(inside)
+    assert isinstance(found, AttachedComparison)
+    assert found.runs == ()
+    assert found.timelines == {}
+
+
+@pytest.mark.parametrize("file", ["run.json", "steps.jsonl"])
+def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path, file: str) -> None:
+    folder = going_on(tmp_path).path
+    (folder / file).write_text('{"strategy": \n')
+    with pytest.raises(wb.PlanError, match=r"The run in .* cannot be read"):
+        wb.attach(folder)
+    (folder / "run.json").write_text("{}")
+    (folder / "steps.jsonl").write_text("")
+    with pytest.raises(wb.PlanError, match=r"The run in .* cannot be read: KeyError"):
+        wb.attach(folder)
