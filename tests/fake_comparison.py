@@ -34,6 +34,9 @@ def row(strategy: str, ranks: int, threads: int, step_s: float, **changes: Any) 
         "max_difference": None,
         "test_accuracy": None,
         "predicted_step_s": None,
+        "epoch_s": step_s * 10,
+        "core_s_per_epoch": step_s * 10 * ranks * threads,
+        "price_per_epoch": None,
         "repeats": 3,
         "complete": True,
     } | changes

@@ -128,6 +128,16 @@ def test_sweep_times_what_can_be_done_and_names_what_cannot(compares, lab):
     assert "asks for more stages than layers" in answer.stdout
 
 
+def test_compare_tells_what_an_epoch_costs_and_what_amdahl_says(compares):
+    asked = compares(Comparison())
+    answer = workbench("compare", "digits-cnn", "data=2", "--price-per-worker-hour", "0.5")
+    assert answer.exit_code == 0, answer.output
+    assert asked["price_per_worker_hour"] == 0.5
+    assert "What an epoch costs" in answer.stdout
+    assert "data is as fast as ideal or faster at 2 cores." in answer.stdout
+    assert "Record: workbench-runs/fake" in answer.stdout
+
+
 def test_report_reads_what_json_printed(compares):
     compares(Comparison())
     Path("printed.json").write_text(workbench("compare", "digits-mlp", "data=2", "--json").stdout)

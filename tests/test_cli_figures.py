@@ -11,7 +11,7 @@ from rich.console import Console
 
 from workbench.cli import follow
 from workbench.cli.figures import column, ranges
-from workbench.cli.tables import comparison_tables
+from workbench.cli.tables import comparison_tables, cost_table
 from workbench.cli.terminal import Terminal
 from workbench.errors import RunError
 from workbench.records import finite
@@ -54,6 +54,16 @@ def test_tables_fit_and_nothing_is_cut_off(width):
     assert max(map(len, lines)) <= width
     assert "…" not in screen.getvalue()
     assert sum("data=2" in line for line in lines) == 3
+
+
+def test_costs_and_what_amdahl_says():
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(cost_table(rows(price_per_epoch=0.00021)))
+    assert "0.00021" in screen.getvalue()
+    assert "0.80" in screen.getvalue()  # core-seconds of data=2: ten steps of 40 ms on two cores
+    without = io.StringIO()
+    Console(file=without, width=80).print(cost_table(rows()))
+    assert "price" not in without.getvalue()
 
 
 def test_numbers_of_a_column_have_the_same_decimals():

@@ -14,9 +14,9 @@ from typing import Any
 from workbench.bubble import Bubble
 from workbench.compared import Compared, Facts, Progress
 from workbench.errors import PlanError
-from workbench.measured import Measured, Row, SpanRow
+from workbench.measured import WARM_UP_STEPS, Measured, Row, SpanRow
 from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, drives, read, read_spans
-from workbench.speedup import Entry
+from workbench.speedup import FEWEST_STEPS, Entry
 from workbench.steering import ENDED
 
 
@@ -104,9 +104,9 @@ class AttachedComparison(Compared):
         self.timelines = dict(timelines or {})
         self.folder, self.error = folder, document["error"]
         self.work = self.facts
-        self.runs = tuple(run for entry in self.entries for run in entry.runs)
+        self.runs: tuple[Any, ...] = tuple(run for entry in self.entries for run in entry.runs)
         for run in self.runs:
-            run.work = self.work  # type: ignore[attr-defined]  # one workload, known by identity
+            run.work = self.work  # known by identity, as that of a comparison's runs
         self._status = _status(document, bool(self.runs))
         self._rows = list(document["rows"])
         told = document.get("progress", {})
@@ -188,17 +188,31 @@ def as_comparison(run: Any) -> AttachedComparison:
     facts = _facts(summary, summary["workload"])
     document = {
         "machine": {},
-        "workload": {**vars(facts), **({"ranks_waited": str(run.bubble)} if run.bubble else {})},
+        "workload": vars(facts),
         "status": run.status,
         "error": None if run.error is None else str(run.error),
         "rows": [],
         "steps": run.steps,
         "repeats": 1,
     }
-    return _OneRun(document, [entry], {run.label: run.spans} if run.spans else {}, run.folder)
+    found = _OneRun(document, [entry], {run.label: run.spans} if run.spans else {}, run.folder)
+    if not found.rows:
+        fewest = WARM_UP_STEPS + FEWEST_STEPS
+        raise PlanError(
+            f"The run in {run.folder} has {run.step} finished steps, too few to time; a run of "
+            f"{fewest} or more can be reported."
+        )
+    return found
 
 
 class _OneRun(AttachedComparison):
+    def to_json(self) -> dict[str, Any]:
+        """As of a comparison, with how much the ranks of a pipeline waited."""
+        document = super().to_json()
+        if bubble := self.runs[0].bubble:
+            document["workload"]["ranks_waited"] = str(bubble)
+        return document
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row, whose speedups are not known."""

@@ -110,8 +110,8 @@ class Comparison(Compared):
 
     def start(self) -> None:
         """Start working in the background."""
-        show_comparison(self)
         self._keep()
+        show_comparison(self)
         self._driver.start()
 
     @property

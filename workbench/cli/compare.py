@@ -10,9 +10,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from workbench import machine
+from workbench.amdahl import fits
 from workbench.cli import options
 from workbench.cli.follow import Progressed, follow
-from workbench.cli.tables import comparison_tables, why_table
+from workbench.cli.tables import comparison_tables, cost_table, why_table
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.errors import PlanError
 from workbench.findings import findings, sameness
@@ -44,6 +45,7 @@ out: options.Decorator = click.option(
 @options.trace
 @out
 @options.report
+@options.price
 @figures_command
 def compare(
     workload: str,
@@ -61,6 +63,7 @@ def compare(
     trace: Path | None,
     out: Path | None,
     report: Path | None,
+    price_per_worker_hour: float | None,
 ) -> None:
     """Time each STRATEGY, such as data=2, against the serial run, and prove its result.
 
@@ -83,6 +86,7 @@ def compare(
         folder=out,
         spans=trace is not None or report is not None,
         choices=choices,
+        price_per_worker_hour=price_per_worker_hour,
     )
     show(comparison, terminal, trace, report)
 
@@ -193,10 +197,13 @@ def comparison_figures(comparison: Comparison) -> list[RenderableType]:
         Text(),
         why_table(rows, machine.cores()),
         Text(),
+        cost_table(rows),
+        Text(),
         *sentences,
     ]
 
 
 def _sentences(comparison: Comparison) -> list[str]:
     rows = comparison.rows
-    return [*findings(rows, machine.cores()), *sameness(rows)]
+    laws = [fit.sentence for fit in fits(rows)]
+    return [*findings(rows, machine.cores()), *laws, *sameness(rows)]

@@ -93,7 +93,7 @@ def demo(
 
         document = comparison_document(comparison)
         document["report"] = str(write_report(comparison, report).absolute())
-    del document["runs"]  # their folders are gone
+    del document["folder"]  # their folders are gone
     terminal.figures(document, *comparison_figures(comparison))
     terminal.say("", Text.assemble("Report: ", (document["report"], "bold")))
 

@@ -79,6 +79,12 @@ report: Decorator = click.option(
     "--report", type=click.Path(path_type=Path), help="Write an HTML report to this file, too."
 )
 
+price: Decorator = click.option(
+    "--price-per-worker-hour",
+    type=click.FloatRange(min=0),
+    help="What one worker costs for an hour, in any currency, to see what an epoch costs.",
+)
+
 
 def workload_changes(batch: int | None, seed: int | None) -> dict[str, int]:
     """Return what ``--batch`` and ``--seed`` change in a workload of the catalogue."""

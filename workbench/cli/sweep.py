@@ -32,6 +32,7 @@ from workbench.cli.terminal import Terminal, figures_command
 @options.trace
 @out
 @options.report
+@options.price
 @figures_command
 def sweep(
     workload: str,

@@ -107,6 +107,30 @@ def result_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Return what an epoch takes of the cores, and what it costs where there is a price."""
+    priced = any(row["price_per_epoch"] is not None for row in rows)
+    table = _table("What an epoch costs, a pass over all samples, at the measured time per step")
+    table.add_column("strategy", overflow="fold")
+    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    names = {"epoch_s": "s\nper epoch", "core_s_per_epoch": "core-s\nper epoch"}
+    names |= {"price_per_epoch": "price of an\nepoch"} if priced else {}
+    names |= {"speedup": "speedup\nvs 1 × 1"}
+    for name in names.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = {name: column([row[name] for row in rows]) for name in names}
+    if priced:
+        cells["price_per_epoch"] = [_price(row["price_per_epoch"]) for row in rows]
+    for row, *told in zip(rows, *cells.values(), strict=True):
+        table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *told)
+    return table
+
+
+def _price(value: float | None) -> str:
+    """Return a price in no currency; of an epoch of seconds it may be far below a cent."""
+    return NOTHING if value is None else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
 def why_table(rows: Sequence[Row], cores: int) -> Table:
     """Return what each strategy's step takes beyond the ideal, which is serial divided by cores.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from bokeh.embed import components
 from bokeh.resources import Resources
 
 from workbench import machine
+from workbench.amdahl import fits
 from workbench.findings import findings
 from workbench.plan import in_binary_units
 from workbench.timeline import timeline_of
 from workbench.ui import figures, table, texts
+from workbench.ui.costs import cost_table
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
@@ -78,7 +80,8 @@ def report_html(comparison: Any) -> str:
         for chart in charts
     )
     cores = facts["machine"].get("cores") or machine.cores()
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in findings(rows, cores))
+    told = [*findings(rows, cores), *(fit.sentence for fit in fits(rows))]
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in told)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -100,6 +103,7 @@ def report_html(comparison: Any) -> str:
 <p class="soft">Time per step is the median over repeats, with the fastest and the slowest one.
 Repeats of all rows took turns, so that a busy moment of the machine strikes all alike.
 Sent per step is what the busiest rank sends.</p>
+{_cost(rows)}
 <h2>Figures</h2>
 <div class="figures">{drawn}</div>
 <h2>Workload</h2>
@@ -109,6 +113,19 @@ Sent per step is what the busiest rank sends.</p>
 </body>
 </html>
 """
+
+
+def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
+    costs = cost_table(rows)
+    return (
+        f"""<h2>Cost</h2>
+{costs}
+<p class="soft">An epoch is a pass over all samples, at the measured time per step. A core-second is
+one core (on a GPU: one device) kept busy for a second; what is twice as fast on four cores costs
+twice as much.</p>"""
+        if costs
+        else ""
+    )
 
 
 def _state(comparison: Any) -> str:

@@ -1,0 +1,38 @@
+"""What an epoch costs, as an HTML table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from workbench.ui import texts
+from workbench.ui.texts import Row
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Return seconds, core-seconds and, where there is a price, money per epoch; text is escaped.
+
+    Empty without rows, or with those of an older version, which did not count that.
+    """
+    rows = [row for row in rows if row.get("epoch_s") is not None]
+    if not rows:
+        return ""
+    priced = any(row["price_per_epoch"] is not None for row in rows)
+    names = ["Strategy", "Seconds per epoch", "Core-seconds per epoch", "Speedup over 1 thread"]
+    names += ["Price of an epoch"] if priced else []
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = ""
+    for row in rows:
+        speedup = "–" if row["speedup"] is None else f"{row['speedup']:.2f}×"
+        cells = [f"{row['epoch_s']:.3g}", f"{row['core_s_per_epoch']:.3g}", speedup]
+        cells += [_price(row["price_per_epoch"])] if priced else []
+        told = "".join(f"<td>{cell}</td>" for cell in (escape(texts.row_label(row)), *cells))
+        body += f"<tr>{told}</tr>"
+    return (
+        '<div class="wb-scroll"><table class="wb-table">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _price(price: float | None) -> str:
+    return "–" if price is None else f"{price:.2f}" if price >= 1 else f"{price:.3g}"
