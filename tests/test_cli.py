@@ -259,7 +259,10 @@ def test_lab_passes_its_options_on_and_ends_as_the_server_did(monkeypatch, lab):
 
     monkeypatch.setattr(importlib.import_module("workbench.ui.lab"), "launch_lab", launch)
     assert workbench("lab", "--folder", "mine", "--port", "0", "--no-browser").exit_code == 3
-    assert asked == [Path("mine"), {"port": 0, "browser": False}]
+    usual = {"lesson": "00", "lang": None, "voila": False}
+    assert asked == [Path("mine"), {"port": 0, "browser": False, **usual}]
+    assert workbench("lab", "--lesson", "06", "--lang", "zh", "--voila").exit_code == 3
+    assert asked[3] == {"port": None, "browser": True, "lesson": "06", "lang": "zh", "voila": True}
 
 
 @pytest.mark.timeout(150)

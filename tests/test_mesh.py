@@ -51,7 +51,7 @@ def test_axes_are_ordered_and_serial_is_no_special_case() -> None:
     assert Mesh((("data", 2),)).degree("tensor") == 1
 
 
-@pytest.mark.parametrize("axes", [(("rows", 2),), (("data", 2), ("data", 2)), (("data", 0),)])
+@pytest.mark.parametrize("axes", [(("two rows", 2),), (("data", 2), ("data", 2)), (("data", 0),)])
 def test_no_such_mesh(axes: tuple[tuple[str, int], ...]) -> None:
     with pytest.raises(ValueError, match=r"axes must be|degrees must be"):
         Mesh(axes)

@@ -17,7 +17,8 @@ import workbench as wb
 DOOR = ast.parse((Path(__file__).parents[1] / "workbench" / "__init__.py").read_text())
 FUNCTIONS = (
     *("app", "apply", "compare", "compare_schemes", "dataset", "evaluate", "load", "placement"),
-    *("plan", "predict", "run", "save", "start", "store", "verify", "where", "workload"),
+    *("plan", "predict", "register_strategy", "run", "save", "start", "store", "verify", "where"),
+    "workload",
 )
 SAME_NAME_AS_ROOM = (
     *("apply", "compare", "evaluate", "placement", "plan", "predict", "run", "verify"),

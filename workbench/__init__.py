@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.predict import predict
     from workbench.run import run
     from workbench.storing import store
+    from workbench.strategies import Strategy, register_strategy
     from workbench.sweep import sweep
     from workbench.timeline import write_trace
     from workbench.ui.layer_picture import picture
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PlanError",
     "RunError",
+    "Strategy",
     "Workload",
     "__version__",
     "app",
@@ -58,6 +60,7 @@ __all__ = [
     "placement",
     "plan",
     "predict",
+    "register_strategy",
     "run",
     "save",
     "start",
@@ -70,6 +73,7 @@ __all__ = [
 ]
 
 _ROOM_OF = {
+    "Strategy": "workbench.strategies",
     "Workload": "workbench.workload",
     "app": "workbench.ui.panel",
     "apply": "workbench.apply",
@@ -83,6 +87,7 @@ _ROOM_OF = {
     "placement": "workbench.distribution",
     "plan": "workbench.planning",
     "predict": "workbench.predict",
+    "register_strategy": "workbench.strategies",
     "run": "workbench.run",
     "save": "workbench.checkpoint.saving",
     "start": "workbench.cluster.starting",

@@ -10,13 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 AXES = ("data", "sharded", "pipeline", "tensor", "channel", "spatial")
-"""Every axis name, slowest varying first: the axis that talks most has neighbouring ranks."""
+"""The axes that come along, slowest varying first: the one that talks most has neighbouring ranks.
+
+An axis of any other name belongs to a strategy of a user's own, and varies faster than these.
+"""
 
 BATCH_AXES = ("data", "sharded")
 """Axes along which ranks take different samples."""
 
-FEATURE_AXES = ("tensor", "channel")
-"""Axes along which ranks have different features or channels of the same arrays."""
+
+def cuts_features(axis: str) -> bool:
+    """Return whether ranks along ``axis`` have different features of the same arrays.
+
+    ``tensor`` and ``channel`` do, and so does every axis of a strategy of a user's own.
+    """
+    return axis not in (*BATCH_AXES, "pipeline", "spatial")
 
 
 def balanced(size: int, parts: int, index: int) -> tuple[int, int]:
@@ -67,8 +75,10 @@ class Mesh:
         if self.grid and math.prod(self.grid) != self.degree("spatial"):
             raise ValueError(f"a grid of {self.grid} has not {self.degree('spatial')} ranks")
         names = [name for name, _ in self.axes]
-        if len(set(names)) != len(names) or not set(names) <= set(AXES):
-            raise ValueError(f"axes must be different names out of {', '.join(AXES)}; got {names}")
+        if len(set(names)) != len(names) or not all(map(str.isidentifier, names)):
+            raise ValueError(
+                f"axes must be different names, such as {', '.join(AXES)}; got {names}"
+            )
         if any(degree < 1 for _, degree in self.axes):
             raise ValueError(f"degrees must be 1 or more; got {self.axes}")
 
@@ -134,12 +144,16 @@ class Mesh:
 
     @property
     def feature_axis(self) -> str:
-        """The axis that cuts features; strategies refuse to use both at once."""
-        return next((axis for axis in FEATURE_AXES if self.degree(axis) > 1), FEATURE_AXES[0])
+        """The axis that cuts features, of which a plan has one at most; ``tensor`` if none does."""
+        used = (axis for axis, degree in self.axes if degree > 1 and cuts_features(axis))
+        return next(used, "tensor")
 
     def with_axis(self, axis: str, degree: int, grid: tuple[int, ...] = ()) -> Mesh:
-        """Return this mesh with one more axis, in the order of :data:`AXES`."""
-        axes = sorted((*self.axes, (axis, degree)), key=lambda a: AXES.index(a[0]))
+        """Return this mesh with one more axis, in the order of :data:`AXES`, others behind."""
+        axes = sorted(
+            (*self.axes, (axis, degree)),
+            key=lambda a: AXES.index(a[0]) if a[0] in AXES else len(AXES),
+        )
         return Mesh(tuple(axes), grid or self.grid)
 
     def __str__(self) -> str:

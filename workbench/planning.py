@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from workbench.arguments import check_accumulate
 from workbench.errors import PlanError
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
-from workbench.mesh import Mesh
+from workbench.mesh import AXES, Mesh, cuts_features
 from workbench.plan import Batch, LayerPlan, Plan
 from workbench.schedules import SCHEDULES, most_in_flight
 from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
@@ -61,7 +61,7 @@ def plan(
     if work not in _made:
         check_workload(work)  # once: it copies the model, and makes it into bytes
     made = _made.setdefault(work, {})
-    stated = repr(sorted(options.items()))
+    stated = repr(sorted(options.items())), *(each.cut for each in STRATEGIES.values())
     found = made.get((repr(strategy), accumulate, stated))
     if found is None:
         try:
@@ -74,7 +74,8 @@ def plan(
     return found
 
 
-_made: WeakKeyDictionary[Workload, dict[tuple[str, int | None, str], Plan]] = WeakKeyDictionary()
+_Asked = tuple[str, int | None, tuple[Any, ...]]
+_made: WeakKeyDictionary[Workload, dict[_Asked, Plan]] = WeakKeyDictionary()
 """Plans, which depend on nothing that changes: a run, and another that goes on from it, have one.
 
 They are gone with their workload.
@@ -285,6 +286,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
 def compose(start: Plan, found: Profile) -> Plan:
     """Let every axis of the plan's mesh cut what was found, one after the other."""
     check_writes(start, found.written)
+    _check_together(start.mesh)
     result = replace(
         replicas.check(start),
         layers=tuple(LayerPlan(layer) for layer in found.layers),
@@ -303,6 +305,21 @@ def compose(start: Plan, found: Profile) -> Plan:
         if degree > 1:
             result = STRATEGIES[axis].cut(result)
     return agree(result)
+
+
+def _check_together(mesh: Mesh) -> None:
+    """Check that a strategy of a user's own has the features of arrays to itself."""
+    own = [axis for axis, degree in mesh.axes if degree > 1 and axis not in AXES]
+    others = [
+        axis
+        for axis, degree in mesh.axes
+        if degree > 1 and axis not in own[:1] and (cuts_features(axis) or axis == spatial.AXIS)
+    ]
+    if own and others:
+        raise PlanError(
+            f"{mesh} cuts the same arrays by {own[0]} and by {others[0]}, which is not offered; "
+            f"use {own[0]}={mesh.degree(own[0])} alone, or with data, sharded or pipeline."
+        )
 
 
 def checked_options(options: dict[str, Any]) -> dict[str, str]:

@@ -84,7 +84,8 @@ class Why:
             return f"Use fewer ranks or threads: there are {_cores(self.cores)}."
         # Of several axes the one that has most ranks is most likely the cause.
         axis = max(parse(self.strategy).axes, key=lambda each: each[1])[0]
-        return f"Try {STRATEGIES[axis].remedies[self.worst]}."
+        remedy = STRATEGIES[axis].remedies.get(self.worst)
+        return f"Try {remedy}." if remedy else "Its strategy has no advice for that."
 
 
 def why(row: Row, alone: Row, machine_cores: int) -> Why:

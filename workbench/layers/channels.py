@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from workbench.comm.comm import Comm
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.gather import Whole, all_reduce_sum, split_flat
-from workbench.mesh import FEATURE_AXES, balanced, balanced_units
+from workbench.mesh import balanced, balanced_units, cuts_features
 from workbench.plan import Cut, LayerPlan, Plan
 from workbench.windows import Run
 
@@ -19,7 +19,7 @@ from workbench.windows import Run
 def is_split(planned: LayerPlan) -> bool:
     """Return whether the plan gives ranks parts of what this layer itself multiplies by."""
     return planned.layer.role in ("conv", "linear", "embedding") and any(
-        cut.axis in FEATURE_AXES for _, cut in planned.parameters
+        cuts_features(cut.axis) for _, cut in planned.parameters
     )
 
 
@@ -32,7 +32,7 @@ def narrow(model: nn.Module, plan: Plan, rank: int) -> None:
         name: cut
         for planned in plan.layers
         for name, cut in planned.parameters
-        if cut.axis in FEATURE_AXES
+        if cuts_features(cut.axis)
     }
     if not cuts:
         return

@@ -38,6 +38,6 @@ class Strategy:
     title: str
     summary: str
     cut: Callable[[Plan], Plan]
-    remedies: Mapping[str, str]
+    remedies: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     grid: bool = False

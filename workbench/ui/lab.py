@@ -1,4 +1,4 @@
-"""JupyterLab, opened on the reader's own copy of the start notebook."""
+"""JupyterLab, or Voilà, opened on the reader's own copy of a lesson."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from workbench.errors import PlanError, RunError
 
 START = "00-start-here.ipynb"
+KIOSK = "panel.ipynb"
 FOLDER = "workbench-notebooks"
 CONFIG = Path(__file__).parent / "jupyter_config"
+LANGUAGES = {"en": "", "zh": "jupyterlab_language_pack_zh_CN"}
+"""Languages by their code, with the package that teaches JupyterLab's own menus to speak it."""
 
 
 def launch_lab(
-    folder: str | Path = FOLDER, *, port: int | None = None, browser: bool = True
+    folder: str | Path = FOLDER,
+    *,
+    port: int | None = None,
+    browser: bool = True,
+    lesson: str = "00",
+    lang: str | None = None,
+    voila: bool = False,
 ) -> int:
-    """Start JupyterLab on the start notebook, wait until it ends, and return its exit status.
+    """Start JupyterLab on a lesson, wait until it ends, and return its exit status.
 
     It listens on 127.0.0.1 alone and asks for a token, which stands in the address that it prints.
 
@@ -31,24 +41,58 @@ def launch_lab(
         Port to listen on, 0 for any that is free; by default 8888 or the next free one.
     browser:
         Whether to open a web browser.
+    lesson:
+        Number of the lesson to open: ``"06"`` or ``"6"``.
+    lang:
+        ``"en"`` or ``"zh"``: the language of the panel, of the lesson if it is there in that
+        language, and of JupyterLab if its language pack is installed. By default that of the
+        environment variable WORKBENCH_LANG.
+    voila:
+        Show the panel alone, as a page of Voilà's without cells, and no lesson.
 
     Raises
     ------
     PlanError
-        The folder cannot be written, or the port cannot be one.
+        There is no such lesson, the folder cannot be written, the port cannot be one, or Voilà is
+        asked for and not installed.
     RunError
         The notebooks are missing from the installation.
     """
     if port is not None and not 0 <= port <= 65535:
         raise PlanError(f"Port {port} is not one; ports go from 1 to 65535; 0 takes a free one.")
+    notebook = KIOSK if voila else lesson_file(lesson, lang)
+    if voila and find_spec("voila") is None:
+        raise PlanError(
+            "--voila needs Voilà, which is not installed; pip install 'voila>=0.5,<0.6' installs "
+            "it, as does the extra [classroom] of this package."
+        )
     place_notebooks(folder)
-    command = lab_command(folder, port=port, browser=browser)
-    with subprocess.Popen(command, env=lab_environment()) as server:
+    make = voila_command if voila else lab_command
+    command = make(folder, port=port, browser=browser, notebook=notebook)
+    with subprocess.Popen(command, env=lab_environment(lang)) as server:
         while True:
             try:
                 return server.wait()
             except KeyboardInterrupt:
                 continue  # the same key has reached the server, which is ending
+
+
+def lesson_file(lesson: str, lang: str | None = None) -> str:
+    """Return the file of a lesson, relative to the folder: in ``lang`` if there is one.
+
+    Raises
+    ------
+    PlanError
+        There is no such lesson; lists those that there are.
+    """
+    source = _notebooks()
+    lessons = {path.name[:2]: path.name for path in sorted(source.glob("[0-9][0-9]-*.ipynb"))}
+    name = lessons.get(lesson.zfill(2) if lesson else "")
+    if name is None:
+        listed = ", ".join(file.removesuffix(".ipynb") for file in lessons.values())
+        raise PlanError(f"There is no lesson {lesson!r}; there are: {listed}.")
+    translated = f"{lang}/{name}"
+    return translated if lang and (source / translated).is_file() else name
 
 
 def place_notebooks(folder: str | Path) -> Path:
@@ -64,10 +108,11 @@ def place_notebooks(folder: str | Path) -> Path:
     source = _notebooks()
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for notebook in sorted(source.glob("*.ipynb")):
-            if not (folder / notebook.name).exists():
-                shutil.copyfile(notebook, folder / notebook.name)
+        for notebook in sorted(source.rglob("*.ipynb")):
+            copy = folder / notebook.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():
+                shutil.copyfile(notebook, copy)
     except OSError as error:
         raise PlanError(
             f"The notebooks cannot be put into {folder}: {error.strerror or error}; "
@@ -76,15 +121,17 @@ def place_notebooks(folder: str | Path) -> Path:
     return folder / START
 
 
-def lab_command(folder: str | Path, *, port: int | None = None, browser: bool = True) -> list[str]:
-    """Return the command that starts JupyterLab in ``folder``: start notebook and panel open."""
+def lab_command(
+    folder: str | Path, *, port: int | None = None, browser: bool = True, notebook: str = START
+) -> list[str]:
+    """Return the command that starts JupyterLab in ``folder`` with a notebook open."""
     command = [
         sys.executable,
         *("-m", "jupyterlab"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={Path(folder).resolve()}",
-        f"--LabApp.default_url=/lab/tree/{START}",
-        # Runs the notebook's first cell. It is in no other server: there people run cells.
+        f"--LabApp.default_url=/lab/tree/{notebook}",
+        # Runs the start notebook's first cell. It is in no other server: there people run cells.
         f"--LabApp.extra_labextensions_path={CONFIG / 'labextensions'}",
         "--ServerApp.answer_yes=True",  # Ctrl-C ends it without a question
     ]
@@ -97,10 +144,37 @@ def lab_command(folder: str | Path, *, port: int | None = None, browser: bool = 
     return command
 
 
-def lab_environment() -> dict[str, str]:
-    """Return the environment for JupyterLab: our defaults for its settings; the user's own win."""
-    paths = [str(CONFIG), os.environ.get("JUPYTER_CONFIG_PATH")]
-    return {**os.environ, "JUPYTER_CONFIG_PATH": os.pathsep.join(path for path in paths if path)}
+def voila_command(
+    folder: str | Path, *, port: int | None = None, browser: bool = True, notebook: str = KIOSK
+) -> list[str]:
+    """Return the command that starts Voilà on a notebook in ``folder``."""
+    command = [
+        sys.executable,
+        *("-m", "voila", str(Path(folder).resolve() / notebook)),
+        "--Voila.ip=127.0.0.1",
+        "--token",  # whoever else has an account here may not press Run
+        "--show_tracebacks=True",
+    ]
+    if port is not None:
+        command.append(f"--port={port}")
+    if not browser:
+        command.append("--no-browser")
+    return command
+
+
+def lab_environment(lang: str | None = None) -> dict[str, str]:
+    """Return the environment for JupyterLab: our defaults for its settings; the user's own win.
+
+    Kernels get it too, so ``lang`` is the language of the panel.
+    """
+    ours = [CONFIG]
+    chosen = {} if lang is None else {"WORKBENCH_LANG": lang}
+    pack = LANGUAGES.get(lang or "")
+    if pack and find_spec(pack) is not None:
+        ours.insert(0, CONFIG.with_name(f"jupyter_config_{lang}"))
+    paths = [*map(str, ours), os.environ.get("JUPYTER_CONFIG_PATH")]
+    joined = os.pathsep.join(path for path in paths if path)
+    return {**os.environ, **chosen, "JUPYTER_CONFIG_PATH": joined}
 
 
 def _notebooks() -> Path:

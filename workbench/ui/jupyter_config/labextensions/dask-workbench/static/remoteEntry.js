@@ -4,6 +4,7 @@
    gives to prebuilt extensions, and uses nothing but the application it is handed: no build step. */
 (() => {
   const START = "00-start-here.ipynb";
+  const STARTS = [START, `zh/${START}`]; // one for each language
   // The cell as we ship it, presets aside. What else a notebook holds is run by people only.
   const OURS = /^import workbench as wb\s+wb\.app\([^()]*\)\s*$/;
   // Not when the page is loaded again: a second panel would close the one that may be at work.
@@ -23,7 +24,7 @@
       let settled = false; // at most one try per page
       const consider = async () => {
         const panel = app.shell.currentWidget;
-        if (settled || panel?.context?.path !== START || !panel.sessionContext) return;
+        if (settled || !STARTS.includes(panel?.context?.path) || !panel.sessionContext) return;
         settled = true;
         await panel.context.ready;
         await panel.sessionContext.ready;
