@@ -89,7 +89,12 @@ class FakeComparison:
 
     def _run(self, of: dict[str, Any]) -> SimpleNamespace:
         history = [
-            {"step": n + 1, "time_s": (n + 1) * of["step_s"], "loss": 2.3 * math.exp(-n / 12)}
+            {
+                "step": n + 1,
+                "time_s": (n + 1) * of["step_s"],
+                "loss": 2.3 * math.exp(-n / 12),
+                "samples_per_s": 32 / of["step_s"],
+            }
             for n in range(30)
         ]
         return SimpleNamespace(
@@ -97,4 +102,5 @@ class FakeComparison:
             threads=of["threads"],
             work=self.work,
             history=history,
+            accuracy=of["test_accuracy"],
         )

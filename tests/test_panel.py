@@ -12,7 +12,8 @@ import pytest
 from fake_comparison import FakeComparison
 
 from workbench.errors import PlanError, RunError
-from workbench.ui import driver, form, panel
+from workbench.strategies.notation import parse
+from workbench.ui import driver, form, panel, shared_lab
 from workbench.ui.lab import CONFIG, START, lab_command, launch_lab, place_notebooks
 
 pytestmark = pytest.mark.timeout(60)
@@ -23,10 +24,12 @@ class FakeWork:
 
     def __init__(self, name="net", batch_size=32):
         self.name, self.batch_size, self.steps = name, batch_size, 40
-        self.samples, self.sample_shape = 1000, (1, 32, 32)
+        self.samples, self.sample_shape, self.seed = 1000, (1, 32, 32), 0
 
-    def with_(self, batch_size):
-        return FakeWork(self.name, batch_size)
+    def with_(self, batch_size=None, seed=0):
+        changed = FakeWork(self.name, batch_size or self.batch_size)
+        changed.seed = seed
+        return changed
 
 
 class FakeLab:
@@ -46,10 +49,10 @@ def rooms(monkeypatch):
     """Put fakes where the driver meets the other rooms, and keep what they were asked for."""
     seen = SimpleNamespace(labs=[], compared=[], threads=set(), refuse=None, gate=None)
 
-    def plan(work, strategy):
+    def plan(work, strategy, **options):
         if seen.refuse is not None and strategy != "serial":
             raise PlanError(seen.refuse)
-        return SimpleNamespace(ranks=1 if strategy == "serial" else int(strategy.split("=")[1]))
+        return SimpleNamespace(ranks=parse(strategy).size)
 
     def start(workers):
         seen.threads.add(threading.current_thread().name)
@@ -67,11 +70,10 @@ def rooms(monkeypatch):
         raise PlanError("No cluster is open.")
 
     monkeypatch.setattr(driver, "plan", plan)
-    monkeypatch.setattr(driver, "start", start)
     monkeypatch.setattr(driver, "compare", compare)
-    monkeypatch.setattr(driver, "current_lab", no_lab)
+    monkeypatch.setattr(shared_lab, "start", start)
+    monkeypatch.setattr(shared_lab, "current_lab", no_lab)
     monkeypatch.setattr(driver, "workload", FakeWork)
-    monkeypatch.setattr(panel, "_open", None)
     return seen
 
 
@@ -92,8 +94,9 @@ def until(condition, what):
 def shown(made):
     """Return everything that the widgets say, as one text."""
     view = made._view
-    texts = [view._message, view._place, view._result, view._table, view._python]
-    return "\n".join(widget.value for widget in (*texts, *view._notes.values()))
+    texts = [view.actions.message, view._place, view._result, view._table, view._python]
+    notes = view.controls.notes.values()
+    return "\n".join(widget.value for widget in (*texts, view._problem, *notes))
 
 
 def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):
@@ -111,9 +114,9 @@ def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):
     assert speedup.data["cores"] == []
     comparison.go_on()
     until(lambda: speedup.data["cores"] == [1, 2, 2], "the points")
-    assert opened._view._run.disabled
+    assert opened._view.actions.run.disabled
     comparison.status = "done"
-    until(lambda: not opened._view._run.disabled, "the end")
+    until(lambda: not opened._view.actions.run.disabled, "the end")
     said = shown(opened)
     assert "Same result as serial" in said
     assert "2.00 times as fast as 1 process with 1 thread" in said
@@ -126,7 +129,7 @@ def test_stop_is_called_by_the_driver_and_keeps_what_was_measured(opened, rooms)
     until(lambda: rooms.compared, "the comparison")
     comparison = rooms.compared[0][-1]
     comparison.go_on()
-    opened._view._stop.click()
+    opened._view.actions.stop.click()
     assert opened.wait(10).status == "stopped"
     until(lambda: "Stopped after 90 of 90 steps" in shown(opened), "the word")
     assert comparison.stopped_on == ["panel driver"]
@@ -149,8 +152,8 @@ def test_stop_while_the_cluster_starts_needs_no_waiting_and_keeps_the_cluster(op
 def test_buttons_only_put_commands_into_the_queue(opened, rooms):
     rooms.gate = threading.Event()
     before = threading.get_ident()
-    opened._view._run.click()  # returns although the cluster is still starting
-    opened._view._stop.click()
+    opened._view.actions.run.click()  # returns although the cluster is still starting
+    opened._view.actions.stop.click()
     assert threading.get_ident() == before
     assert not rooms.compared
     rooms.gate.set()
@@ -161,26 +164,26 @@ def test_buttons_only_put_commands_into_the_queue(opened, rooms):
     [
         ("batch", 0, "Batch is 0; it is a whole number, 1 or more."),
         ("workers", -1, "Workers is -1; it is a whole number, 1 or more."),
-        ("workers", 1, "data=1 is the serial run itself; use 2 workers or more"),
+        ("workers", 1, "data=2 has 2 ranks, one for each worker, and Workers is 1"),
         ("steps", 3, "Steps is 3, but the first 3 only warm up"),
     ],
 )
 def test_a_bad_number_is_told_beside_its_control_and_nothing_starts(
     opened, rooms, control, value, sentence
 ):
-    opened._view._controls[control].value = value
+    opened._view.controls.fields[control].value = value
     opened.run()
-    until(lambda: sentence in opened._view._notes[control].value, "the sentence")
+    until(lambda: sentence in opened._view.controls.notes[control].value, "the sentence")
     assert opened.state.status == "failed"
     assert not rooms.labs
-    opened._view._controls[control].value = 8
-    until(lambda: sentence not in opened._view._notes[control].value, "the sentence's end")
+    opened._view.controls.fields[control].value = 8
+    until(lambda: sentence not in opened._view.controls.notes[control].value, "the sentence's end")
 
 
 def test_a_refused_plan_is_told_beside_the_strategy(opened, rooms):
     rooms.refuse = "data=2 asks for <2> replicas."
     opened.run()
-    note = opened._view._notes["strategy"]
+    note = opened._view.controls.notes["strategy"]
     until(lambda: "data=2 asks for &lt;2&gt; replicas." in note.value, "the sentence")
     assert not rooms.labs
 
@@ -188,7 +191,10 @@ def test_a_refused_plan_is_told_beside_the_strategy(opened, rooms):
 def test_a_given_cluster_that_is_too_small_is_told_beside_the_workers(rooms):
     made = panel.app(lab=FakeLab(2), workers=4, batch=32, steps=12)
     made.run()
-    until(lambda: "4 ranks need 4 workers." in made._view._notes["workers"].value, "the sentence")
+    until(
+        lambda: "4 ranks need 4 workers." in made._view.controls.notes["workers"].value,
+        "the sentence",
+    )
     made.close()
 
 
@@ -198,7 +204,7 @@ def test_a_run_that_breaks_is_told_with_its_details(opened, rooms):
     comparison = rooms.compared[0][-1]
     comparison.error = RunError("Rank 1 was killed.", details="a <trace>")
     comparison.status = "failed"
-    note = opened._view._notes["run"]
+    note = opened._view._problem
     until(lambda: "Rank 1 was killed." in note.value, "the sentence")
     assert "a &lt;trace&gt;" in note.value
 
@@ -206,14 +212,14 @@ def test_a_run_that_breaks_is_told_with_its_details(opened, rooms):
 def test_an_unforeseen_error_does_not_end_the_driver(opened, rooms, monkeypatch):
     monkeypatch.setattr(driver, "compare", lambda *_a, **_k: 1 / 0)
     opened.run()
-    note = opened._view._notes["run"]
+    note = opened._view._problem
     until(lambda: "ZeroDivisionError" in note.value, "the sentence")
     assert opened.driver._thread.is_alive()
 
 
 def test_more_workers_than_the_own_cluster_has_start_a_larger_one(opened, rooms):
     for workers in (2, 3, 2):
-        opened._view._controls["workers"].value = workers
+        opened._view.controls.fields["workers"].value = workers
         opened.run()
         until(lambda: len(rooms.compared) and rooms.compared[-1][1], "the comparison")
         rooms.compared[-1][-1].status = "done"
@@ -223,21 +229,43 @@ def test_more_workers_than_the_own_cluster_has_start_a_larger_one(opened, rooms)
     assert [lab.closed for lab in rooms.labs] == [True, False]
 
 
-def test_a_second_panel_closes_the_first_and_takes_its_cluster(opened, rooms):
+def test_two_panels_take_turns_on_one_cluster_which_ends_with_the_last(opened, rooms):
     opened.run()
     until(lambda: rooms.compared, "the comparison")
     second = panel.app(workers=2, batch=32, steps=12)
-    until(lambda: rooms.compared[0][-1].status == "stopped", "the end of the first run")
-    opened.close()
-    assert not opened._thread.is_alive()
-    assert not opened.driver._thread.is_alive()
-    assert not rooms.labs[0].closed
     second.run()
+    until(lambda: "another panel has the workers" in shown(second), "the word about the turn")
+    rooms.compared[0][-1].go_on("done")
     until(lambda: len(rooms.compared) == 2, "the second comparison")
+    assert "2.00 times as fast" in shown(opened)
+    assert "2.00 times as fast" not in shown(second)
+    opened.close()
+    assert not rooms.labs[0].closed
     second.close()
     assert len(rooms.labs) == 1
     assert rooms.labs[0].closed
     assert not {"panel", "panel driver"} & {thread.name for thread in threading.enumerate()}
+
+
+def test_a_run_that_waits_for_its_turn_can_be_stopped(opened, rooms):
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    second = panel.app(workers=2, batch=32, steps=12)
+    second.run()
+    second.stop()
+    assert second.wait(10).status == "stopped"
+    rooms.compared[0][-1].go_on("done")
+    second.close()
+    assert len(rooms.compared) == 1
+
+
+def test_a_cell_that_is_run_again_closes_the_panel_it_had_opened(rooms, monkeypatch):
+    monkeypatch.setattr(panel, "_cell", lambda: "a-cell")
+    first = panel.app(workers=2)
+    second = panel.app(workers=2)
+    until(lambda: not first._thread.is_alive(), "the end of the first panel")
+    assert second._thread.is_alive()
+    second.close()
 
 
 def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
@@ -248,7 +276,7 @@ def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
     until(lambda: rooms.compared, "the comparison")
     comparison = rooms.compared[0][-1]
     comparison.go_on()
-    until(lambda: opened._view._charts[2].source.data["label"], "the bars")
+    until(lambda: opened._view._charts[4].source.data["label"], "the bars")
     time.sleep(0.6)  # ticks without news
     sent.clear()
     comparison.rows[2]["speedup"] = 1.9
@@ -261,7 +289,7 @@ def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
 
 def test_an_own_workload_comes_first_and_is_named_in_the_python_line(rooms):
     made = panel.app(work=FakeWork("<mine>", 16), steps=12)
-    assert made._view.request() == form.Request(form.OWN, "data", 2, 16, 12)
+    assert made._view.request() == form.Request(form.OWN, (("data", "2"),), 2, 16, 12)
     assert "work.with_(batch_size=16)" in shown(made)
     made.run()
     until(lambda: rooms.compared, "the comparison")
@@ -271,23 +299,28 @@ def test_an_own_workload_comes_first_and_is_named_in_the_python_line(rooms):
 
 def test_choosing_a_workload_sets_batch_and_steps_that_suit_it(opened):
     assert opened._view.request().batch == 32  # as preset
-    opened._view._controls["workload"].value = "digits-mlp"
+    opened._view.controls.fields["workload"].value = "digits-mlp"
     until(lambda: opened._view.request().steps == 40, "the suggestion")
 
 
 def test_presets_are_checked_before_anything_starts(rooms):
     for presets, sentence in (
-        ({"colour": "red"}, "no preset 'colour'"),
-        ({"workload": "mnist"}, "There is no workload 'mnist'; there are: digits-cnn"),
+        ({"colour": "red"}, "no control 'colour'"),
+        ({"workload": "mnist"}, "workload='mnist' is no workload of the catalogue"),
+        ({"workload": ""}, "hand it over"),
+        ({"hidden": ["colour"]}, "no control 'colour'"),
+        ({"lang": "fr"}, "no language 'fr'; there are: en, zh"),
+        ({"schedule": "gpip"}, "schedule='gpip' is not one of its choices"),
+        ({"strategy": "data=2,tensor=2", "workers": 2}, "has 4 ranks"),
         ({"strategy": "data=0"}, "degree"),
         ({"strategy": "dta=2"}, "Did you mean 'data'"),
-        ({"batch": 2.5}, "Batch is 2.5"),
+        ({"batch": 2.5}, "batch=2.5 cannot be"),
     ):
         with pytest.raises(PlanError, match=sentence):
             panel.app(**presets)
     asked = form.request(None, {"strategy": "data=3"})
-    assert (asked.axis, asked.workers) == ("data", 3)
-    assert replace(asked, axis="serial").strategies == ["serial"]
+    assert (asked.strategy, asked.workers) == ("data=3", 3)
+    assert replace(asked, axes=()).strategies == ["serial"]
 
 
 def test_without_a_front_end_it_tells_its_state_as_text(opened, rooms, capsys):

@@ -104,4 +104,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    ms = 1e3 * seconds
+    return f"{ms:,.0f} ms" if ms >= 1000 else f"{ms:.3g} ms"

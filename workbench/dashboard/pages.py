@@ -18,7 +18,8 @@ from distributed.dashboard.components.scheduler import env
 from workbench.dashboard import parts
 from workbench.dashboard.board import Board
 from workbench.dashboard.parts import Part
-from workbench.ui import look, texts
+from workbench.ui import look
+from workbench.ui.language import text
 
 EVERY_MS = 500
 """Between two looks at the board; nothing is done if it has no news."""
@@ -122,10 +123,10 @@ def _filling(part: Part) -> LayoutDOM:
 
 def _read(part: parts.FigurePart) -> LayoutDOM:
     """Return a figure with how to read it, folded."""
-    how = escape(texts.HOW_TO_READ[part.name])
-    text = f"<details><summary>How to read this</summary>{how}</details>"
+    how = escape(text(f"figure.{part.name}.how"))
+    shown = f"<details><summary>{escape(text('about.how'))}</summary>{how}</details>"
     styles: dict[str, str | None] = {"font-family": look.FONT, "font-size": "13px", "color": "#555"}
-    below = Div(text=text, sizing_mode="stretch_width", styles=styles)
+    below = Div(text=shown, sizing_mode="stretch_width", styles=styles)
     return column([part.root, below], sizing_mode="stretch_width")
 
 

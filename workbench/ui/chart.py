@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bokeh.models import ColumnDataSource, FactorRange
-from bokeh.models.annotations import Label, Legend, Title
+from bokeh.core.properties import value
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+from bokeh.models.annotations import Label, Legend, LegendItem, Title
 from bokeh.plotting import figure
 
-from workbench.ui import look, texts
+from workbench.ui import look
+from workbench.ui.language import known, text
 
 Columns = dict[str, list[Any]]
 """The data of a figure: lists of equal length, by name."""
@@ -24,6 +26,18 @@ class Chart:
     figure: figure
     source: ColumnDataSource
     empty: Label
+
+    def speak(self) -> None:
+        """Say everything in the language of this thread."""
+        _name_axes(self.name, self.figure)
+        self.empty.text = text(f"figure.{self.name}.empty")
+        for legend in self.figure.legend:
+            for item in legend.items:
+                if isinstance(item, LegendItem) and item.name is not None:
+                    item.label = value(text(item.name))
+        for tool in self.figure.tools:
+            if isinstance(tool, HoverTool):
+                _name_lines(tool)
 
     def draw(self, columns: Columns) -> bool:
         """Show new data; return whether anything had to be sent to the browser."""
@@ -45,8 +59,11 @@ class Chart:
             part.visible = drawn
 
 
-def blank_figure(**options: Any) -> figure:
-    """Return a figure without tools, as wide as its place, whose text is read from the back row."""
+def blank_figure(name: str, **options: Any) -> figure:
+    """Return a figure without tools, as wide as its place, whose text is read from the back row.
+
+    Its title and its axes have the texts ``figure.NAME.title``, ``.x`` and ``.y``.
+    """
     fig = figure(
         sizing_mode="stretch_width",
         tools="",
@@ -57,6 +74,7 @@ def blank_figure(**options: Any) -> figure:
         min_width=280,
         **options,
     )
+    _name_axes(name, fig)
     assert isinstance(fig.title, Title)
     fig.title.text_color = look.INK
     fig.title.text_font = look.FONT
@@ -77,9 +95,35 @@ def blank_figure(**options: Any) -> figure:
     return fig
 
 
+def _name_axes(name: str, fig: figure) -> None:
+    assert isinstance(fig.title, Title)
+    fig.title.text = text(f"figure.{name}.title")
+    for axis, key in ((fig.xaxis, f"figure.{name}.x"), (fig.yaxis, f"figure.{name}.y")):
+        axis.axis_label = text(key) if known(key) else None
+
+
+def add_hover(fig: figure, renderers: Sequence[Any], lines: Mapping[str, str]) -> None:
+    """Tell more where the mouse is: for each key of a text, or column, what stands beside it."""
+    hover = HoverTool(renderers=list(renderers), tags=[list(each) for each in lines.items()])
+    _name_lines(hover)
+    fig.add_tools(hover)
+
+
+def _name_lines(hover: HoverTool) -> None:
+    hover.tooltips = [(text(key) if known(key) else key, shown) for key, shown in hover.tags]
+
+
 def add_legend(fig: figure, items: Mapping[str, Any]) -> None:
-    """Name renderers in a legend."""
-    place_legend(fig, Legend(items=[(label, [renderer]) for label, renderer in items.items()]))
+    """Name renderers in a legend, by the keys of their texts."""
+    place_legend(
+        fig,
+        Legend(
+            items=[
+                LegendItem(label=value(text(key)), renderers=[renderer], name=key)
+                for key, renderer in items.items()
+            ]
+        ),
+    )
 
 
 def place_legend(fig: figure, legend: Legend) -> None:
@@ -101,7 +145,7 @@ def place_legend(fig: figure, legend: Legend) -> None:
 def add_empty_text(fig: figure, name: str) -> Label:
     """Add what the figure says before it has data, and return it."""
     label = Label(
-        x=12, y=110, x_units="screen", y_units="screen", text=texts.EMPTY[name],
+        x=12, y=110, x_units="screen", y_units="screen", text=text(f"figure.{name}.empty"),
         text_font=look.FONT, text_font_size=look.TEXT_SIZE, text_color=look.INK,
     )  # fmt: skip
     fig.add_layout(label)

@@ -1,8 +1,8 @@
 """The driver: the one thread of the panel that talks to Dask.
 
 The panel's callbacks only put a command into its queue. What comes of it is read from the
-:class:`Job` that the driver works on; single attributes are set whole, so that the thread that
-draws can read them at any time.
+:class:`~workbench.ui.job.Job` that the driver works on; single attributes are set whole, so that
+the thread that draws can read them at any time.
 """
 
 from __future__ import annotations
@@ -12,75 +12,46 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from workbench.catalogue import CATALOGUE
-from workbench.cluster.lab import Lab, current_lab
-from workbench.cluster.starting import start
 from workbench.compare import compare
+from workbench.controls import OWN
 from workbench.errors import PlanError, RunError
 from workbench.planning import plan
-from workbench.steering import ENDED
-from workbench.ui.form import OWN, Request, check
+from workbench.sweep import sweep
+from workbench.ui import language
+from workbench.ui.form import Request, check, tries
+from workbench.ui.job import TURNS, Job, Kind
+from workbench.ui.shared_lab import SHARED, gone
+from workbench.ui.training import Training
 from workbench.workload import Workload, workload
 
 if TYPE_CHECKING:
+    from workbench.cluster.lab import Lab
     from workbench.comparison import Comparison
     from workbench.plan import Plan
 
 CLOSE_LIMIT_S = 20.0
+MOST_VARIANTS = 8
+"""Workloads with a batch size or seed of their own that are kept, with their plans."""
 
-
-@dataclass
-class Job:
-    """One press of Run, from the checks to the end.
-
-    Attributes
-    ----------
-    phase:
-        What the driver does before there is a comparison; empty once there is one, or it ended.
-    problems:
-        Sentences by the control that caused them; ``"run"`` for what broke later.
-    details:
-        What a developer wants beyond the sentence.
-    """
-
-    number: int
-    request: Request
-    phase: str = "Checking"
-    problems: dict[str, str] = field(default_factory=dict)
-    details: str = ""
-    comparison: Comparison | None = None
-    stop_asked: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def status(self) -> str:
-        """As of a run: "starting", "running", "stopping", "done", "stopped" or "failed"."""
-        if self.problems:
-            return "failed"
-        if self.comparison is None:
-            # A cluster that is being started is kept for the next run, so there is nothing to
-            # wait for.
-            return "stopped" if self.stop_asked.is_set() else "starting"
-        status = str(self.comparison.status)
-        if self.stop_asked.is_set() and status in ("starting", "running"):
-            return "stopping"
-        return status
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.status in ENDED
+IDLE_S = 0.25
+"""How long the driver waits for a command before it looks at what waits for its turn."""
 
 
 @dataclass(frozen=True)
 class Described:
     """A workload as the panel tells of it: what it is, and what suits it."""
 
-    text: str
+    name: str
+    about: str
+    samples: int
+    shape: str
     batch: int
     steps: int
+    seed: int
 
 
 class Driver:
@@ -91,51 +62,101 @@ class Driver:
     work:
         The user's own workload, or None.
     lab:
-        The cluster to use. Without one it is the one opened last; if there is none, the driver
-        starts one, and closes it at its own end.
+        The cluster to use. Without one it is the one opened last; if there is none, one is started
+        that all panels share, and closed with the last of them.
 
     Attributes
     ----------
     job:
         The newest request and what has come of it, or None.
+    training:
+        The model that is being trained, or has been, or None.
     described:
         Workloads that have been looked at, by catalogue name.
     planned:
         What was drawn last: what was asked, and its plan or why there is none.
+    refused:
+        Why a strategy cannot be, or "" if it can: by request, axes left out, and strategy.
     lab:
         The cluster in use, once there is one.
+    language:
+        What the driver's sentences are said in.
     """
 
-    def __init__(self, work: Workload | None, lab: Lab | None) -> None:
+    def __init__(self, work: Workload | None, lab: Lab | None, language: str = "en") -> None:
         self.job: Job | None = None
+        self.training: Training | None = None
         self.described: dict[str, Described] = {}
         self.planned: tuple[Request, Plan | str] | None = None
+        self.refused: dict[tuple[Request, str], str] = {}
         self.lab = lab
+        self.language = language
         self._given = lab
-        self._own: Lab | None = None
         self._made: dict[str, Workload] = {} if work is None else {OWN: work}
+        self._variants: dict[tuple[Any, ...], Workload] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: Job | None = None
+        self._drawn: Request | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
+        SHARED.join(self)
         self._thread = threading.Thread(target=self._loop, name="panel driver", daemon=True)
         self._thread.start()
 
-    def run(self, request: Request) -> Job:
-        """Ask for a comparison and return at once; while one is going on, that one is returned."""
+    def run(self, request: Request, kind: Kind = "compare") -> Job:
+        """Ask for a comparison or a training and return at once.
+
+        While one is going on, that one is returned; but a training that is asked to go on under
+        another strategy does.
+        """
         with self._lock:
-            if self.job is not None and not self.job.ended:
-                return self.job
-            number = 1 if self.job is None else self.job.number + 1
-            self.job = job = Job(number, request)
-        self._commands.put(lambda: self._run(job))
+            old = self.job
+            if old is not None and not old.ended:
+                if not (kind == old.kind == "train" and request.axes != old.request.axes):
+                    return old
+                old.stop_asked.set()
+            number = 1 if old is None else old.number + 1
+            self.job = job = Job(number, request, kind, after=old)
+        self._commands.put(lambda: self._begin(job))
         return job
 
     def stop(self) -> None:
-        """Ask for the end of the comparison and return at once."""
+        """Ask for the end of what goes on and return at once."""
         job = self.job
         if job is not None and not job.ended:
             job.stop_asked.set()
-            self._commands.put(lambda: self._stop(job))
+            self._commands.put(job.stop)
+
+    def pause(self) -> None:
+        """Ask what runs to wait after its step, or to go on if it waits, and return at once."""
+        self._tell(lambda going, paused: (going.resume if paused else going.pause)(wait=False))
+
+    def step(self) -> None:
+        """Ask what is paused for one step more, and return at once."""
+        self._tell(lambda going, paused: going.advance(wait=False) if paused else None)
+
+    def _tell(self, what: Callable[[Any, bool], object]) -> None:
+        job = self.job
+        if job is None or job.ended or job.going is None:
+            return
+        going = job.going
+
+        def tell() -> None:
+            with suppress(RunError):  # it has ended in between
+                what(going, going.status == "paused")
+
+        self._commands.put(tell)
+
+    def start_cluster(self) -> None:
+        """Ask for a new cluster in the place of one that is gone, and return at once."""
+        self._given = None
+        job = self.job
+        if job is not None and job.ended:
+            self.run(job.request, job.kind)
+
+    def start_over(self) -> None:
+        """Forget the weights of the training: the next one begins afresh."""
+        self.training = None
 
     def describe(self, name: str) -> None:
         """Ask for the description of a workload and return at once."""
@@ -145,19 +166,13 @@ class Driver:
         """Ask for the plan of what the controls say and return at once."""
         self._commands.put(lambda: self._draw(request))
 
-    def take_lab(self) -> Lab | None:
-        """Hand over the cluster that this driver has started: it will not close it any more."""
-        with self._lock:
-            lab, self._own = self._own, None
-        return lab
-
-    def give_lab(self, lab: Lab | None) -> None:
-        """Take over a cluster that another driver has started."""
-        with self._lock:
-            self._own = lab
+    @property
+    def cluster_gone(self) -> bool:
+        """Whether the cluster that was in use is closed; cheap, asks nobody."""
+        return self.lab is not None and self.lab.closed
 
     def close(self, wait: bool = True) -> None:
-        """Stop what runs, close the cluster if the driver has started it, and end the thread."""
+        """Stop what runs, leave the cluster to other panels or close it, and end the thread."""
         if not self._closed.is_set():
             self._closed.set()
             self.stop()
@@ -168,106 +183,168 @@ class Driver:
     # The driver's thread.
 
     def _loop(self) -> None:
-        while (command := self._commands.get()) is not None:
+        while True:
+            try:
+                command = self._commands.get(timeout=IDLE_S)
+            except queue.Empty:
+                command = self._idle
+            if command is None:
+                break
+            language.speak(self.language)
             command()
-        lab = self.take_lab()
-        if lab is not None:
-            with suppress(RunError):
-                lab.close()
+        SHARED.leave(self)
 
-    def _run(self, job: Job) -> None:
+    def _idle(self) -> None:
+        """Do what has waited: a run for its turn, or else a try of what could be chosen."""
+        waiting = self._waiting
+        if waiting is not None:
+            self._waiting = None
+            self._begin(waiting)
+        elif not TURNS.busy:
+            self._try_one()
+
+    def _begin(self, job: Job) -> None:
+        if job.ended:  # stopped while it was in the queue
+            return
         problems = check(job.request)
         if problems:
             job.problems = problems
             return
+        if job.after is not None and not job.after.ended:
+            job.after.stop()
+        if not TURNS.take(job):
+            job.phase = ("phase.turn", {})
+            self._waiting = job
+            return
         try:
-            self._compare(job)
+            self._carry_out(job)
         except _RefusedError as refused:
             job.problems = {refused.control: refused.sentence}
             job.details = refused.details
         except Exception as error:
             # Nothing of ours may end the driver; the user is told, with the whole traceback.
-            job.problems = {"run": f"The panel could not run this: {type(error).__name__}: {error}"}
+            job.problems = {
+                "run": language.text("problem.own", error=f"{type(error).__name__}: {error}")
+            }
             job.details = traceback.format_exc()
 
-    def _compare(self, job: Job) -> None:
+    def _carry_out(self, job: Job) -> None:
         asked = job.request
         with _blame("workload"):
-            work = self._make(asked.workload)
+            self._make(asked.workload)
         with _blame("batch"):
-            if asked.batch != work.batch_size:
-                work = work.with_(batch_size=asked.batch)
+            work = self._changed(asked)
             plan(work, "serial")
         with _blame("strategy"):
-            planned = plan(work, asked.strategy)
+            strategies = {"compare": asked.strategies, "train": [asked.strategy], "sweep": []}
+            ranks = [plan(work, each, **asked.choices).ranks for each in strategies[job.kind]]
         with _blame("workers"):
             lab = self._open_lab(job)
             if job.stop_asked.is_set():
                 return
-            lab.hosts_for(planned.ranks)
+            lab.hosts_for(max(ranks, default=asked.workers))
         with _blame("run"):
-            comparison = compare(
-                work,
-                asked.strategies,
-                steps=asked.steps,
-                repeats=asked.repeats,
-                lab=lab,
-                preview=True,
-                spans=True,
-                wait=False,
-            )
-        job.comparison = comparison
+            job.going = self._going(job, work, lab)
         if job.stop_asked.is_set():
-            comparison.stop()
+            job.stop()
+
+    def _going(self, job: Job, work: Workload, lab: Lab) -> Comparison | Training:
+        """Start what is asked for."""
+        asked = job.request
+        if job.kind == "train":
+            return self._train(asked, work, lab)
+        how: dict[str, Any] = {
+            "steps": asked.steps,
+            "repeats": asked.repeats,
+            "threads": asked.threads,
+            "lab": lab,
+            "preview": True,
+            "spans": True,
+            "wait": False,
+        }
+        if job.kind == "sweep":
+            return sweep(work, workers=asked.workers, **how, **asked.choices)
+        return compare(work, asked.strategies, **how, **asked.choices)
+
+    def _train(self, asked: Request, work: Workload, lab: Lab) -> Training:
+        before = self.training
+        same = before is not None and before.work is work and before.can_go_on
+        self.training = Training(
+            work,
+            asked.strategy,
+            steps=asked.steps,
+            threads=asked.threads,
+            lab=lab,
+            options=asked.choices,
+            before=before if same else None,
+        )
+        return self.training
 
     def _open_lab(self, job: Job) -> Lab:
         """Return the cluster to use; start one where there is none, or ours is too small."""
-        workers = job.request.workers
-        if self._given is not None:
-            return self._given
-        own = self._own
-        if own is not None and (own.closed or len(own.hosts) < workers):
-            self.take_lab()
-            own.close()
-            own = None
-        if own is None:
-            with suppress(PlanError):
-                self.lab = current_lab()
-                return self.lab
-            job.phase = f"Starting a cluster of {workers} workers"
-            own = start(workers=workers)
-            self.give_lab(own)
-        self.lab = own
-        return own
 
-    def _stop(self, job: Job) -> None:
-        if job.comparison is not None:
-            job.comparison.stop()
+        def starting() -> None:
+            job.phase = ("phase.cluster", {"workers": job.request.workers})
+
+        if self._given is not None:
+            if gone(self._given):
+                raise RunError(language.text("cluster.gone"))
+            return self._given
+        self.lab = SHARED.lab_for(job.request.workers, starting)
+        return self.lab
 
     def _describe(self, name: str) -> None:
         with suppress(PlanError, RunError, OSError):  # Run tells what is wrong with it
             work = self._make(name)
-            shape = " × ".join(map(str, work.sample_shape))
-            about = CATALOGUE[name].description if name in CATALOGUE else "Your own workload."
+            about = CATALOGUE[name].description if name in CATALOGUE else ""
+            shape = " × ".join(map(str, work.sample_shape)) or "1"
             self.described[name] = Described(
-                f"{about} {work.samples:,} samples of {shape or '1'}.", work.batch_size, work.steps
+                name, about, work.samples, shape, work.batch_size, work.steps, work.seed
             )
 
     def _draw(self, request: Request) -> None:
+        self._drawn = request
         try:
-            work = self._make(request.workload)
-            if request.batch != work.batch_size:
-                work = work.with_(batch_size=request.batch)
-            found = plan(work, request.strategy)
+            found = plan(self._changed(request), request.strategy, **request.choices)
         except (PlanError, RunError, OSError) as error:
             self.planned = (request, str(error))
         else:
             self.planned = (request, found)
 
+    def _try_one(self) -> None:
+        """Find out of one more strategy whether it can be."""
+        asked = self._drawn
+        if asked is None or check(asked):
+            return
+        base = replace(asked, axes=(), also=())
+        for _axis, _degree, strategy in tries(asked):
+            if (base, strategy) in self.refused:
+                continue
+            try:
+                plan(self._changed(asked), strategy, **asked.choices)
+            except (PlanError, RunError, OSError) as error:
+                self.refused[base, strategy] = str(error)
+            else:
+                self.refused[base, strategy] = ""
+            return
+
     def _make(self, name: str) -> Workload:
         if name not in self._made:
             self._made[name] = workload(name)
         return self._made[name]
+
+    def _changed(self, asked: Request) -> Workload:
+        """Return the workload as it is asked for; the same object as before where nothing is new.
+
+        Plans belong to a workload, and a training goes on with the same one.
+        """
+        found = self._variants.get(asked.task)
+        if found is None:
+            found = self._make(asked.workload)
+            if any(getattr(found, name) != value for name, value in asked.changes.items()):
+                found = found.with_(**asked.changes)
+            self._variants = dict([*self._variants.items(), (asked.task, found)][-MOST_VARIANTS:])
+        return found
 
 
 class _RefusedError(Exception):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh.core.properties import value
-from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, FactorRange, HoverTool
+from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, FactorRange
 from bokeh.models.annotations import Legend, LegendItem
 
 from workbench.ui import look, texts
@@ -21,10 +21,13 @@ from workbench.ui.chart import (
     Chart,
     Columns,
     add_empty_text,
+    add_hover,
     add_legend,
     blank_figure,
     place_legend,
 )
+from workbench.ui.guess import Guess
+from workbench.ui.language import text
 from workbench.ui.texts import Row
 
 MAX_POINTS = 150
@@ -33,20 +36,20 @@ MAX_POINTS = 150
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one run against its training time in seconds."""
+    """Loss and throughput of a run against its training time in seconds, accuracy at its end."""
 
     label: str
     style: look.Style
     time_s: Sequence[float]
     loss: Sequence[float]
+    samples_per_s: Sequence[float] = ()
+    accuracy: float | None = None
 
 
 def speedup_chart() -> Chart:
     """Return the figure of speedup against cores, with the ideal line and the baselines."""
     fig = blank_figure(
-        title="Measured speedup (higher is better)",
-        x_axis_label="cores used (ranks × threads per rank)",
-        y_axis_label="speedup over 1 thread",
+        "speedup",
         x_range=DataRange1d(start=0, range_padding=1.2),
         y_range=DataRange1d(start=0, range_padding=0.4),
         height=330,
@@ -70,67 +73,81 @@ def speedup_chart() -> Chart:
         y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
         text_font_style="bold", text_color="color",
     )  # fmt: skip
-    fig.add_tools(
-        HoverTool(
-            renderers=[points],
-            tooltips=[
-                ("", "@label"),
-                ("speedup, measured", "@speedup{0.00}× (@low{0.00}–@high{0.00})"),
-                ("repeats", "@repeats"),
-            ],
-        )
+    add_hover(
+        fig,
+        [points],
+        {
+            "": "@label",
+            "hover.speedup": "@speedup{0.00}× (@low{0.00}–@high{0.00})",
+            "hover.repeats": "@repeats",
+        },
     )
-    add_legend(fig, {"ideal": ideal, "1 process × all threads": alternative})
+    add_legend(fig, {"legend.ideal": ideal, "legend.all_threads": alternative})
     return Chart("speedup", fig, source, add_empty_text(fig, "speedup"))
 
 
-def speedup_columns(rows: Sequence[Row]) -> Columns:
+def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
     """Return the columns of the speedup figure, by rising number of cores.
 
-    ``all_threads`` is NaN but for the rows of the baseline of one process with all threads, whose
-    speedup is also drawn as a line right across.
+    A guess is an open square. ``all_threads`` is NaN but for the rows of the baseline of one
+    process with all threads, whose speedup is also drawn as a line right across.
     """
     known = sorted((r for r in rows if r["speedup"] is not None), key=texts.cores)
-    styles = [look.style(row) for row in known]
-    whole = [row["strategy"] == "serial" and row["threads"] > 1 for row in known]
-    return {
-        "cores": [texts.cores(row) for row in known],
-        "speedup": [row["speedup"] for row in known],
-        "low": [_or(row["speedup_min"], row["speedup"]) for row in known],
-        "high": [_or(row["speedup_max"], row["speedup"]) for row in known],
-        "all_threads": [
-            row["speedup"] if alone else math.nan for row, alone in zip(known, whole, strict=True)
-        ],
-        "label": [texts.row_label(row) for row in known],
-        # The dotted line has the baseline's name in the legend; text at its point would only
-        # collide with that of the strategy that stands at the same number of cores.
-        "text": ["" if alone else _label(row) for row, alone in zip(known, whole, strict=True)],
-        # Strategies above their point and the baseline below: the lines pass between them.
-        "text_at": [
-            _or(row["speedup_min" if texts.is_baseline(row) else "speedup_max"], row["speedup"])
-            for row in known
-        ],
-        "text_y": [18 if texts.is_baseline(row) else -14 for row in known],
-        "repeats": [row["repeats"] for row in known],
-        "color": [style.color for style in styles],
-        "marker": [style.marker for style in styles],
-        "fill": [0.0 if alone else 1.0 for alone in whole],
-    }
+    columns: Columns = {name: [] for name in SPEEDUP}
+    for row in known:
+        alone = row["strategy"] == "serial" and row["threads"] > 1
+        below = texts.is_baseline(row)
+        style = look.style(row)
+        point = (
+            texts.cores(row),
+            row["speedup"],
+            _or(row["speedup_min"], row["speedup"]),
+            _or(row["speedup_max"], row["speedup"]),
+            row["speedup"] if alone else math.nan,
+            texts.row_label(row),
+            # The dotted line has the baseline's name in the legend; text at its point would only
+            # collide with that of the strategy that stands at the same number of cores.
+            "" if alone else _label(row),
+            # Strategies above their point and the baseline below: the lines pass between them.
+            _or(row["speedup_min" if below else "speedup_max"], row["speedup"]),
+            18 if below else -14,
+            row["repeats"],
+            style.color,
+            style.marker,
+            0.0 if alone else 1.0,
+        )
+        _add(columns, point)
+    if guess is not None:
+        told = text("guess.mark", speedup=f"{guess.speedup:.2f}")
+        at = guess.speedup
+        seen = (look.INK, "square", 0.0)
+        _add(columns, (guess.cores, at, at, at, math.nan, told, told, at, 22, 0, *seen))
+    return columns
+
+
+SPEEDUP = (
+    *("cores", "speedup", "low", "high", "all_threads", "label", "text", "text_at", "text_y"),
+    *("repeats", "color", "marker", "fill"),
+)
+"""Columns of the speedup figure."""
+
+
+def _add(columns: Columns, point: Sequence[Any]) -> None:
+    for column, each in zip(columns.values(), point, strict=True):
+        column.append(each)
 
 
 def _label(row: Row) -> str:
     """Return the text beside a point; the baseline is 1 by definition."""
     if texts.is_baseline(row):
-        return "serial"
+        return text("row.baseline")
     return f"{texts.row_label(row)} {row['speedup']:.2f}×"
 
 
 def loss_chart() -> Chart:
     """Return the figure of training loss against time, one line per run."""
     fig = blank_figure(
-        title="Measured loss (lower is better)",
-        x_axis_label="training time (s)",
-        y_axis_label="training loss",
+        "loss",
         x_range=DataRange1d(start=0, range_padding=0.1),
         y_range=DataRange1d(range_padding=0.1),
         height=330,
@@ -143,12 +160,8 @@ def loss_chart() -> Chart:
         "end_s", "end_loss", source=source, marker="marker", color="color",
         size=12, fill_alpha="fill", line_width=2.5,
     )  # fmt: skip
-    fig.add_tools(
-        HoverTool(
-            renderers=[ends],
-            tooltips=[("", "@label"), ("after", "@end_s{0.00} s"), ("loss", "@end_loss{0.000}")],
-        )
-    )
+    told = {"": "@label", "hover.after": "@end_s{0.00} s", "hover.loss": "@end_loss{0.000}"}
+    add_hover(fig, [ends], told)
     drawn: list[Any] = [ends, lines]
     by_label = LegendItem(label={"field": "label"}, renderers=drawn)
     place_legend(fig, Legend(items=[by_label]))
@@ -159,8 +172,8 @@ def loss_columns(curves: Sequence[Curve]) -> Columns:
     """Return the columns of the loss figure: each line, thinned to ``MAX_POINTS``, and its end."""
     drawn = [curve for curve in curves if len(curve.time_s)]
     return {
-        "time_s": [_thin(curve.time_s) for curve in drawn],
-        "loss": [_thin(curve.loss) for curve in drawn],
+        "time_s": [thin(curve.time_s) for curve in drawn],
+        "loss": [thin(curve.loss) for curve in drawn],
         "end_s": [curve.time_s[-1] for curve in drawn],
         "end_loss": [curve.loss[-1] for curve in drawn],
         "label": [curve.label for curve in drawn],
@@ -182,6 +195,8 @@ def curves_of(comparison: Any) -> list[Curve]:
             look.style(row),
             [record["time_s"] for record in history],
             [record["loss"] for record in history],
+            [record["samples_per_s"] for record in history],
+            run.accuracy,
         )
         for run in comparison.runs
         if run.work is comparison.work and (history := list(run.history))
@@ -191,9 +206,7 @@ def curves_of(comparison: Any) -> list[Curve]:
 def share_chart() -> Chart:
     """Return the stacked bars of where the time of one step goes, one bar per row."""
     fig = blank_figure(
-        title="Measured time per step (shorter is better)",
-        x_axis_label="ms per step, median",
-        y_axis_label=None,
+        "share",
         x_range=DataRange1d(start=0, range_padding=0.3),
         y_range=FactorRange(factors=[]),
         height=230,
@@ -210,17 +223,10 @@ def share_chart() -> Chart:
         text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_font_style="bold",
         text_color=look.INK,
     )  # fmt: skip
-    fig.add_tools(
-        HoverTool(
-            renderers=list(bars),
-            tooltips=[
-                ("", "@label"),
-                *((span.kind, f"@{span.kind}{{0.00}} ms") for span in look.SPANS),
-            ],
-        )
-    )
+    told = {f"span.{span.kind}": f"@{span.kind}{{0.00}} ms" for span in look.SPANS}
+    add_hover(fig, bars, {"": "@label", **told})
     fig.ygrid.grid_line_color = None
-    add_legend(fig, {span.kind: bar for span, bar in zip(look.SPANS, bars, strict=True)})
+    add_legend(fig, {f"span.{span.kind}": bar for span, bar in zip(look.SPANS, bars, strict=True)})
     return Chart("share", fig, source, add_empty_text(fig, "share"))
 
 
@@ -242,7 +248,7 @@ def share_columns(rows: Sequence[Row]) -> Columns:
     return columns
 
 
-def _thin(values: Sequence[float]) -> list[float]:
+def thin(values: Sequence[float]) -> list[float]:
     """Return at most ``MAX_POINTS`` of ``values``, evenly spread, first and last included."""
     last = len(values) - 1
     if last < MAX_POINTS:

@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench import machine
+from workbench.arguments import MOST_THREADS, MOST_WORKERS
 from workbench.catalogue import CATALOGUE
+from workbench.controls import OWN, WHOLE, checked
+from workbench.controls import python as program
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS
+from workbench.mesh import AXES, Mesh
 from workbench.speedup import FEWEST_STEPS
-from workbench.strategies import STRATEGIES
+from workbench.strategies import OPTIONS, STRATEGIES
 from workbench.strategies.notation import parse
 from workbench.ui import texts
-
-OWN = ""
-"""Stands in the place of a catalogue name for the workload that was handed to ``wb.app``."""
+from workbench.ui.language import text, translate
 
 FEWEST_USEFUL_STEPS = WARM_UP_STEPS + FEWEST_STEPS
 
@@ -25,37 +27,81 @@ FEWEST_USEFUL_STEPS = WARM_UP_STEPS + FEWEST_STEPS
 class Request:
     """What to compare with the serial run: the state of the controls when Run was pressed.
 
-    ``axis`` is ``"serial"`` or the axis of a strategy, whose degree is ``workers``.
+    Attributes
+    ----------
+    axes:
+        Axes with their degrees as they are written, ``("data", "2")`` or ``("spatial", "2x2")``;
+        none of degree 1. Without any the strategy is serial.
+    workers:
+        How many workers the cluster is to have.
+    also:
+        More strategies that are compared.
+    accumulate:
+        Micro-batches per step; None leaves that to the plan.
+    seed:
+        None is the workload's own.
+    threads:
+        Torch threads per rank; None is the cores, shared equally.
+    options:
+        Stated choices of the strategies that are not left as they are, name and value.
     """
 
     workload: str
-    axis: str
+    axes: tuple[tuple[str, str], ...]
     workers: int
     batch: int
     steps: int
     repeats: int = 3
+    seed: int | None = None
+    threads: int | None = None
+    accumulate: int | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def strategy(self) -> str:
-        """The strategy as it is written: ``"data=2"``."""
-        return "serial" if self.axis == "serial" else f"{self.axis}={self.workers}"
+        """The strategy as it is written: ``"data=2,tensor=2"``, or ``"serial"``."""
+        ordered = sorted(self.axes, key=lambda each: AXES.index(each[0]))
+        return ",".join(f"{axis}={degree}" for axis, degree in ordered) or "serial"
 
     @property
     def strategies(self) -> list[str]:
-        """What is compared."""
-        return ["serial"] if self.axis == "serial" else ["serial", self.strategy]
+        """What is compared; the serial run comes first."""
+        return list(dict.fromkeys(["serial", *self.also, self.strategy]))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What :func:`workbench.plan` is given beside the strategy."""
+        accumulate = {} if self.accumulate is None else {"accumulate": self.accumulate}
+        return {**accumulate, **dict(self.options)}
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What is changed of the workload."""
+        return {"batch_size": self.batch} | ({} if self.seed is None else {"seed": self.seed})
+
+    @property
+    def task(self) -> tuple[Any, ...]:
+        """What must be alike for two runs to be drawn in one figure."""
+        return (self.workload, self.batch, self.seed)
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """The same in plain values, see :func:`workbench.controls.checked`."""
+        return {
+            "workload": self.workload,
+            "strategy": self.strategy,
+            "compare": list(self.also) or None,
+            **{name: getattr(self, name) for name in WHOLE},
+            **dict(self.options),
+        }
 
     def python(self) -> str:
-        """Return the lines of Python that do the same."""
-        if self.workload == OWN:
-            work = f"work.with_(batch_size={self.batch})"
-        else:
-            work = f"wb.workload({self.workload!r}, batch_size={self.batch})"
-        return (
-            f"lab = wb.start(workers={self.workers})\n"
-            f"table = wb.compare({work}, {self.strategies!r}, "
-            f"steps={self.steps}, repeats={self.repeats})"
-        )
+        """Return a Python program that does the same, or why there is none."""
+        try:
+            return program(self.controls)
+        except PlanError as error:
+            return f"# {translate(str(error))}"
 
 
 def request(work: Any, presets: Mapping[str, Any]) -> Request:
@@ -66,84 +112,135 @@ def request(work: Any, presets: Mapping[str, Any]) -> Request:
     work:
         A workload of the user's own, or None.
     presets:
-        Any of ``workload, strategy, workers, batch, steps, repeats``.
+        As for :func:`workbench.controls.checked`; a strategy may be an axis alone, over all
+        workers.
 
     Raises
     ------
     PlanError
         For a name that there is not, or a value that cannot be; with what there is.
     """
-    known = ("workload", "strategy", "workers", "batch", "steps", "repeats")
-    for name in presets:
-        if name not in known:
-            raise PlanError(f"The panel has no preset {name!r}; there are: {', '.join(known)}.")
-    chosen = presets.get("workload", OWN if work is not None else next(iter(CATALOGUE)))
-    if chosen not in CATALOGUE and not (chosen == OWN and work is not None):
-        raise PlanError(f"There is no workload {chosen!r}; there are: {', '.join(CATALOGUE)}.")
+    workers = presets.get("workers") or max(2, min(machine.cores(), 4))
+    axis = presets.get("strategy", next(iter(STRATEGIES)))
+    strategy = f"{axis}={workers}" if axis in STRATEGIES else axis
+    given = checked({**presets, "strategy": strategy})
+    if given.get("workload") == OWN and work is None:
+        raise PlanError(
+            "The workload is somebody's own: hand it over, wb.app(work=...), or choose one of the "
+            f"catalogue: {', '.join(CATALOGUE)}."
+        )
     asked = Request(
-        workload=chosen,
-        axis=next(iter(STRATEGIES)),
-        workers=presets.get("workers", max(2, min(machine.cores(), 4))),
-        batch=presets.get("batch", 128 if work is None else work.batch_size),
-        steps=presets.get("steps", 30 if work is None else work.steps),
-        repeats=presets.get("repeats", 3),
+        workload=given.get("workload", OWN if work is not None else next(iter(CATALOGUE))),
+        axes=written(parse(given["strategy"])),
+        workers=workers,
+        batch=given.get("batch", 128 if work is None else work.batch_size),
+        steps=given.get("steps", 30 if work is None else work.steps),
+        repeats=given.get("repeats", 3),
+        seed=given.get("seed"),
+        threads=given.get("threads"),
+        accumulate=given.get("accumulate"),
+        options=tuple((name, given[name]) for name in OPTIONS if name in given),
+        also=tuple(given.get("compare", ())),
     )
-    if "strategy" in presets:
-        asked = _with_strategy(asked, presets["strategy"])
+    if "workers" not in given:
+        ranks = max(parse(each).size for each in asked.strategies)
+        asked = replace(asked, workers=max(workers, ranks))
     problems = check(asked)
     if problems:
         raise PlanError(next(iter(problems.values())))
     return asked
 
 
-def _with_strategy(asked: Request, strategy: str) -> Request:
-    """Set strategy and workers from ``"data=4"``, or the strategy alone from ``"data"``."""
-    if strategy in ("serial", *STRATEGIES):
-        return replace(asked, axis=strategy)
-    axes = parse(strategy).axes
-    if len(axes) != 1:
-        raise PlanError(
-            f"The panel compares one axis at a time, and strategy {strategy!r} has {len(axes)}; "
-            f"use wb.compare(work, [{strategy!r}]), or strategy='data=2' here."
-        )
-    return replace(asked, axis=axes[0][0], workers=axes[0][1])
+def written(mesh: Mesh) -> tuple[tuple[str, str], ...]:
+    """Return axes and degrees of a mesh as a request has them."""
+    return tuple(
+        (axis, "x".join(map(str, mesh.grid)) if axis == "spatial" and mesh.grid else str(degree))
+        for axis, degree in mesh.axes
+    )
 
 
 def check(asked: Request) -> dict[str, str]:
     """Return what is wrong with the numbers, as one sentence for each control concerned."""
-    problems = {}
-    for name, value in (
-        ("workers", asked.workers),
-        ("batch", asked.batch),
-        ("steps", asked.steps),
-        ("repeats", asked.repeats),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems[name] = f"{name.capitalize()} is {value!r}; it is a whole number, 1 or more."
-    if "workers" not in problems and asked.axis != "serial" and asked.workers < 2:
-        problems["workers"] = (
-            f"{asked.axis}=1 is the serial run itself; use 2 workers or more, or choose Serial."
-        )
+    problems: dict[str, str] = {}
+    limits = {"workers": MOST_WORKERS, "threads": MOST_THREADS}
+    for name in ("workers", "threads", "batch", "steps", "repeats", "seed", "accumulate"):
+        value = getattr(asked, name)
+        if value is None and name in ("threads", "seed", "accumulate"):
+            continue
+        least = 0 if name == "seed" else 1
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not whole:
+            values = {"name": text(f"control.{name}"), "value": repr(value), "least": least}
+            problems[name] = text("check.whole", **values)
+        elif value > limits.get(name, value):
+            values = {"name": text(f"control.{name}"), "value": value, "most": limits[name]}
+            problems[name] = text("check.most", **values)
+    try:
+        ranks, strategy = max((parse(each).size, each) for each in asked.strategies)
+    except PlanError as error:
+        return problems | {"strategy": translate(str(error))}
+    if "workers" not in problems and ranks > asked.workers:
+        values = {"strategy": strategy, "ranks": ranks, "workers": asked.workers}
+        problems["workers"] = text("check.ranks", **values)
     if "steps" not in problems and asked.steps < FEWEST_USEFUL_STEPS:
-        problems["steps"] = (
-            f"Steps is {asked.steps}, but the first {WARM_UP_STEPS} only warm up and "
-            f"{FEWEST_STEPS} more must be measured; use {FEWEST_USEFUL_STEPS} or more."
+        problems["steps"] = text(
+            "check.steps",
+            steps=asked.steps,
+            warm=WARM_UP_STEPS,
+            fewest=FEWEST_STEPS,
+            least=FEWEST_USEFUL_STEPS,
         )
     return problems
 
 
 def hints(asked: Request, cores: int) -> dict[str, str]:
     """Return what is worth knowing about the request on a machine of ``cores``, by control."""
-    notes = {"batch": "samples per step", "steps": f"per run, {asked.repeats} repeats"}
-    if asked.axis == "serial":
-        notes["strategy"] = "One process, which everything else is compared with."
-        notes["workers"] = "serial uses one"
+    axes = [axis for axis, _ in asked.axes]
+    if not axes:
+        strategy = text("hint.serial")
+    elif len(axes) == 1:
+        strategy = translate(STRATEGIES[axes[0]].summary)
     else:
-        notes["strategy"] = STRATEGIES[asked.axis].summary
-        notes["workers"] = "one rank on each"
-        if asked.workers > cores:
-            notes["workers"] = (
-                f"This machine has {texts.count(cores, 'core')}: expect no gain beyond "
-                f"{texts.count(cores, 'worker')}."
-            )
+        named = " × ".join(translate(STRATEGIES[axis].family) for axis in axes)
+        strategy = text("hint.hybrid", named=named, ranks=parse(asked.strategy).size)
+    notes = {
+        "batch": text("hint.batch"),
+        "steps": text("hint.steps"),
+        "repeats": text("hint.repeats"),
+        "seed": text("hint.seed"),
+        "threads": text("hint.threads"),
+        "strategy": f"{asked.strategy}: {strategy}",
+        "workers": text("hint.workers"),
+    }
+    threads = asked.threads or max(1, cores // max(1, asked.workers))
+    if asked.workers * threads > cores:
+        notes["workers"] = text(
+            "hint.crowded", cores=texts.count(cores, "core"), use=texts.count(cores, "worker")
+        )
     return notes
+
+
+def degrees(axis: str, workers: int) -> list[str]:
+    """Return the degrees that are offered on an axis, as they are written; "1" is first."""
+    offered = ["1"]
+    for degree in range(2, max(2, min(workers, MOST_WORKERS)) + 1):
+        offered.append(str(degree))
+        if STRATEGIES[axis].grid:
+            sides = (side for side in range(2, degree) if degree % side == 0)
+            offered += [f"{side}x{degree // side}" for side in sides]
+    return offered
+
+
+def tries(asked: Request) -> list[tuple[str, str, str]]:
+    """Return what else one change on one axis could ask for: axis, degree, strategy.
+
+    Only what fits the workers, beside what is chosen on the other axes.
+    """
+    found = []
+    for axis in STRATEGIES:
+        others = tuple(each for each in asked.axes if each[0] != axis)
+        for degree in degrees(axis, asked.workers)[1:]:
+            strategy = replace(asked, axes=(*others, (axis, degree))).strategy
+            if parse(strategy).size <= asked.workers:
+                found.append((axis, degree, strategy))
+    return found

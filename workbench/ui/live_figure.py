@@ -12,8 +12,8 @@ from jupyter_bokeh.widgets import BokehModel
 class LiveFigure(BokehModel):
     """A figure whose traffic with the browser goes through one lock.
 
-    The thread that draws sends patches in several messages, which must not mix; events of the
-    browser come in on the kernel's thread and change the same document.
+    A patch travels in several messages, which must not mix. The figure is only looked at: what the
+    browser changes (where it has zoomed to) stays there.
     """
 
     def __init__(self, model: LayoutDOM, lock: threading.RLock, **options: Any) -> None:
@@ -29,6 +29,9 @@ class LiveFigure(BokehModel):
         with self._lock:
             super()._document_patched(event)
 
-    def _sync_model(self, *message: Any) -> None:
-        with self._lock:
-            super()._sync_model(*message)
+    def _sync_model(self, *_message: Any) -> None:
+        """Take nothing over from the browser.
+
+        It sends where its axes begin and end; a figure that had taken that over, and was sent whole
+        again, would keep the axes where they were and not follow new data.
+        """

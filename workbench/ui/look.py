@@ -14,8 +14,11 @@ from workbench.ui.texts import Row
 INK = "#767676"
 """Text and axes where nothing better is known: readable on white and on black."""
 
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-TITLE_SIZE = "16px"
+FONT = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans CJK SC', "
+    "'PingFang SC', 'Microsoft YaHei', sans-serif"
+)
+TITLE_SIZE = "15px"
 TEXT_SIZE = "14px"
 
 
@@ -67,3 +70,7 @@ def style(row: Row) -> Style:
         return SERIAL if row["threads"] == 1 else SERIAL_ALL_THREADS
     axes = [part.partition("=")[0] for part in row["strategy"].split(",")]
     return OF_AXIS.get(axes[0], HYBRID) if len(axes) == 1 else HYBRID
+
+
+CROSS = "✗"
+"""Marks what cannot be."""

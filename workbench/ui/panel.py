@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,19 @@ from bokeh.io import output_notebook
 from IPython import get_ipython
 from IPython.display import publish_display_data
 
+from workbench import machine
+from workbench.controls import checked
+from workbench.strategies.notation import parse
+from workbench.ui import language as speech
 from workbench.ui import table
+from workbench.ui.actions import Presses
 from workbench.ui.driver import CLOSE_LIMIT_S, Driver
-from workbench.ui.form import Request, request
+from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, request
+from workbench.ui.guess import Guess
+from workbench.ui.language import text
 from workbench.ui.report import BOKEH
 from workbench.ui.state import State, Watcher
+from workbench.ui.training import Training
 from workbench.ui.view import View
 
 if TYPE_CHECKING:
@@ -36,13 +45,24 @@ if TYPE_CHECKING:
 TICK_S = 0.25
 PRINT_EVERY_S = 2.0
 
-_open: Panel | None = None
+_of_cell: dict[str, Panel] = {}
+"""Panels by the notebook's cell that has opened them."""
 
 
-def app(work: Workload | None = None, lab: Lab | None = None, **presets: Any) -> Panel:
+def app(
+    work: Workload | None = None,
+    lab: Lab | None = None,
+    *,
+    lang: str | None = None,
+    hidden: Sequence[str] = (),
+    locked: Sequence[str] = (),
+    predict_first: bool = False,
+    **presets: Any,
+) -> Panel:
     """Open the panel; at the end of a notebook's cell it shows itself.
 
-    A panel that is open already is closed, and its cluster goes on to the new one.
+    Several panels may be open: they share one cluster and take turns on it. A cell that is run
+    again closes the panel that it has opened before.
 
     Parameters
     ----------
@@ -50,24 +70,37 @@ def app(work: Workload | None = None, lab: Lab | None = None, **presets: Any) ->
         A workload of your own; those of the catalogue stay in the menu.
     lab:
         The cluster to run on. By default the one opened last; if there is none, the first run
-        starts one, which ends with the panel.
+        starts one, which ends with the last panel.
+    lang:
+        ``"en"`` or ``"zh"``; by default that of ``WORKBENCH_LANG`` or of the locale.
+    hidden, locked:
+        Controls that are not shown, or cannot be changed, for a lesson: names of presets.
+    predict_first:
+        Whether Run waits until a guess of the speedup is locked.
     presets:
-        What the controls show at first: ``workload="digits-mlp"``, ``strategy="data=2"``,
-        ``workers=2``, ``batch=64``, ``steps=30``, ``repeats=3``.
+        What the controls show at first: ``workload="digits-mlp"``, ``strategy="data=2,tensor=2"``,
+        ``compare=["data=4"]``, ``workers=4``, ``threads=1``, ``batch=64``, ``steps=30``,
+        ``repeats=3``, ``seed=1``, ``accumulate=4``, and every option of the strategies, such as
+        ``precision="bf16"`` or ``schedule="gpipe"``.
 
     Raises
     ------
     PlanError
-        For a preset that there is not, or that cannot be.
+        For a language, a control or a preset that there is not, or that cannot be.
     """
-    global _open
-    asked = request(work, presets)
-    panel = Panel(work, lab, asked, keep={name for name in ("batch", "steps") if name in presets})
-    if _open is not None:
-        panel.driver.give_lab(_open.driver.take_lab())
-        _open.close(wait=False)
-    _open = panel
-    panel.open()
+    language = speech.preferred(lang)
+    with speech.speaking(language):
+        asked = request(work, presets)
+        unseen = checked({"hidden": hidden, "locked": locked})
+        keep: set[str] = {name for name in ("batch", "steps", "seed") if name in presets}
+        panel = Panel(work, lab, asked, keep, language, unseen, predict_first)
+        cell = _cell()
+        if cell:
+            before = _of_cell.pop(cell, None)
+            _of_cell[cell] = panel
+            if before is not None:
+                before.close(wait=False)
+        panel.open()
     return panel
 
 
@@ -78,20 +111,36 @@ class Panel:
     """
 
     def __init__(
-        self, work: Workload | None, lab: Lab | None, asked: Request, keep: set[str]
+        self,
+        work: Workload | None,
+        lab: Lab | None,
+        asked: Request,
+        keep: set[str],
+        language: str,
+        unseen: Mapping[str, Sequence[str]],
+        predict_first: bool = False,
     ) -> None:
-        self.driver = Driver(work, lab)
+        self.driver = Driver(work, lab, language)
         self._watcher = Watcher(self.driver)
-        # Batch and steps that the user has given stay, until another workload is chosen.
+        # What the user has given stays, until another workload is chosen.
         self._keep, self._kept_for = keep, asked.workload
-        self._view = View(
-            asked,
-            None if work is None else work.name,
-            on_run=lambda: self.run(),
-            on_stop=self.stop,
-            on_workload=self.driver.describe,
+        self._language = language
+        presses = Presses(
+            run=self.run,
+            pause=self.pause,
+            step=self.step,
+            sweep=self.sweep,
+            train=self.train,
+            start_over=self.driver.start_over,
+            stop=self.stop,
+            start_cluster=self.driver.start_cluster,
+            lock=self._lock_guess,
+            language=self.speak,
         )
-        self._shown: State | None = None
+        own_name = None if work is None else work.name
+        on_workload = self.driver.describe
+        self._view = View(asked, own_name, presses, on_workload, unseen, predict_first)
+        self._spoken = language
         self._drawn: Request | None = None
         self._printed = (0.0, "")
         self._print = not _in_kernel()
@@ -108,17 +157,51 @@ class Panel:
     @property
     def state(self) -> State:
         """What the panel shows now."""
-        return self._watcher.look()
+        with speech.speaking(self._language):
+            return self._watcher.look()
 
     @property
     def comparison(self) -> Comparison | None:
         """The comparison of the newest run, for a report or a table of your own."""
         job = self.driver.job
-        return None if job is None else job.comparison
+        going = None if job is None else job.going
+        return None if isinstance(going, Training) else going
+
+    @property
+    def training(self) -> Training | None:
+        """The model that Train has trained, run after run."""
+        return self.driver.training
 
     def run(self) -> None:
         """Do what Run does: compare what the controls ask for."""
         self.driver.run(self._view.request())
+
+    def train(self) -> None:
+        """Do what Train does: train under the chosen strategy, and go on with the weights."""
+        self.driver.run(self._view.request(), "train")
+
+    def sweep(self) -> None:
+        """Do what Sweep does: measure every strategy that suits the workload, up to all workers."""
+        self.driver.run(self._view.request(), "sweep")
+
+    def pause(self) -> None:
+        """Do what Pause does: what runs waits after its step; called again, it goes on."""
+        self.driver.pause()
+
+    def step(self) -> None:
+        """Do what Step does: what waits makes one step, and waits again."""
+        self.driver.step()
+
+    def guess(self, speedup: float, because: str = "") -> None:
+        """Lock a guess of the chosen strategy's speedup over one thread."""
+        asked = self._view.request()
+        threads = asked.threads or max(1, machine.cores() // max(1, asked.workers))
+        cores = parse(asked.strategy).size * threads
+        self._view.actions.locked = Guess(asked, speedup, cores, because)
+
+    def speak(self, language: str) -> None:
+        """Speak another language from now on: ``"en"`` or ``"zh"``."""
+        self._language = self.driver.language = speech.preferred(language)
 
     def stop(self) -> None:
         """Do what Stop does: end the run within 2 s; what was measured stays."""
@@ -162,11 +245,10 @@ class Panel:
         bundle = dict(self._view.root._repr_mimebundle_() or {})
         state = self.state
         bundle["text/plain"] = repr(self)
-        bundle["text/html"] = (
-            "<p><b>Parallel workbench.</b> The live panel cannot be shown here; open the notebook "
-            "in JupyterLab, or use <code>panel.run()</code> and <code>panel.wait()</code>.</p>"
-            f"<p>{escape(state.text)}</p>{table.rows_table(state.rows) if state.rows else ''}"
-        )
+        with speech.speaking(self._language):
+            title, said = escape(text("static.title")), escape(text("static.text"))
+            rows = table.rows_table(state.rows) if state.rows else ""
+        bundle["text/html"] = f"<p><b>{title}</b> {said}</p><p>{escape(state.text)}</p>{rows}"
         return bundle
 
     def _ipython_display_(self) -> None:
@@ -190,11 +272,14 @@ class Panel:
                 return
 
     def _tick(self) -> None:
+        speech.speak(self._language)
+        if self._spoken != self._language:
+            self._spoken = self._language
+            self._view.speak()
         chosen = self._view.request().workload
         if chosen != self._kept_for:
             self._keep, self._kept_for = set(), chosen
-        self._view.show_plan(self.driver.planned)
-        asked = replace(self._view.request(), steps=0, repeats=0)
+        asked = replace(self._view.request(), steps=FEWEST_USEFUL_STEPS, repeats=1, also=())
         if asked != self._drawn:
             self._drawn = asked
             self.driver.draw(asked)
@@ -202,9 +287,16 @@ class Panel:
         if described is not None:
             self._view.suggest(described, self._keep)
         state = self._watcher.look()
-        self._view.show(state)
+        self._view.show(state, self.driver.refused, self.driver.planned)
         if self._print and state.job:
             self._say(state)
+
+    def _lock_guess(self) -> None:
+        actions = self._view.actions
+        if actions.locked is None:
+            self.guess(float(actions.guess.value), str(actions.because.value))
+        else:
+            actions.locked = None
 
     def _say(self, state: State) -> None:
         """Print the state where there are no widgets: now and then, and when a run ends."""
@@ -213,6 +305,14 @@ class Panel:
         if state.text != before and (not state.busy or now - when >= PRINT_EVERY_S):
             self._printed = (now, state.text)
             print(state.text, file=sys.stdout, flush=True)
+
+
+def _cell() -> str:
+    """Return what tells this cell from the others of the notebook; "" outside of one."""
+    shell = get_ipython()
+    if shell is None or not hasattr(shell, "get_parent"):
+        return ""
+    return str((shell.get_parent() or {}).get("metadata", {}).get("cellId", ""))
 
 
 def _in_kernel() -> bool:

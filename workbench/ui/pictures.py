@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
+from workbench.ui.language import current, text
+
 if TYPE_CHECKING:
     from workbench.preview import Image, Preview
 
 
-@lru_cache(maxsize=4)
 def strip(preview: Preview | None) -> str:
     """Return the images as HTML, each with how close it is to the one wanted; "" for none."""
-    if preview is None:
-        return ""
+    return "" if preview is None else _strip(preview, current())
+
+
+@lru_cache(maxsize=4)
+def _strip(preview: Preview, _language: str) -> str:
+    step, made = preview.step + 1, _decibels(preview.output_psnr_db)
     shown = (
-        (preview.input, f"given: {_decibels(preview.input_psnr_db)}"),
-        (
-            preview.output,
-            f"made at step {preview.step + 1}: {_decibels(preview.output_psnr_db)}",
-        ),
-        (preview.target, "wanted"),
+        (preview.input, text("picture.given", quality=_decibels(preview.input_psnr_db))),
+        (preview.output, text("picture.made", step=step, quality=made)),
+        (preview.target, text("picture.wanted")),
     )
     figures = "".join(
         f'<figure><img alt="{caption}" src="data:image/png;base64,{_png(image)}">'
@@ -36,7 +38,7 @@ def strip(preview: Preview | None) -> str:
 
 
 def _decibels(value: float) -> str:
-    return f"{value:.1f} dB" if isfinite(value) else "no difference"
+    return f"{value:.1f} dB" if isfinite(value) else text("picture.same")
 
 
 def _png(image: Image) -> str:

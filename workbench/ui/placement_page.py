@@ -129,16 +129,6 @@ class PlacementPage:
                 if there and there != schemes.workers:
                     self.start_again()
 
-    def folded(self) -> Any:
-        """Return the page as a section of another page that opens on demand."""
-        section = widgets.Accordion(
-            children=[self.root],
-            titles=("Where the chunks live, and what moves when workers change",),
-            selected_index=None,
-        )
-        section.add_class("wb-plan")
-        return section
-
     def start_again(self) -> None:
         """Place all chunks anew, on the workers of the beginning."""
         with self._lock:

@@ -9,26 +9,32 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench.plan import Plan
 from workbench.ui.form import Request
+from workbench.ui.language import text, translate
 from workbench.ui.layer_picture import picture
-
-SERIAL = "One rank has everything, and nothing is sent."
+from workbench.ui.traffic import traffic
+from workbench.ui.widget import Fold, box, hint, put
 
 
 class PlanView:
     """A menu of the plan's layers and the picture of the chosen one."""
 
     def __init__(self) -> None:
-        self._layer = widgets.Dropdown(description="Layer", options=[], layout={"display": "none"})
-        self._picture = widgets.HTML(SERIAL)
+        self._layer = widgets.Dropdown(options=[], layout={"display": "none"})
+        self._picture = widgets.HTML()
         self._plan: Plan | None = None
         self._shown: object = None
-        self.root = widgets.Accordion(
-            children=[widgets.VBox([self._layer, self._picture])],
-            titles=("The plan of one layer: who owns what, and what travels (predicted)",),
-            selected_index=None,
-        )
-        self.root.add_class("wb-plan")
+        self._fold = Fold(box([self._layer, self._picture]), "wb-plan")
+        self._tables = widgets.HTML()
+        self._tables_fold = Fold(self._tables, "wb-traffic")
+        self.root = box([self._fold.root, self._tables_fold.root])
         self._layer.observe(lambda _change: self._draw(), "value")
+
+    def speak(self) -> None:
+        """Say everything in the language of this thread."""
+        self._fold.say(text("plan.title"))
+        self._tables_fold.say(text("traffic.title"))
+        self._layer.description = text("plan.layer")
+        self._shown = None
 
     def show(self, planned: tuple[Request, Plan | str] | None) -> None:
         """Show a plan, or the sentence that says why there is none."""
@@ -37,9 +43,11 @@ class PlanView:
         self._shown = planned
         found = planned[1]
         self._plan = found if isinstance(found, Plan) else None
+        put(self._tables, hint(text("traffic.none")) if self._plan is None else traffic(self._plan))
         if self._plan is None or self._plan.ranks == 1:
             self._layer.layout.display = "none"
-            self._picture.value = escape(SERIAL if self._plan is not None else str(found))
+            said = text("plan.serial") if self._plan is not None else translate(str(found))
+            self._picture.value = escape(said)
             return
         names = [planned.layer.name for planned in self._plan.layers if planned.layer.arguments]
         first = picture(self._plan).text.partition(" (")[0]

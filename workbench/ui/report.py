@@ -17,6 +17,7 @@ from workbench.plan import in_binary_units
 from workbench.timeline import timeline_of
 from workbench.ui import figures, table, texts
 from workbench.ui.costs import cost_table
+from workbench.ui.language import text
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
@@ -76,7 +77,7 @@ def report_html(comparison: Any) -> str:
     state, same = texts.badge(rows)
     drawn = "".join(
         f'<figure class="{"wide" if chart.name in WIDE else ""}">{places[chart.name]}'
-        f"<figcaption>{escape(texts.HOW_TO_READ[chart.name])}</figcaption></figure>"
+        f"<figcaption>{escape(text(f'figure.{chart.name}.how'))}</figcaption></figure>"
         for chart in charts
     )
     cores = facts["machine"].get("cores") or machine.cores()

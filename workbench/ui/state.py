@@ -7,13 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import machine
+from workbench.findings import findings
 from workbench.preview import Preview
 from workbench.steering import ENDED
 from workbench.timeline import Timeline, timeline_of
-from workbench.ui import figures, texts
-from workbench.ui.driver import Driver, Job
-from workbench.ui.form import Request
+from workbench.ui import figures, look, texts
+from workbench.ui.driver import Driver
+from workbench.ui.form import Request, check
+from workbench.ui.job import Job
+from workbench.ui.language import current, text, translate
 from workbench.ui.texts import Row
+from workbench.ui.training import Training
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
@@ -27,6 +31,8 @@ class State:
     ----------
     job:
         Number of the newest run, 0 before the first.
+    kind:
+        "compare" or "train".
     status:
         "idle", or as of a run.
     message:
@@ -39,6 +45,8 @@ class State:
         Sentences by the control that caused them.
     request:
         What was asked for.
+    found:
+        What this run has shown, in sentences.
     rows:
         The table: rows of all runs, newest run first.
     points:
@@ -49,27 +57,35 @@ class State:
         One step of the strategy, or of the serial run while there is no other.
     preview:
         The newest picture that a model has made of one.
+    gone:
+        Whether the cluster is gone, so that another must be started.
+    can_go_on:
+        Whether there is a training that another strategy can go on with.
     """
 
     message: str
     place: str
     job: int = 0
+    kind: str = "compare"
     status: str = "idle"
     done: float = 0.0
     problems: Mapping[str, str] = field(default_factory=dict)
     details: str = ""
     request: Request | None = None
+    found: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     points: tuple[Row, ...] = ()
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
     timeline: Timeline | None = None
     preview: Preview | None = None
+    gone: bool = False
+    can_go_on: bool = False
 
     @property
     def busy(self) -> bool:
         """Whether a run is going on."""
-        return self.status in ("starting", "running", "stopping")
+        return self.status not in ("idle", *ENDED)
 
     @property
     def text(self) -> str:
@@ -88,91 +104,149 @@ class Watcher:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._cores = texts.count(machine.cores(), "core")
         self._ended: dict[int, tuple[Request, list[Row]]] = {}
-        self._last = State(message="Ready.", place=f"This machine: {self._cores}")
+        self._spoken = ""
+        self._last = State(message="", place="")
 
     def look(self) -> State:
         """Return the state of this moment; the same object once nothing more can change."""
-        job = self._driver.job
-        if job is not None and job.number not in self._ended:
+        job, driver = self._driver.job, self._driver
+        news = self._spoken != (spoken := current())
+        if job is None and news:
+            self._last = State(message=text("progress.ready"), place=_machine())
+        elif job is not None and (news or job.number not in self._ended):
             self._last = self._gather(job)
+        self._spoken = spoken
+        gone, training = driver.cluster_gone, driver.training
+        can_go_on = training is not None and training.can_go_on
+        if (gone, can_go_on) != (self._last.gone, self._last.can_go_on):
+            self._last = replace(self._last, gone=gone, can_go_on=can_go_on)
         return self._last
 
     def _gather(self, job: Job) -> State:
         status = job.status  # before the rows: a run that has ended has all its rows
-        comparison = job.comparison
-        rows: list[Row] = (
-            [{"run": job.number, **row} for row in comparison.rows] if comparison else []
-        )
-        problems, details = dict(job.problems), job.details
-        if comparison is not None and comparison.error is not None:
-            problems["run"] = str(comparison.error)
-            details = str(getattr(comparison.error, "details", ""))
+        going = job.going
+        rows: list[Row] = [{"run": job.number, **row} for row in going.rows] if going else []
+        # Plain mistakes are found again, in the language of this moment.
+        problems = check(job.request) if job.problems else {}
+        problems = problems or {name: translate(said) for name, said in job.problems.items()}
+        details = job.details
+        if going is not None and going.error is not None:
+            problems["run"] = translate(str(going.error))
+            details = str(getattr(going.error, "details", ""))
         shown = {**self._ended, job.number: (job.request, rows)}
         if status in ENDED:
             self._ended = dict(list(shown.items())[-KEPT_RUNS:])
         message, done = _progress(job, status)
-        if comparison is None:
-            # Nothing is measured yet, or ever: what was measured before stays in the figures.
-            return replace(
-                self._last,
-                job=job.number,
-                status=status,
-                message=message,
-                done=done,
-                problems=problems,
-                details=details,
-                request=job.request,
-            )
-        alike = [
-            row
-            for request, kept in shown.values()
-            if (request.workload, request.batch) == (job.request.workload, job.request.batch)
-            for row in kept
-        ]
-        return State(
+        now = State(
             job=job.number,
+            kind=job.kind,
             status=status,
             message=message,
-            place=self._place(rows),
+            place=self._last.place or _machine(),
             done=done,
             problems=problems,
             details=details,
             request=job.request,
+        )
+        if going is None or not going.runs:
+            # Nothing is measured yet, or ever: what was measured before stays in the figures.
+            kept = ("found", "rows", "points", "bars", "curves", "timeline", "preview")
+            return replace(now, **{name: getattr(self._last, name) for name in kept})
+        alike = [
+            row
+            for request, kept_rows in shown.values()
+            if request.task == job.request.task
+            for row in kept_rows
+        ]
+        if isinstance(going, Training):
+            found, curves = _trained(going), _training_curves(going)
+        else:
+            found = [translate(said) for said in findings(rows, machine.cores())]
+            curves = figures.curves_of(going)
+        return replace(
+            now,
+            place=_place(rows),
+            found=tuple(found),
             rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
             # Of each strategy the newest measurement: older ones stay in the table.
             points=tuple({texts.row_label(row): row for row in alike}.values()),
             bars=tuple(rows),
-            curves=tuple(figures.curves_of(comparison)),
-            timeline=timeline_of(comparison.timelines),
-            preview=comparison.preview,
+            curves=tuple(curves),
+            timeline=timeline_of(going.timelines),
+            preview=going.preview,
         )
 
-    def _place(self, rows: list[Row]) -> str:
-        strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
-        where = "; ".join(
-            texts.placement(r["ranks"], r["threads"], r["device"]) for r in strategies
-        )
-        return f"Measured on {where}, of {self._cores}" if where else f"This machine: {self._cores}"
+
+def _machine() -> str:
+    return text("place.machine", cores=texts.count(machine.cores(), "core"))
+
+
+def _place(rows: list[Row]) -> str:
+    strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
+    where = "; ".join(
+        dict.fromkeys(texts.placement(r["ranks"], r["threads"], r["device"]) for r in strategies)
+    )
+    if not where:
+        return _machine()
+    return text("place.measured", where=where, cores=texts.count(machine.cores(), "core"))
+
+
+def _trained(training: Training) -> list[str]:
+    """Return for each strategy that has trained the model what became of its loss."""
+    found = []
+    for run in training.segments:
+        history = run.history
+        if history:
+            values = {
+                "strategy": run.plan.strategy,
+                "first": run.first_step + 1,
+                "last": run.first_step + len(history),
+                "before": f"{history[0]['loss']:.4g}",
+                "after": f"{history[-1]['loss']:.4g}",
+            }
+            found.append(text("train.segment", **values))
+    return found
+
+
+def _training_curves(training: Training) -> list[figures.Curve]:
+    """Return one curve per strategy, each beginning where the one before has ended."""
+    curves, begins_s = [], 0.0
+    for run in training.segments:
+        history = run.history
+        if history:
+            times = [begins_s + row["time_s"] for row in history]
+            begins_s = times[-1]
+            curves.append(
+                figures.Curve(
+                    text("train.curve", strategy=run.plan.strategy, first=run.first_step + 1),
+                    look.style({"strategy": run.plan.strategy, "threads": run.threads}),
+                    times,
+                    [row["loss"] for row in history],
+                    [row["samples_per_s"] for row in history],
+                    run.accuracy,
+                )
+            )
+    return curves
 
 
 def _progress(job: Job, status: str) -> tuple[str, float]:
     """Return what goes on in words, and how much of it is done."""
-    comparison: Any = job.comparison
-    if comparison is None:
-        if status == "starting":
-            return f"{job.phase}…", 0.0
-        return {"stopped": "Stopped.", "failed": "Not started."}[status], 0.0
-    progress = comparison.progress
+    going: Any = job.going
+    if going is None:
+        if status in ("starting", "stopping"):
+            key, values = job.phase
+            return text(key, **values), 0.0
+        return text("progress.stopped_early" if status == "stopped" else "progress.refused"), 0.0
+    progress = going.progress
     done = progress.done_steps / max(1, progress.total_steps)
     if status in ("starting", "running"):
         left = "" if progress.eta_s is None else f" · {texts.time_left(progress.eta_s)}"
-        return f"{progress.text}{left}", done
-    counted = f"{progress.done_steps} of {texts.count(progress.total_steps, 'step')}"
-    return {
-        "stopping": "Stopping…",
-        "stopped": f"Stopped after {counted}; what was measured stays.",
-        "failed": f"Failed after {counted}.",
-        "done": f"Done: {texts.count(progress.done_steps, 'step')}.",
-    }[status], 1.0 if status == "done" else done
+        return f"{translate(progress.text)}{left}", done
+    values = {
+        "done": f"{progress.done_steps:,}",
+        "steps": texts.count(progress.total_steps, "step"),
+        "all": texts.count(progress.done_steps, "step"),
+        "what": translate(progress.text),
+    }
+    return text(f"progress.{status}", **values), 1.0 if status == "done" else done

@@ -20,13 +20,29 @@ STYLE = (
   column-gap: 24px; }
 .wb-title { font-size: 20px; font-weight: 600; margin: 4px 0; }
 .wb-panel h3 { font-size: 16px; font-weight: 600; margin: 12px 0 4px; }
-.wb-fields { display: grid; gap: 4px 16px;
-  grid-template-columns: minmax(0, 4fr) minmax(0, 3fr) repeat(3, minmax(0, 1.4fr)); }
-.wb-field .widget-inline-hbox { flex-direction: column; align-items: stretch; height: auto;
+.wb-fields { display: grid; gap: 4px 16px; align-items: start;
+  grid-template-columns: minmax(0, 5fr) repeat(4, minmax(0, 1.4fr)); }
+.wb-cut { grid-template-columns: repeat(2, minmax(0, 1.4fr)) minmax(0, 7.8fr); }
+.wb-axes { display: grid; gap: 4px 12px; grid-template-columns: repeat(6, minmax(0, 1fr)); }
+.wb-label { font-weight: 600; } .wb-label i { font-weight: 400; opacity: 0.8; }
+.wb-options { display: grid; gap: 4px 16px; padding: 2px 0 8px;
+  grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.wb-compare { flex-flow: row wrap; align-items: center; gap: 4px 8px; }
+.wb-compare .jupyter-button { width: auto; height: 28px; margin: 0; }
+.wb-compare .widget-hbox { flex-flow: row wrap; align-items: center; gap: 4px; height: auto; }
+.wb-chip { font-weight: 600; border: 1px solid currentColor; border-radius: 14px; }
+.wb-controls ul { margin: 2px 0 4px; padding-left: 20px; font-size: 13px; }
+.wb-fold > .widget-html { cursor: pointer; }
+.wb-fold:not(:has(> .widget-html:first-child details[open])) > :not(:first-child) {
+  display: none !important; }
+.wb-panel summary { cursor: pointer; padding: 3px 0; }
+.wb-panel :focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2);
+  outline-offset: 1px; }
+.wb-controls .widget-inline-hbox { flex-direction: column; align-items: stretch; height: auto;
   width: auto; margin: 0; }
-.wb-field .widget-label { width: auto; max-width: none; text-align: left; font-weight: 600;
+.wb-controls .widget-label { width: auto; max-width: none; text-align: left; font-weight: 600;
   height: auto; overflow: visible; white-space: nowrap; }
-.wb-field .widget-dropdown > select, .wb-field .widget-text input { flex: none; width: 100%;
+.wb-controls .widget-dropdown > select, .wb-controls .widget-text input { flex: none; width: 100%;
   height: 32px; font-size: 14px; margin: 0; }
 .wb-hint { opacity: 0.8; font-size: 13px; }
 .wb-problem { color: var(--jp-ui-font-color1, #222); font-weight: 600; padding: 4px 8px;
@@ -37,7 +53,16 @@ STYLE = (
 .wb-field:has(.wb-problem) > .widget-html { flex: 1 1 auto; }
 .wb-field:has(.wb-problem) select, .wb-field:has(.wb-problem) input { border-color: #D55E00; }
 .wb-buttons { flex-flow: row wrap; align-items: center; gap: 8px; margin-top: 8px; }
-.wb-buttons .jupyter-button { height: 36px; width: 110px; font-size: 15px; margin: 0; }
+.wb-buttons .jupyter-button, .wb-trouble .jupyter-button { height: 36px; width: auto;
+  min-width: 84px; padding: 0 12px; font-size: 15px; margin: 0; }
+.wb-predict { flex-flow: row wrap; align-items: center; gap: 4px 8px; margin-top: 8px; }
+.wb-predict .widget-inline-hbox { width: auto; margin: 0; }
+.wb-predict .widget-label { width: auto; max-width: none; }
+.wb-predict input[type=number] { width: 80px; flex: none; }
+.wb-predict .widget-text { flex: 0 1 260px; }
+.wb-predict .jupyter-button { width: auto; margin: 0; }
+.wb-predict .widget-html { flex: 1 1 300px; }
+.wb-language .jupyter-button { width: auto; min-width: 48px; }
 .wb-buttons .widget-hprogress { flex: 1 1 140px; width: auto; height: 20px; margin: 0; }
 .wb-buttons .wb-message { flex: 3 1 380px; font-variant-numeric: tabular-nums; }
 .wb-badge { display: inline-block; font-weight: 600; padding: 3px 12px; margin: 6px 0 2px;
@@ -47,7 +72,8 @@ STYLE = (
 .wb-charts { display: grid; gap: 8px 16px; margin-top: 8px;
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .wb-chart { min-width: 0; } .wb-chart-share, .wb-chart-timeline { grid-column: 1 / -1; }
-.wb-chart > div { width: 100%; }
+.wb-chart > div { width: 100%; } .wb-about { gap: 0; }
+.wb-panel h4 { font-size: 14px; font-weight: 600; margin: 8px 0 2px; }
 /* Figures take their colours when they are painted; a change of size paints them again. */
 body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
 .wb-pictures { display: flex; gap: 12px; margin: 8px 0; }
@@ -56,11 +82,12 @@ body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
 .wb-pictures figcaption { font-size: 15px; font-weight: 600; padding-top: 2px;
   font-variant-numeric: tabular-nums; }
 .wb-plan { margin-top: 10px; } .wb-plan svg { color: var(--jp-ui-font-color1, #222); }
-.wb-python { margin-top: 10px; } .wb-python pre, .wb-panel details pre { font-size: 13px;
+.wb-panel pre { font-size: 13px;
   user-select: all; padding: 8px; overflow-x: auto; margin: 4px 0;
   background: var(--jp-layout-color2, #8882); color: inherit; }
 @container (max-width: 720px) {
-  .wb-fields { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .wb-fields, .wb-cut { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .wb-axes { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .wb-workload, .wb-strategy { grid-column: 1 / -1; }
   .wb-field:has(.wb-problem) { flex-flow: row wrap; }
   .wb-charts { grid-template-columns: minmax(0, 1fr); }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 
 from workbench.plan import in_binary_units
 from workbench.ui import texts
+from workbench.ui.language import text, translate
 from workbench.ui.texts import Row
 
 STYLE = """
@@ -22,14 +24,23 @@ STYLE = """
 
 
 def rows_table(rows: Sequence[Row]) -> str:
-    """Return the rows as one HTML table; all text is escaped.
+    """Return what matters most of the rows as one HTML table; all text is escaped.
 
     A row may carry ``run``, the number of the panel's run that measured it; then it is shown.
     """
-    columns = dict(_COLUMNS)
+    return _table(rows, _COLUMNS)
+
+
+def details_table(rows: Sequence[Row]) -> str:
+    """Return the rest of the rows as one HTML table: where time goes, what travels, quality."""
+    return _table(rows, _DETAILS)
+
+
+def _table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> str:
+    columns = dict(columns)
     if all("run" not in row for row in rows):
-        del columns["Run"]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+        del columns["run"]
+    head = "".join(f'<th scope="col">{escape(text(f"table.{key}"))}</th>' for key in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{cell(row)}</td>" for cell in columns.values()) + "</tr>"
         for row in rows
@@ -69,24 +80,21 @@ def _against_threads(row: Row) -> str:
     return "–" if speedup is None else f"{speedup:.2f}×"
 
 
-def _where(row: Row) -> str:
-    shares = (row[f"{kind}_share"] for kind in ("compute", "comm", "wait", "optimizer"))
-    return " / ".join(map(texts.share, shares))
-
-
 def _same(row: Row) -> str:
     if texts.is_baseline(row):
-        return "baseline"
+        return escape(text("same.baseline"))
     if row["same_result"] is None:
         return "…"
     proof = row.get("proof", "")
     if proof.startswith("not by design"):
-        return escape(proof)
-    verdict = "yes" if row["same_result"] else "NO"
+        return escape(translate(proof))
+    verdict = text("same.yes" if row["same_result"] else "same.no")
     if proof and proof != "in float64":
-        verdict = escape(f"{verdict}, {proof}")
+        verdict = f"{verdict}, {translate(proof)}"
     difference = row["max_difference"]
-    return verdict if difference is None else f"{verdict}, differs ≤ {difference:.1g}"
+    if difference is not None:
+        verdict = text("same.differs", verdict=verdict, difference=f"{difference:.1g}")
+    return escape(verdict)
 
 
 def _accuracy(row: Row) -> str:
@@ -103,20 +111,39 @@ def _repeats(row: Row) -> str:
     return str(row["repeats"]) if row["complete"] else f"{row['repeats']}…"
 
 
-_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "Run": lambda row: escape(str(row.get("run", ""))),
-    "Strategy": lambda row: escape(row["strategy"]),
-    "Ranks × threads": lambda row: (
-        f"{row['ranks']} × {row['threads']} {escape(texts.device_name(row['device']))}"
-    ),
-    "Time per step, measured (min–max)": _step,
-    "Speedup over 1 thread (min–max)": _speedup,
-    "Speedup over all threads": _against_threads,
-    "Same result": _same,
-    "Compute / comm / wait / optimizer": _where,
-    "Sent per step": lambda row: in_binary_units(row["bytes_per_step"] or 0),
-    "Loss at the end": _loss,
-    "Test accuracy": _accuracy,
-    "Repeats": _repeats,
+def _strategy(row: Row) -> str:
+    ranks = f"{row['ranks']} × {row['threads']} {texts.device_name(row['device'])}"
+    return f'{escape(row["strategy"])} <span class="wb-spread">{escape(ranks)}</span>'
+
+
+def _share(kind: str, row: Row) -> str:
+    return texts.share(row.get(f"{kind}_share"))
+
+
+def _run(row: Row) -> str:
+    return escape(str(row.get("run", "")))
+
+
+Cell = Callable[[Row], str]
+
+_COLUMNS: dict[str, Cell] = {
+    "run": _run,
+    "strategy": _strategy,
+    "step": _step,
+    "speedup": _speedup,
+    "over_threads": _against_threads,
+    "same": _same,
 }
-"""Heading and cell of each column; a cell is HTML."""
+"""Cell of each column by the key of its heading; a cell is HTML."""
+
+_DETAILS: dict[str, Cell] = {
+    "run": _run,
+    "strategy": _strategy,
+    **{kind: partial(_share, kind) for kind in ("compute", "comm", "wait", "optimizer", "load")},
+    "sent": lambda row: in_binary_units(row["bytes_per_step"] or 0),
+    "backend": lambda row: escape(row.get("backend") or "–"),
+    "loss": _loss,
+    "accuracy": _accuracy,
+    "repeats": _repeats,
+}
+"""The same of the columns that are folded away."""

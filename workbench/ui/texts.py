@@ -1,7 +1,7 @@
 """The sentences and number formats that the panel, the figures and the report share.
 
 Every function here takes rows as :class:`workbench.comparison.Comparison` gives them (plain dicts)
-and returns plain text; whoever puts it into HTML escapes it.
+and returns plain text in the language of the thread; whoever puts it into HTML escapes it.
 """
 
 from __future__ import annotations
@@ -9,37 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workbench.ui.language import text, translate
+
 Row = Mapping[str, Any]
 
-HOW_TO_READ = {
-    "speedup": "Each point is measured: the median time per step of one process with one thread, "
-    "divided by that of the strategy. Whiskers run from the slowest to the fastest repeat. "
-    "On the dashed line, n cores are n times faster; the dotted line is one process that has all "
-    "the cores as threads, which is what you would use instead.",
-    "timeline": "One step as it was: a row for each rank, time to the right. Blue is the work "
-    "itself; grey is waiting for another rank, and what the other rows show at that time is what "
-    "was waited for. Drag or turn the wheel to zoom.",
-    "loss": "Every run takes the same steps on the same batches, so all curves fall to the same "
-    "loss (unless the table says: not by design); the faster strategy gets there in less time, "
-    "further to the left.",
-    "share": "One bar is one step of one rank. Compute is the work itself; comm moves numbers "
-    "between ranks; wait is for slower ranks; optimizer updates the weights. A strategy wins when "
-    "compute shrinks by more than comm and wait add.",
-}
-"""How to read each figure, by the figure's name."""
 
-EMPTY = {
-    "speedup": "Press Run to see the measured speedup.",
-    "loss": "Press Run to see the loss fall.",
-    "share": "Press Run to see where each step's time goes.",
-    "timeline": "Press Run to see what every rank does during a step.",
-}
-"""What a figure says before it has data, by the figure's name."""
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
+def count(number: int, noun: str) -> str:
     """Return a number with its noun: ``count(2, "thread") == "2 threads"``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    one, *many = text(f"count.{noun}", n=f"{number:,}").split("|")
+    return one if number == 1 or not many else many[0]
 
 
 def milliseconds(seconds: float) -> str:
@@ -51,10 +29,10 @@ def milliseconds(seconds: float) -> str:
 def time_left(seconds: float) -> str:
     """Return a rough time that stays: ``"about 12 s left"``, no more exact than it is."""
     if seconds < 90:
-        return f"about {max(1, round(seconds))} s left"
+        return text("left.seconds", n=max(1, round(seconds)))
     if seconds < 90 * 60:
-        return f"about {round(seconds / 60)} min left"
-    return f"about {seconds / 3600:.1f} h left"
+        return text("left.minutes", n=round(seconds / 60))
+    return text("left.hours", n=f"{seconds / 3600:.1f}")
 
 
 def share(fraction: float | None) -> str:
@@ -66,8 +44,10 @@ def row_label(row: Row) -> str:
     """Return the short name of a row, threads included where they tell two rows apart."""
     threads = count(row["threads"], "thread")
     if row["strategy"] == "serial":
-        return f"serial, {threads}"
-    return row["strategy"] if row["threads"] == 1 else f"{row['strategy']}, {threads} each"
+        return text("row.serial", threads=threads)
+    if row["threads"] == 1:
+        return str(row["strategy"])
+    return text("row.threads", strategy=row["strategy"], threads=threads)
 
 
 def cores(row: Row) -> int:
@@ -87,8 +67,12 @@ def device_name(device: str | None) -> str:
 
 def placement(ranks: int, threads: int, device: str | None) -> str:
     """Return where a strategy runs: ``"2 workers × 1 thread each, CPU"``."""
-    each = " each" if ranks > 1 else ""
-    return f"{count(ranks, 'worker')} × {count(threads, 'thread')}{each}, {device_name(device)}"
+    return text(
+        "placement.many" if ranks > 1 else "placement.one",
+        workers=count(ranks, "worker"),
+        threads=count(threads, "thread"),
+        device=device_name(device),
+    )
 
 
 def badge(rows: Sequence[Row]) -> tuple[str, str]:
@@ -99,18 +83,20 @@ def badge(rows: Sequence[Row]) -> tuple[str, str]:
     """
     rows = [row for row in rows if not is_baseline(row)]
     if not rows:
-        return "none", "Only the serial run: nothing to compare its result with."
+        return "none", text("badge.none")
     wrong = [row for row in rows if row["same_result"] is False]
     if wrong and all(row.get("proof", "").startswith("not by design") for row in wrong):
-        named = "; ".join(dict.fromkeys(f"{row['strategy']} ({row['proof']})" for row in wrong))
-        return "no", f"Not the serial result: {named}. Compare loss and accuracy."
+        named = "; ".join(
+            dict.fromkeys(f"{row['strategy']} ({translate(row['proof'])})" for row in wrong)
+        )
+        return "no", text("badge.by_design", named=named)
     if wrong:
-        return "no", f"NOT the same result as serial: {_differences(wrong)}"
+        return "no", text("badge.no", differences=_differences(wrong))
     if all(row["same_result"] for row in rows):
         proofs = {row["proof"] for row in rows if row.get("proof", "in float64") != "in float64"}
-        how = f" ({'; '.join(sorted(proofs))})" if proofs else ""
-        return "yes", f"Same result as serial{how}: {_differences(rows)}"
-    return "unknown", "Same result as serial? Not checked yet."
+        how = f" ({'; '.join(map(translate, sorted(proofs)))})" if proofs else ""
+        return "yes", text("badge.yes", how=how, differences=_differences(rows))
+    return "unknown", text("badge.unknown")
 
 
 def _differences(rows: Sequence[Row]) -> str:
@@ -120,6 +106,8 @@ def _differences(rows: Sequence[Row]) -> str:
         known = [d for d in (worst.get(row["strategy"]), row["max_difference"]) if d is not None]
         worst[row["strategy"]] = max(known, default=None)
     return "; ".join(
-        f"{name} differs by at most {difference:.1g}" if difference is not None else f"{name}"
+        text("badge.differs", name=name, difference=f"{difference:.1g}")
+        if difference is not None
+        else name
         for name, difference in worst.items()
     )

@@ -7,7 +7,6 @@ from bokeh.models import (
     ColumnDataSource,
     DataRange1d,
     FactorRange,
-    HoverTool,
     PanTool,
     ResetTool,
     WheelZoomTool,
@@ -16,9 +15,16 @@ from bokeh.models.annotations import Title
 
 from workbench.timeline import Timeline
 from workbench.ui import look
-from workbench.ui.chart import Chart, Columns, add_empty_text, add_legend, blank_figure
+from workbench.ui.chart import (
+    Chart,
+    Columns,
+    add_empty_text,
+    add_hover,
+    add_legend,
+    blank_figure,
+)
+from workbench.ui.language import text
 
-TITLE = "Measured timeline of one step (waiting is lost)"
 NOWHERE = "nowhere"
 """A row that there is not: what stands there gives the legend its colours and is not drawn."""
 
@@ -32,10 +38,19 @@ class TimelineChart(Chart):
     def draw(self, columns: Columns) -> bool:
         """Show new data; return whether anything had to be sent to the browser."""
         news = super().draw(columns)
-        if news and columns["of"]:
-            assert isinstance(self.figure.title, Title)
-            self.figure.title.text = f"{TITLE}: {columns['of'][0]}"
+        if news:
+            self._say_which()
         return news
+
+    def speak(self) -> None:
+        """Say everything in the language of this thread."""
+        super().speak()
+        self._say_which()
+
+    def _say_which(self) -> None:
+        if which := self.source.data["of"]:
+            assert isinstance(self.figure.title, Title)
+            self.figure.title.text = f"{text('figure.timeline.title')}: {which[0]}"
 
 
 def timeline_chart() -> Chart:
@@ -44,8 +59,7 @@ def timeline_chart() -> Chart:
     It can be zoomed and moved along the time; the colours and hatches are those of all figures.
     """
     fig = blank_figure(
-        title=TITLE,
-        x_axis_label="time since the step began (ms)",
+        "timeline",
         x_range=DataRange1d(start=0, range_padding=0.02),
         y_range=FactorRange(range_padding=0.1),
         height=230,
@@ -57,24 +71,25 @@ def timeline_chart() -> Chart:
         fill_color="color", line_color="color", hatch_pattern="hatch", hatch_color="white",
         hatch_alpha=0.7, hatch_scale=8,
     )  # fmt: skip
-    hover = HoverTool(
-        renderers=[bars],
-        tooltips=[
-            ("", "@of"),
-            ("@label", "@kind"),
-            ("what", "@name"),
-            ("lasts", "@lasts{0.000} ms, from @start{0.000}"),
-            ("sends", "@sent{0,0} bytes"),
-        ],
+    add_hover(
+        fig,
+        [bars],
+        {
+            "": "@of",
+            "@label": "@kind",
+            "hover.what": "@name",
+            "hover.lasts": "@lasts{0.000} ms (@start{0.000} +)",
+            "hover.sends": "@sent{0,0} B",
+        },
     )
     wheel = WheelZoomTool(dimensions="width")
-    fig.add_tools(hover, PanTool(dimensions="width"), wheel, BoxZoomTool(dimensions="width"))
+    fig.add_tools(PanTool(dimensions="width"), wheel, BoxZoomTool(dimensions="width"))
     fig.add_tools(ResetTool())
     fig.toolbar_location = "above"
     fig.toolbar.logo = None
     fig.ygrid.grid_line_color = None
     by_kind = {
-        span.kind: fig.hbar(
+        f"span.{span.kind}": fig.hbar(
             y=[NOWHERE], left=[0], right=[0], height=0.75, fill_color=span.color,
             line_color=span.color, hatch_pattern=span.hatch, hatch_color="white",
             hatch_alpha=0.7, hatch_scale=8,
@@ -94,11 +109,12 @@ def timeline_columns(shown: Timeline | None) -> Columns:
         drawn = sorted(longest, key=lambda bar: (bar.rank, bar.start_s))
     looks = {span.kind: span for span in look.SPANS}
     spans = [looks.get(bar.kind, looks["other"]) for bar in drawn]
+    of = text("timeline.of", label=shown.label, step=shown.step + 1) if shown else ""
     return {
-        "label": [f"rank {bar.rank}" for bar in drawn],
-        "of": [f"{shown.label}, step {shown.step + 1}" if shown else "" for bar in drawn],
-        "kind": [bar.kind for bar in drawn],
-        "name": [bar.name or "layers of the model" for bar in drawn],
+        "label": [text("timeline.rank", rank=bar.rank) for bar in drawn],
+        "of": [of for _ in drawn],
+        "kind": [text(f"span.{span.kind}") for span in spans],
+        "name": [bar.name or text("timeline.layers") for bar in drawn],
         "start": [1e3 * bar.start_s for bar in drawn],
         "stop": [1e3 * bar.stop_s for bar in drawn],
         "lasts": [1e3 * (bar.stop_s - bar.start_s) for bar in drawn],

@@ -7,28 +7,31 @@ Nothing here knows Dask or threads; a :class:`~workbench.ui.state.State` goes in
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
-from workbench import machine
-from workbench.catalogue import CATALOGUE
-from workbench.findings import findings
 from workbench.plan import Plan
-from workbench.strategies import STRATEGIES
-from workbench.ui import figures, form, pictures, table, texts
+from workbench.ui import figures, pictures, table, texts
+from workbench.ui.about import About
+from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
+from workbench.ui.actions import Actions, Presses
+from workbench.ui.chart import Chart
+from workbench.ui.controls import Controls
 from workbench.ui.driver import Described
-from workbench.ui.form import OWN, Request
+from workbench.ui.form import Request
+from workbench.ui.guess import Guess
+from workbench.ui.language import text
 from workbench.ui.live_figure import LiveFigure
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
 from workbench.ui.style import STYLE
+from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
-
-CONTROLS = ("workload", "strategy", "workers", "batch", "steps")
+from workbench.ui.widget import Fold, all_of, box, hint, problem, put
 
 
 class View:
@@ -40,129 +43,118 @@ class View:
         What the controls show at first.
     own_name:
         Name of the user's own workload, or None.
-    on_run, on_stop, on_workload:
-        Called on the kernel's threads when a button is pressed or another workload is chosen;
-        must return at once.
+    presses:
+        What the buttons do.
+    on_workload:
+        Called on the kernel's threads with the name of another workload that is chosen; must
+        return at once.
+    unseen, predict_first:
+        Controls that are ``"hidden"`` and ``"locked"``, and whether Run waits for a guess.
     """
 
     def __init__(
         self,
         asked: Request,
         own_name: str | None,
-        on_run: Callable[[], None],
-        on_stop: Callable[[], None],
-        on_workload: Callable[[str], None],
+        presses: Presses,
+        on_workload: Any,
+        unseen: Mapping[str, Sequence[str]],
+        predict_first: bool = False,
     ) -> None:
         self.lock = threading.RLock()
-        self._repeats = asked.repeats
-        self._cores = machine.cores()
-        self._described: Described | None = None
+        self.controls = Controls(asked, own_name, unseen)
+        self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
-        own = [(f"{own_name} (yours)", OWN)] if own_name is not None else []
-        workloads = [*own, *((f"{e.name}: {e.title}", e.name) for e in CATALOGUE.values())]
-        strategies = [
-            ("Serial (one process)", "serial"),
-            *((f"{s.family.capitalize()} ({s.axis})", s.axis) for s in STRATEGIES.values()),
-        ]
-        number = widgets.IntText
-        self._controls: dict[str, Any] = {
-            "workload": widgets.Dropdown(
-                description="Workload", options=workloads, value=asked.workload
-            ),
-            "strategy": widgets.Dropdown(
-                description="Strategy", options=strategies, value=asked.axis
-            ),
-            "workers": number(description="Workers", value=asked.workers),
-            "batch": number(description="Batch", value=asked.batch),
-            "steps": number(description="Steps", value=asked.steps),
-        }
-        self._notes = {name: widgets.HTML() for name in (*CONTROLS, "run")}
+        self._drawn_guess: Guess | None = None
         self._place = widgets.HTML()
-        self._run = widgets.Button(description="Run", icon="play", button_style="primary")
-        self._stop = widgets.Button(
-            description="Stop", icon="stop", button_style="danger", disabled=True
-        )
-        self._progress = widgets.FloatProgress(min=0.0, max=1.0)
-        self._message = widgets.HTML()
+        self._title = widgets.HTML()
+        self._problem = widgets.HTML()
         self._result = widgets.HTML()
         self._python = widgets.HTML()
-        self._table = widgets.HTML()
+        self._table, self._details = widgets.HTML(), widgets.HTML()
+        self._details_fold = Fold(self._details)
+        self._python_fold = Fold(self._python)
         self._pictures = widgets.HTML()
         self._plan = PlanView()
         self._where = PlacementPage()
-        self._charts = (
+        self._where_fold = Fold(self._where.root)
+        self._charts: tuple[Chart, ...] = (
             figures.speedup_chart(),
             figures.loss_chart(),
+            throughput_chart(),
+            accuracy_chart(),
             figures.share_chart(),
             timeline_chart(),
         )
         self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
+        self._about = [About(chart.name) for chart in self._charts]
         self.root = self._layout()
-        self._run.on_click(lambda _button: on_run())
-        self._stop.on_click(lambda _button: on_stop())
-        self._controls["workload"].observe(lambda change: on_workload(change["new"]), "value")
+        self.speak()
+        workload = self.controls.fields["workload"]
+        workload.observe(lambda change: on_workload(change["new"]), "value")
 
     def request(self) -> Request:
         """Return what the controls ask for now."""
-        controls = self._controls
-        return Request(
-            workload=controls["workload"].value,
-            axis=controls["strategy"].value,
-            workers=controls["workers"].value,
-            batch=controls["batch"].value,
-            steps=controls["steps"].value,
-            repeats=self._repeats,
-        )
+        with self.lock:
+            return self.controls.request()
 
     def suggest(self, described: Described, keep: set[str]) -> None:
-        """Tell about the chosen workload, and set batch and steps to what suits it.
+        """Tell about the chosen workload, and set what suits it, but for the controls in keep."""
+        with self.lock:
+            self.controls.suggest(described, keep)
 
-        Controls named in ``keep`` stay as they are.
-        """
-        if described is self._described:
-            return
-        self._described = described
-        for name, value in (("batch", described.batch), ("steps", described.steps)):
-            if name not in keep:
-                self._controls[name].value = value
+    def speak(self) -> None:
+        """Say everything in the language of this thread."""
+        with self.lock:
+            put(self._title, f'<h2 class="wb-title">{escape(text("title"))}</h2>')
+            self.controls.speak()
+            self.actions.speak()
+            self._plan.speak()
+            self._where_fold.say(text("where.title"))
+            self._details_fold.say(text("table.details"))
+            self._python_fold.say(text("python.title"))
+            for chart, about in zip(self._charts, self._about, strict=True):
+                chart.speak()
+                about.speak()
+            shown, self._shown = self._shown, None
+            if shown is not None:
+                self.redraw()
 
-    def show(self, state: State) -> None:
+    def show(
+        self,
+        state: State,
+        refused: Mapping[tuple[Request, str], str] | None = None,
+        planned: tuple[Request, Plan | str] | None = None,
+    ) -> None:
         """Bring every widget up to date; what has not changed sends nothing."""
         with self.lock:
-            asked = self.request()
-            self._show_notes(asked, state)
-            _set(self._python, _python(asked))
-            if state is self._shown:
-                return
-            _set(self._place, f"<span>{escape(state.place)}</span>")
-            _set(self._message, f'<span class="wb-{state.status}">{escape(state.message)}</span>')
-            _set(self._progress, state.done)
-            _set(self._progress, _BAR.get(state.status, ""), "bar_style")
-            _set(self._run, state.busy, "disabled")
-            _set(self._stop, not state.busy or state.status == "stopping", "disabled")
-            _set(self._result, _result(state))
-            _set(self._table, _runs(state))
-            _set(self._pictures, pictures.strip(state.preview))
-            self._draw(state)
-            self._shown = state
-
-    def show_plan(self, planned: tuple[Request, Plan | str] | None) -> None:
-        """Show the plan of what the controls say, or why there is none."""
-        with self.lock:
+            asked = self.controls.request()
             self._plan.show(planned)
             if planned is not None and isinstance(planned[1], Plan):
                 self._where.show(planned[1])
+            corrected = asked != state.request
+            problems = {} if corrected else dict(state.problems)
+            why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
+            self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
+            self.actions.show(state, asked.strategy)
+            put(self._python, f"<pre>{escape(asked.python())}</pre>")
+            guess = self.actions.locked
+            if state is self._shown and guess is self._drawn_guess:
+                return
+            put(self._place, f"<span>{escape(state.place)}</span>")
+            put(self._problem, _problem(state))
+            put(self._result, _result(state))
+            put(self._table, _runs(state))
+            put(self._details, _details(state))
+            put(self._pictures, pictures.strip(state.preview))
+            self._draw(state, guess)
+            self._shown, self._drawn_guess = state, guess
 
     def break_down(self, error: Exception) -> None:
         """Say that the panel cannot go on."""
         with self.lock:
-            sentence = (
-                f"The panel cannot draw any more ({type(error).__name__}: {error}). What runs goes "
-                "on; open another panel with wb.app()."
-            )
-            _set(
-                self._notes["run"], f'<div class="wb-problem" role="alert">{escape(sentence)}</div>'
-            )
+            said = text("problem.drawing", error=f"{type(error).__name__}: {error}")
+            put(self._problem, problem(said))
 
     def redraw(self) -> None:
         """Send every figure whole, for browsers that open the notebook from now on."""
@@ -173,115 +165,77 @@ class View:
     def close(self) -> None:
         """Take the widgets off the page."""
         with self.lock:
-            for widget in _all_widgets(self.root):
+            for widget in all_of(self.root):
                 widget.close()
 
-    def _draw(self, state: State) -> None:
+    def _draw(self, state: State, guess: Guess | None) -> None:
         columns = (
-            figures.speedup_columns(state.points),
+            figures.speedup_columns(state.points, guess),
             figures.loss_columns(state.curves),
+            throughput_columns(state.curves),
+            accuracy_columns(state.curves),
             figures.share_columns(state.bars),
             timeline_columns(state.timeline),
         )
-        for chart, data in zip(self._charts, columns, strict=True):
+        for chart, about, data in zip(self._charts, self._about, columns, strict=True):
             chart.draw(data)
+            about.show(data)
         ended = not state.busy and self._shown is not None and self._shown.busy
         if ended:
             self.redraw()
 
-    def _show_notes(self, asked: Request, state: State) -> None:
-        """Show beside each control what is wrong with it, or else what is worth knowing."""
-        notes = form.hints(asked, self._cores)
-        if self._described is not None:
-            notes["workload"] = self._described.text
-        for name, place in self._notes.items():
-            problem = state.problems.get(name)
-            corrected = name != "run" and asked != state.request
-            if problem is not None and not corrected:
-                more = ""
-                if state.details:
-                    more = (
-                        f"<details><summary>Details</summary><pre>{escape(state.details)}</pre>"
-                        "</details>"
-                    )
-                _set(place, f'<div class="wb-problem" role="alert">{escape(problem)}</div>{more}')
-            else:
-                note = notes.get(name, "")
-                _set(place, f'<div class="wb-hint">{escape(note)}</div>' if note else "")
-
-    def _layout(self) -> widgets.VBox:
-        fields = [
-            _box([self._controls[name], self._notes[name]], "wb-field", f"wb-{name}")
-            for name in CONTROLS
-        ]
+    def _layout(self) -> Any:
         charts = [
-            _box([live], "wb-chart", f"wb-chart-{chart.name}")
-            for live, chart in zip(self._figures, self._charts, strict=True)
+            box([live, about.root], "wb-chart", f"wb-chart-{chart.name}")
+            for live, about, chart in zip(self._figures, self._about, self._charts, strict=True)
         ]
-        self._run.add_class("wb-run")
-        self._stop.add_class("wb-stop")
-        self._message.add_class("wb-message")
-        title = widgets.HTML('<h2 class="wb-title">Parallel workbench</h2>')
-        root = _box(
+        return box(
             [
                 widgets.HTML(f"<style>{STYLE}</style>"),
-                _box([title, self._place], "wb-head"),
-                _box(fields, "wb-fields"),
-                _box([self._run, self._stop, self._progress, self._message], "wb-buttons"),
-                self._notes["run"],
+                box([self._title, self._place, self.actions.language], "wb-head"),
+                self.controls.root,
+                self.actions.predict,
+                self.actions.root,
+                box([self._problem, self.actions.cluster], "wb-trouble"),
                 self._result,
                 self._pictures,
-                _box(charts, "wb-charts"),
-                self._plan.root,
-                self._where.folded(),
+                box(charts, "wb-charts"),
                 self._table,
-                self._python,
+                self._details_fold.root,
+                self._plan.root,
+                self._where_fold.root,
+                self._python_fold.root,
             ],
             "wb-panel",
         )
-        assert isinstance(root, widgets.VBox)
-        return root
 
 
-_BAR = {"done": "success", "failed": "danger", "stopped": "warning"}
-"""How the progress bar is coloured; the message beside it says the same in words."""
-
-
-def _box(children: list[Any], *classes: str) -> widgets.VBox:
-    box = widgets.VBox(children)
-    for name in classes:
-        box.add_class(name)
-    return box
-
-
-def _set(widget: Any, value: Any, trait: str = "value") -> None:
-    if getattr(widget, trait) != value:
-        setattr(widget, trait, value)
+def _problem(state: State) -> str:
+    if said := state.problems.get("run"):
+        return problem(said, state.details)
+    if state.gone:
+        return problem(text("cluster.gone"))
+    return ""
 
 
 def _result(state: State) -> str:
     """Return the badge, and one sentence per strategy."""
+    lines = "".join(f"<p>{escape(line)}</p>" for line in state.found)
     if not state.bars:
-        return ""
+        return lines
     kind, sentence = texts.badge(state.bars)
-    lines = "".join(f"<p>{escape(line)}</p>" for line in findings(state.bars, machine.cores()))
-    if kind == "none" and state.request is not None and state.request.axis != "serial":
+    if kind == "none" and state.request is not None and len(state.request.strategies) > 1:
         return ""  # the strategy's turn has not come
     mark = {"yes": "✓ ", "no": "✗ ", "unknown": "… "}.get(kind, "")
     return f'<div class="wb-badge wb-badge-{kind}">{mark}{escape(sentence)}</div>{lines}'
 
 
 def _runs(state: State) -> str:
-    return f"<h3>Runs, all measured</h3>{table.rows_table(state.rows)}" if state.rows else ""
+    if not state.rows:
+        return hint(text("table.empty"))
+    title = escape(text("table.title"))
+    return f"<h3>{title}</h3>{table.rows_table(state.rows)}"
 
 
-def _python(asked: Request) -> str:
-    return (
-        "<details class='wb-python'><summary>The same in Python</summary>"
-        f"<pre>{escape(asked.python())}</pre></details>"
-    )
-
-
-def _all_widgets(widget: Any) -> list[Any]:
-    children = getattr(widget, "children", ())
-    return [widget, *(inner for child in children for inner in _all_widgets(child))]
+def _details(state: State) -> str:
+    return table.details_table(state.rows) if state.rows else hint(text("table.empty"))

@@ -1,0 +1,336 @@
+"""The controls with which one picks what to run; the axes and options are those of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets  # type: ignore[import-untyped]
+
+from workbench import machine
+from workbench.catalogue import CATALOGUE
+from workbench.mesh import AXES
+from workbench.strategies import OPTIONS, STRATEGIES
+from workbench.strategies.notation import parse
+from workbench.ui import form, texts
+from workbench.ui.driver import Described
+from workbench.ui.form import OWN, Request
+from workbench.ui.language import known, text, translate
+from workbench.ui.look import CROSS
+from workbench.ui.widget import Fold, box, hint, problem, put
+
+NUMBERS = ("batch", "steps", "repeats", "seed", "workers")
+AUTO = 0
+"""Stands in the menu for as many threads as there are cores for each rank."""
+
+FIELDS = ("workload", *NUMBERS, "threads")
+
+
+class Controls:
+    """The widgets, and what they ask for.
+
+    Parameters
+    ----------
+    asked:
+        What they show at first.
+    own_name:
+        Name of the user's own workload, or None.
+    unseen:
+        Names of controls that are ``"hidden"`` and ``"locked"``, as a teacher wishes, see
+        :func:`workbench.controls.checked`.
+    """
+
+    def __init__(
+        self, asked: Request, own_name: str | None, unseen: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._own_name = own_name
+        self._hidden, self._locked = (frozenset(unseen.get(n, ())) for n in ("hidden", "locked"))
+        self._cores = machine.cores()
+        self._described: Described | None = None
+        self._also: tuple[str, ...] = ()
+        self._default_seed = 0
+        self.fields: dict[str, Any] = {
+            "workload": widgets.Dropdown(options=self._workloads(), value=asked.workload),
+            **{name: widgets.IntText() for name in NUMBERS},
+            "threads": widgets.Dropdown(options=[(text("option.auto"), AUTO)]),
+        }
+        self.axes: dict[str, Any] = {axis: widgets.Dropdown(options=[("–", "1")]) for axis in AXES}
+        self.options: dict[str, Any] = {
+            "accumulate": widgets.Text(),
+            **{
+                name: widgets.Dropdown(options=values) if values else widgets.Text()
+                for name, values in OPTIONS.items()
+            },
+        }
+        self.notes = {name: widgets.HTML() for name in (*FIELDS, "strategy", "accumulate")}
+        self._impossible = widgets.HTML()
+        self._add = widgets.Button(icon="plus")
+        self._chips = widgets.HBox()
+        self._groups = {group: widgets.HTML() for group in ("run", *STRATEGIES)}
+        self._more = Fold(self._option_boxes(), "wb-more")
+        self._axes_title = widgets.HTML()
+        self.fill(asked)
+        self.root = self._layout()
+        self._add.on_click(lambda _button: self._set_also((*self._also, self.request().strategy)))
+
+    def request(self) -> Request:
+        """Return what the controls ask for now."""
+        at = {name: field.value for name, field in self.fields.items()}
+        chosen = {name: str(field.value).strip() for name, field in self.options.items()}
+        accumulate = chosen.pop("accumulate")
+        return Request(
+            **at
+            | {
+                "seed": None if at["seed"] == self._default_seed else at["seed"],
+                "threads": None if at["threads"] == AUTO else at["threads"],
+            },
+            axes=tuple(
+                (axis, field.value) for axis, field in self.axes.items() if field.value != "1"
+            ),
+            accumulate=_whole(accumulate),
+            options=tuple(
+                (name, value) for name, value in chosen.items() if value != _default(name)
+            ),
+            also=self._also,
+        )
+
+    def fill(self, asked: Request) -> None:
+        """Show what is asked for."""
+        self._fill_threads(asked.threads)
+        for name in ("workload", "batch", "steps", "repeats", "workers"):
+            put(self.fields[name], getattr(asked, name))
+        put(self.fields["seed"], self._default_seed if asked.seed is None else asked.seed)
+        for axis in self.axes:
+            self._fill_axis(axis, dict(asked.axes).get(axis, "1"), asked, {})
+        given = dict(asked.options)
+        accumulate = "" if asked.accumulate is None else str(asked.accumulate)
+        for name, field in self.options.items():
+            put(field, accumulate if name == "accumulate" else given.get(name, _default(name)))
+        self._set_also(asked.also)
+
+    def suggest(self, described: Described, keep: set[str]) -> None:
+        """Tell about the chosen workload, and set batch, steps and seed to what suits it.
+
+        Controls named in ``keep`` stay as they are.
+        """
+        if described is self._described:
+            return
+        self._described, self._default_seed = described, described.seed
+        for name in ("batch", "steps", "seed"):
+            if name not in keep:
+                put(self.fields[name], getattr(described, name))
+
+    def speak(self) -> None:
+        """Say everything in the language of this thread."""
+        for name, field in self.fields.items():
+            field.description = text(f"control.{name}")
+        for axis, field in self.axes.items():
+            field.description = axis
+            field.tooltip = translate(STRATEGIES[axis].title)
+        for name, field in self.options.items():
+            key = f"option.{name}"
+            field.description = text(key) if known(key) else name.replace("_", " ")
+            if isinstance(field, widgets.Text):
+                field.placeholder = text("option.auto")
+        self._axes_title.value = f'<div class="wb-label">{escape(text("control.axes"))}</div>'
+        self._add.description = text("compare.add")
+        self._more.say(text("option.title"))
+        workload = self.fields["workload"].value
+        self.fields["workload"].options = self._workloads()
+        self.fields["workload"].value = workload
+        self._fill_threads(self.fields["threads"].value)
+        self._set_also(self._also)
+
+    def show(
+        self,
+        problems: Mapping[str, str],
+        refused: Mapping[tuple[Request, str], str],
+        planned: str,
+    ) -> None:
+        """Show beside each control what is wrong with it, or else what is worth knowing.
+
+        Parameters
+        ----------
+        problems:
+            Sentences by control.
+        refused:
+            See :class:`workbench.ui.driver.Driver`.
+        planned:
+            Why the chosen strategy cannot be; "" if it can, or it is not known yet.
+        """
+        asked = self.request()
+        live = form.check(asked)
+        if planned and "strategy" not in live:
+            live["strategy"] = translate(planned)
+        notes = form.hints(asked, self._cores)
+        if self._described is not None and self._described.name == asked.workload:
+            notes["workload"] = _about(self._described)
+        for name, place in self.notes.items():
+            said = problems.get(name) or live.get(name)
+            put(place, problem(said) if said else hint(notes.get(name, "")))
+        self._show_possible(asked, refused)
+        self._show_groups(asked)
+
+    def _show_possible(self, asked: Request, refused: Mapping[tuple[Request, str], str]) -> None:
+        """Mark the degrees that cannot be, and say why below the axes."""
+        if any(isinstance(getattr(asked, name), int) is False for name in ("workers",)):
+            return
+        base = replace(asked, axes=(), also=())
+        marked: dict[str, dict[str, str]] = {axis: {} for axis in self.axes}
+        for axis, degree, strategy in form.tries(asked):
+            if why := refused.get((base, strategy)):
+                marked[axis][degree] = translate(why)
+        for axis, field in self.axes.items():
+            self._fill_axis(axis, field.value, asked, marked[axis])
+        whys: dict[str, list[str]] = {}
+        for axis, found in marked.items():
+            for degree, why in found.items():
+                whys.setdefault(why, []).append(f"{axis}={degree}")
+        lines = "".join(
+            f"<li><b>{escape(', '.join(names))}</b>: {escape(why)}</li>"
+            for why, names in whys.items()
+        )
+        count = sum(map(len, marked.values()))
+        title = escape(text("axes.impossible", count=count, mark=CROSS))
+        body = f"<details><summary>{title}</summary><ul>{lines}</ul></details>" if whys else ""
+        put(self._impossible, body)
+
+    def _show_groups(self, asked: Request) -> None:
+        """Enable the options of the axes that are in use; say of the others when they are."""
+        used = {axis for strategy in asked.strategies for axis, _ in parse(strategy).axes}
+        for group, place in self._groups.items():
+            on = group == "run" or group in used
+            title = text("option.run") if group == "run" else translate(STRATEGIES[group].title)
+            note = "" if on else f" — {text('option.unused', axis=group)}"
+            put(place, f'<div class="wb-label">{escape(title)}<i>{escape(note)}</i></div>')
+            for name in _options_of(group):
+                put(self.options[name], not on or name in self._locked, "disabled")
+
+    def _fill_axis(
+        self, axis: str, degree: str, asked: Request, refused: Mapping[str, str]
+    ) -> None:
+        workers = asked.workers if isinstance(asked.workers, int) else 1
+        degrees = form.degrees(axis, workers)
+        if degree not in degrees:
+            degrees.append(degree)
+        shown = tuple(
+            ("–" if each == "1" else f"{each} {CROSS}" if each in refused else each, each)
+            for each in degrees
+        )
+        field = self.axes[axis]
+        if field.options != shown:
+            with field.hold_sync():
+                field.options = shown
+                field.value = degree
+        else:
+            put(field, degree)
+
+    def _fill_threads(self, threads: int | None) -> None:
+        field, auto = self.fields["threads"], text("option.auto")
+        numbers = sorted({*range(1, self._cores + 1), *([threads] if threads else ())})
+        with field.hold_sync():
+            field.options = ((auto, AUTO), *((str(n), n) for n in numbers))
+            field.value = threads or AUTO
+
+    def _set_also(self, also: Sequence[str]) -> None:
+        """Show the strategies that are compared too, each as a button that takes it out."""
+        self._also = tuple(name for name in dict.fromkeys(also) if name != "serial")
+        chips = []
+        for name in self._also:
+            chip = widgets.Button(
+                description=f"{name} ✕", tooltip=text("compare.remove", name=name)
+            )
+            chip.add_class("wb-chip")
+            chip.on_click(lambda _button, name=name: self._set_also(
+                [each for each in self._also if each != name]
+            ))  # fmt: skip
+            chips.append(chip)
+        said = text("compare.also" if chips else "compare.alone")
+        label = widgets.HTML(f'<span class="wb-hint">{escape(said)}</span>')
+        for old in self._chips.children:
+            old.close()
+        self._chips.children = (label, *chips)
+
+    def _workloads(self) -> list[tuple[str, str]]:
+        own = []
+        if self._own_name is not None:
+            own = [(text("workload.yours", name=self._own_name), OWN)]
+        return [*own, *((f"{e.name}: {translate(e.title)}", e.name) for e in CATALOGUE.values())]
+
+    def _option_boxes(self) -> Any:
+        groups = []
+        for group, title in self._groups.items():
+            names = [name for name in _options_of(group) if name not in self._hidden]
+            if names:
+                fields = box([self.options[name] for name in names], "wb-options")
+                groups.append(box([title, fields]))
+        return box([*groups, self.notes["accumulate"]])
+
+    def _layout(self) -> Any:
+        hidden = self._hidden
+        first = ("workload", "batch", "steps", "repeats", "seed")
+        rows = []
+        for names in (first, ("workers", "threads")):
+            rows.append(
+                [
+                    box([self.fields[name], self.notes[name]], "wb-field", f"wb-{name}")
+                    for name in names
+                    if name not in hidden
+                ]
+            )
+        for axis, field in self.axes.items():
+            field.add_class(f"wb-axis-{axis}")
+        compare = [] if "compare" in hidden else [box([self._add, self._chips], "wb-compare")]
+        strategy = box(
+            [
+                self._axes_title,
+                box(list(self.axes.values()), "wb-axes"),
+                self.notes["strategy"],
+                self._impossible,
+                *compare,
+            ],
+            "wb-strategy",
+        )
+        for name in self._locked & {*self.fields}:
+            self.fields[name].disabled = True
+        for field in self.axes.values():
+            field.disabled = "strategy" in self._locked
+        self._add.disabled = "compare" in self._locked
+        return box(
+            [
+                box(rows[0], "wb-fields"),
+                box(
+                    [*rows[1], *([] if "strategy" in hidden else [strategy])], "wb-fields", "wb-cut"
+                ),
+                self._more.root,
+            ],
+            "wb-controls",
+        )
+
+
+def _about(described: Described) -> str:
+    about = translate(described.about) if described.about else text("workload.own")
+    samples = texts.count(described.samples, "sample")
+    return text("workload.about", about=about, samples=samples, shape=described.shape)
+
+
+def _options_of(group: str) -> list[str]:
+    """Return the options of an axis, or those of every run."""
+    if group in STRATEGIES:
+        return list(STRATEGIES[group].options)
+    of_axes = {name for strategy in STRATEGIES.values() for name in strategy.options}
+    return ["accumulate", *(name for name in OPTIONS if name not in of_axes)]
+
+
+def _default(name: str) -> str:
+    values = OPTIONS[name]
+    return values[0] if values else ""
+
+
+def _whole(typed: str) -> Any:
+    """Return a typed number, None for nothing; what is no number stays, and is refused as such."""
+    if not typed:
+        return None
+    return int(typed) if typed.lstrip("-").isdigit() else typed

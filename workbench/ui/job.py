@@ -1,0 +1,95 @@
+"""One press of Run or Train, and whose turn it is: panels share the workers, one job at a time."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.steering import ENDED
+from workbench.ui.form import Request
+
+if TYPE_CHECKING:
+    from workbench.comparison import Comparison
+    from workbench.ui.training import Training
+
+Kind = Literal["compare", "train", "sweep"]
+
+
+@dataclass
+class Job:
+    """One press of a button, from the checks to the end.
+
+    Attributes
+    ----------
+    after:
+        The job that ends before this one begins.
+    phase:
+        What the driver does before anything runs: a key of the catalogue, and its values.
+    problems:
+        Sentences by the control that caused them; ``"run"`` for what broke later.
+    details:
+        What a developer wants beyond the sentence.
+    going:
+        What goes on, once something does.
+    """
+
+    number: int
+    request: Request
+    kind: Kind = "compare"
+    after: Job | None = None
+    phase: tuple[str, dict[str, Any]] = ("phase.checking", {})
+    problems: dict[str, str] = field(default_factory=dict)
+    details: str = ""
+    going: Comparison | Training | None = None
+    stop_asked: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def status(self) -> str:
+        """As of a run: "starting", "running", "stopping", "done", "stopped" or "failed"."""
+        if self.problems:
+            return "failed"
+        if self.going is None:
+            # A cluster that is being started is kept for the next run, so there is nothing to
+            # wait for.
+            return "stopped" if self.stop_asked.is_set() else "starting"
+        status = str(self.going.status)
+        if self.stop_asked.is_set() and status not in ENDED:
+            return "stopping"
+        return status
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status in ENDED
+
+    def stop(self) -> None:
+        """End what goes on within 2 s."""
+        self.stop_asked.set()
+        if self.going is not None:
+            self.going.stop()
+
+
+class Turns:
+    """Which job has the workers; the panels of a process take turns."""
+
+    def __init__(self) -> None:
+        self._holder: Job | None = None
+        self._lock = threading.Lock()
+
+    def take(self, job: Job) -> bool:
+        """Give the workers to ``job`` if nobody has them, and return whether it has them now."""
+        with self._lock:
+            if self._holder is not None and self._holder is not job and not self._holder.ended:
+                return False
+            self._holder = job
+            return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job has the workers."""
+        return self._holder is not None and not self._holder.ended
+
+
+TURNS = Turns()
+"""Those of this process."""

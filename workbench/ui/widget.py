@@ -1,0 +1,61 @@
+"""What widgets are put together with: boxes, folds, notes; and what is no news is not sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets  # type: ignore[import-untyped]
+
+from workbench.ui.language import text
+
+
+def box(children: Sequence[Any], *classes: str) -> Any:
+    """Return a column of widgets with CSS classes."""
+    made = widgets.VBox(list(children))
+    for name in classes:
+        made.add_class(name)
+    return made
+
+
+def put(widget: Any, value: Any, trait: str = "value") -> None:
+    """Set a trait; what it has already sends nothing."""
+    if getattr(widget, trait) != value:
+        setattr(widget, trait, value)
+
+
+def all_of(widget: Any) -> list[Any]:
+    """Return a widget and all that is in it."""
+    children = getattr(widget, "children", ())
+    return [widget, *(inner for child in children for inner in all_of(child))]
+
+
+def problem(sentence: str, details: str = "") -> str:
+    """Return what is wrong, as HTML; ``details`` are folded."""
+    more = ""
+    if details:
+        summary = escape(text("details"))
+        more = f"<details><summary>{summary}</summary><pre>{escape(details)}</pre></details>"
+    return f'<div class="wb-problem" role="alert">{escape(sentence)}</div>{more}'
+
+
+def hint(sentence: str) -> str:
+    """Return what is worth knowing, as HTML; nothing for nothing."""
+    return f'<div class="wb-hint">{escape(sentence)}</div>' if sentence else ""
+
+
+class Fold:
+    """Something that is folded away under a title, until the title is pressed.
+
+    The browser alone does it (see the style sheet), so that the keyboard works, and no kernel that
+    computes is in the way. New content leaves it as it is, open or folded.
+    """
+
+    def __init__(self, content: Any, *classes: str) -> None:
+        self._title = widgets.HTML()
+        self.root = box([self._title, content], "wb-fold", *classes)
+
+    def say(self, title: str) -> None:
+        """Set the title, which folds it."""
+        put(self._title, f"<details><summary>{escape(title)}</summary></details>")
