@@ -31,7 +31,8 @@ SUMMARY: dict[str, Any] = {
 
 
 def step(number: int) -> dict[str, float]:
-    return {"step": number, "time_s": 0.01 * number, "step_s": 0.01, "loss": 1 / number} | TIMES
+    return {"step": number, "time_s": 0.01 * number, "step_s": 0.01, "loss": 1 / number,
+            "samples_per_s": 12_800.0} | TIMES  # fmt: skip
 
 
 def span(rank: int, number: int) -> dict[str, Any]:

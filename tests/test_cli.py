@@ -21,7 +21,9 @@ from workbench.errors import RunError
 from workbench.records import RunFolder
 from workbench.sweep import candidates
 
-COMMANDS = (*("compare", "demo", "doctor", "lab", "report", "run", "share", "sweep", "verify"),)
+COMMANDS = (
+    *("compare", "demo", "doctor", "export", "lab", "report", "run", "share", "sweep", "verify"),
+)
 
 
 @pytest.fixture

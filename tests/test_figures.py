@@ -98,3 +98,15 @@ def test_numbers_are_written_with_their_units():
     assert texts.time_left(0.2) == "about 1 s left"
     assert texts.time_left(600) == "about 10 min left"
     assert texts.placement(2, 1, "cpu") == "2 workers × 1 thread each, CPU"
+
+
+def test_the_speedup_figure_has_the_law_of_every_strategy_over_its_degrees():
+    rows = [*ROWS, row("data=4", 4, 1, 0.03), row("tensor=2", 2, 1, 0.05)]
+    columns = figures.speedup_columns(rows)
+    drawn = [n for n, xs in enumerate(columns["law_x"]) if xs]
+    assert [columns["label"][n] for n in drawn] == ["data=4"]
+    [n] = drawn
+    assert columns["law_text"][n] == "data, 12 % serial"
+    assert (columns["law_x"][n][0], columns["law_y"][n][0]) == (1, 1)
+    assert columns["law_x"][n][-1] == columns["law_end"][n] > 4
+    assert columns["law_y"][n][-1] == columns["law_top"][n]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; tests hold it equal to 
     from workbench.strategies import Strategy, register_strategy
     from workbench.sweep import sweep
     from workbench.timeline import write_trace
+    from workbench.ui.exporting import export
     from workbench.ui.layer_picture import picture
     from workbench.ui.panel import app
     from workbench.ui.placement_page import where
@@ -55,6 +56,7 @@ __all__ = [
     "dataset",
     "datasets",
     "evaluate",
+    "export",
     "load",
     "picture",
     "placement",
@@ -82,6 +84,7 @@ _ROOM_OF = {
     "compare_schemes": "workbench.distribution",
     "dataset": "workbench.datasets.opening",
     "evaluate": "workbench.evaluate",
+    "export": "workbench.ui.exporting",
     "load": "workbench.checkpoint.loading",
     "picture": "workbench.ui.layer_picture",
     "placement": "workbench.distribution",

@@ -20,6 +20,9 @@ from workbench.strategies.notation import parse
 
 Row = Mapping[str, Any]
 
+MOST_GUESSED = 3
+"""Lines that are drawn through one point each; more only hide the points."""
+
 GROWS = 0.05
 """Serial fractions that differ by more than this between degrees are said to grow or to fall."""
 
@@ -120,6 +123,13 @@ def fits(rows: Sequence[Row]) -> tuple[Fit, ...]:
         fit(name, [Point(cores, speedup) for cores, speedup in sorted(best.items())])
         for name, best in found.items()
     )
+
+
+def worth_a_line(rows: Sequence[Row]) -> tuple[Fit, ...]:
+    """Return the fits that a figure draws: those over several degrees, else up to three others."""
+    found = fits(rows)
+    several = tuple(fit for fit in found if len(fit.points) > 1)
+    return several or found[: MOST_GUESSED if len(found) <= MOST_GUESSED else 0]
 
 
 def fit(strategy: str, points: Sequence[Point]) -> Fit:

@@ -20,6 +20,7 @@ from workbench import __version__
 from workbench.cli.compare import compare
 from workbench.cli.demo import demo
 from workbench.cli.doctor import doctor
+from workbench.cli.export import export
 from workbench.cli.lab import lab
 from workbench.cli.report import report
 from workbench.cli.run import run
@@ -82,7 +83,7 @@ def commands() -> None:
     """Try, compare and prove ways to run one model in parallel on Dask workers."""
 
 
-for command in (demo, run, compare, sweep, verify, report, share, lab, doctor):
+for command in (demo, run, compare, sweep, verify, report, export, share, lab, doctor):
     commands.add_command(command)
 
 

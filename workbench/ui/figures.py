@@ -16,6 +16,7 @@ from bokeh.core.properties import value
 from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, FactorRange
 from bokeh.models.annotations import Legend, LegendItem
 
+from workbench.amdahl import Fit, axes_of, worth_a_line
 from workbench.ui import look, texts
 from workbench.ui.chart import (
     Chart,
@@ -29,6 +30,9 @@ from workbench.ui.chart import (
 from workbench.ui.guess import Guess
 from workbench.ui.language import text
 from workbench.ui.texts import Row
+
+BEYOND = 1.2
+"""How far the line of Amdahl's law goes on beyond the most cores that were measured."""
 
 MAX_POINTS = 150
 """Points drawn of one loss curve; more would not be seen, and all are sent again on each change."""
@@ -62,6 +66,13 @@ def speedup_chart() -> Chart:
     alternative = fig.hspan(
         "all_threads", source=source, color=look.INK, line_dash="dotted", line_width=3
     )
+    laws = fig.multi_line(
+        "law_x", "law_y", source=source, color="color", line_dash="dotdash", line_width=2
+    )
+    fig.text(
+        "law_end", "law_top", "law_text", source=source, x_offset=6, text_baseline="middle",
+        text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_color="color",
+    )  # fmt: skip
     fig.segment("cores", "low", "cores", "high", source=source, color="color", line_width=3)
     points = fig.scatter(
         "cores", "speedup", source=source, marker="marker", color="color",
@@ -82,7 +93,8 @@ def speedup_chart() -> Chart:
             "hover.repeats": "@repeats",
         },
     )
-    add_legend(fig, {"legend.ideal": ideal, "legend.all_threads": alternative})
+    keys = {"legend.ideal": ideal, "legend.all_threads": alternative, "legend.law": laws}
+    add_legend(fig, keys)
     return Chart("speedup", fig, source, add_empty_text(fig, "speedup"))
 
 
@@ -90,11 +102,15 @@ def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
     """Return the columns of the speedup figure, by rising number of cores.
 
     A guess is an open square. ``all_threads`` is NaN but for the rows of the baseline of one
-    process with all threads, whose speedup is also drawn as a line right across.
+    process with all threads, whose speedup is also drawn as a line right across. The row of a
+    strategy's highest degree carries the line of Amdahl's law, from one core to beyond its own.
     """
     known = sorted((r for r in rows if r["speedup"] is not None), key=texts.cores)
     columns: Columns = {name: [] for name in SPEEDUP}
-    for row in known:
+    of_axes = {law.strategy: law for law in worth_a_line(known)}
+    last = {axes_of(row["strategy"]): n for n, row in enumerate(known)}
+    laws = {last[axes]: law for axes, law in of_axes.items()}
+    for n, row in enumerate(known):
         alone = row["strategy"] == "serial" and row["threads"] > 1
         below = texts.is_baseline(row)
         style = look.style(row)
@@ -115,21 +131,33 @@ def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
             style.color,
             style.marker,
             0.0 if alone else 1.0,
+            *_law(laws.get(n), texts.cores(known[-1])),
         )
         _add(columns, point)
     if guess is not None:
         told = text("guess.mark", speedup=f"{guess.speedup:.2f}")
         at = guess.speedup
         seen = (look.INK, "square", 0.0)
-        _add(columns, (guess.cores, at, at, at, math.nan, told, told, at, 22, 0, *seen))
+        point = (guess.cores, at, at, at, math.nan, told, told, at, 22, 0, *seen)
+        _add(columns, (*point, *_law(None, 1)))
     return columns
 
 
 SPEEDUP = (
     *("cores", "speedup", "low", "high", "all_threads", "label", "text", "text_at", "text_y"),
-    *("repeats", "color", "marker", "fill"),
+    *("repeats", "color", "marker", "fill", "law_x", "law_y", "law_end", "law_top", "law_text"),
 )
 """Columns of the speedup figure."""
+
+
+def _law(law: Fit | None, most_cores: int) -> tuple[Any, ...]:
+    """Return the curve of a fit, its end and what stands there; nothing is drawn of None."""
+    if law is None:
+        return [], [], math.nan, math.nan, ""
+    xs = [1 + n * (BEYOND * most_cores - 1) / 40 for n in range(41)]
+    ys = [law.speedup(x) for x in xs]
+    share = f"{100 * law.serial_fraction:.0f}"
+    return xs, ys, xs[-1], ys[-1], text("figure.speedup.law", strategy=law.strategy, share=share)
 
 
 def _add(columns: Columns, point: Sequence[Any]) -> None:
