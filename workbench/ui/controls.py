@@ -11,11 +11,10 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench import machine
 from workbench.catalogue import CATALOGUE
-from workbench.mesh import AXES
 from workbench.strategies import OPTIONS, STRATEGIES
 from workbench.strategies.notation import parse
 from workbench.ui import form, texts
-from workbench.ui.driver import Described
+from workbench.ui.described import Described
 from workbench.ui.form import OWN, Request
 from workbench.ui.language import known, text, translate
 from workbench.ui.look import CROSS
@@ -56,7 +55,9 @@ class Controls:
             **{name: widgets.IntText() for name in NUMBERS},
             "threads": widgets.Dropdown(options=[(text("option.auto"), AUTO)]),
         }
-        self.axes: dict[str, Any] = {axis: widgets.Dropdown(options=[("–", "1")]) for axis in AXES}
+        self.axes: dict[str, Any] = {
+            axis: widgets.Dropdown(options=[("–", "1")]) for axis in form.axes()
+        }
         self.options: dict[str, Any] = {
             "accumulate": widgets.Text(),
             **{

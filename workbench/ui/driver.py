@@ -12,17 +12,18 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.catalogue import CATALOGUE
 from workbench.compare import compare
 from workbench.controls import OWN
 from workbench.errors import PlanError, RunError
 from workbench.planning import plan
+from workbench.sharing import decode
 from workbench.sweep import sweep
-from workbench.ui import language
-from workbench.ui.form import Request, check, tries
+from workbench.ui import language, shelf
+from workbench.ui.described import Described, described
+from workbench.ui.form import Request, check, request, tries
 from workbench.ui.job import TURNS, Job, Kind
 from workbench.ui.shared_lab import SHARED, gone
 from workbench.ui.training import Training
@@ -39,19 +40,6 @@ MOST_VARIANTS = 8
 
 IDLE_S = 0.25
 """How long the driver waits for a command before it looks at what waits for its turn."""
-
-
-@dataclass(frozen=True)
-class Described:
-    """A workload as the panel tells of it: what it is, and what suits it."""
-
-    name: str
-    about: str
-    samples: int
-    shape: str
-    batch: int
-    steps: int
-    seed: int
 
 
 class Driver:
@@ -79,6 +67,8 @@ class Driver:
         Why a strategy cannot be, or "" if it can: by request, axes left out, and strategy.
     lab:
         The cluster in use, once there is one.
+    told:
+        What came of the last share code, export or attachment.
     language:
         What the driver's sentences are said in.
     """
@@ -90,6 +80,7 @@ class Driver:
         self.planned: tuple[Request, Plan | str] | None = None
         self.refused: dict[tuple[Request, str], str] = {}
         self.lab = lab
+        self.told = ""
         self.language = language
         self._given = lab
         self._made: dict[str, Workload] = {} if work is None else {OWN: work}
@@ -153,6 +144,26 @@ class Driver:
         job = self.job
         if job is not None and job.ended:
             self.run(job.request, job.kind)
+
+    def export(self, folder: str) -> None:
+        """Ask for files of what was measured last and return at once."""
+        self._commands.put(lambda: self._export(folder))
+
+    def attach(self, path: str) -> None:
+        """Ask for what was measured before, by whomever, and return at once."""
+        self._commands.put(lambda: self._attach(path))
+
+    def restore(self, code: str) -> Request | None:
+        """Return what a share code asks for; None if it is refused, which is told."""
+        with language.speaking(self.language):
+            try:
+                own = self._made.get(OWN)
+                found = request(own, decode(code))
+            except PlanError as error:
+                self.told = language.translate(str(error))
+                return None
+            self.told = language.text("keep.restored")
+        return found
 
     def start_over(self) -> None:
         """Forget the weights of the training: the next one begins afresh."""
@@ -293,14 +304,20 @@ class Driver:
         self.lab = SHARED.lab_for(job.request.workers, starting)
         return self.lab
 
+    def _export(self, folder: str) -> None:
+        self.told = shelf.write(self.job, folder)
+
+    def _attach(self, path: str) -> None:
+        if self.job is not None and not self.job.ended:
+            self.told = language.text("keep.busy")
+            return
+        number = 1 if self.job is None else self.job.number + 1
+        job, self.told = shelf.read(path, number)
+        self.job = job or self.job
+
     def _describe(self, name: str) -> None:
         with suppress(PlanError, RunError, OSError):  # Run tells what is wrong with it
-            work = self._make(name)
-            about = CATALOGUE[name].description if name in CATALOGUE else ""
-            shape = " × ".join(map(str, work.sample_shape)) or "1"
-            self.described[name] = Described(
-                name, about, work.samples, shape, work.batch_size, work.steps, work.seed
-            )
+            self.described[name] = described(name, self._make(name))
 
     def _draw(self, request: Request) -> None:
         self._drawn = request

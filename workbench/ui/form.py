@@ -14,6 +14,7 @@ from workbench.controls import python as program
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS
 from workbench.mesh import AXES, Mesh
+from workbench.sharing import encode
 from workbench.speedup import FEWEST_STEPS
 from workbench.strategies import OPTIONS, STRATEGIES
 from workbench.strategies.notation import parse
@@ -61,8 +62,8 @@ class Request:
     @property
     def strategy(self) -> str:
         """The strategy as it is written: ``"data=2,tensor=2"``, or ``"serial"``."""
-        ordered = sorted(self.axes, key=lambda each: AXES.index(each[0]))
-        return ",".join(f"{axis}={degree}" for axis, degree in ordered) or "serial"
+        found = dict(self.axes)
+        return ",".join(f"{axis}={found[axis]}" for axis in axes() if axis in found) or "serial"
 
     @property
     def strategies(self) -> list[str]:
@@ -86,6 +87,14 @@ class Request:
         return (self.workload, self.batch, self.seed)
 
     @property
+    def code(self) -> str:
+        """The share code of all this, or why there is none."""
+        try:
+            return encode(self.controls)
+        except PlanError as error:
+            return translate(str(error))
+
+    @property
     def controls(self) -> dict[str, Any]:
         """The same in plain values, see :func:`workbench.controls.checked`."""
         return {
@@ -102,6 +111,11 @@ class Request:
             return program(self.controls)
         except PlanError as error:
             return f"# {translate(str(error))}"
+
+
+def axes() -> list[str]:
+    """Return all axes in the order in which a strategy is written; somebody's own come last."""
+    return sorted(STRATEGIES, key=lambda axis: AXES.index(axis) if axis in AXES else len(AXES))
 
 
 def request(work: Any, presets: Mapping[str, Any]) -> Request:
@@ -195,13 +209,13 @@ def check(asked: Request) -> dict[str, str]:
 
 def hints(asked: Request, cores: int) -> dict[str, str]:
     """Return what is worth knowing about the request on a machine of ``cores``, by control."""
-    axes = [axis for axis, _ in asked.axes]
-    if not axes:
+    used = [axis for axis, _ in asked.axes]
+    if not used:
         strategy = text("hint.serial")
-    elif len(axes) == 1:
-        strategy = translate(STRATEGIES[axes[0]].summary)
+    elif len(used) == 1:
+        strategy = translate(STRATEGIES[used[0]].summary)
     else:
-        named = " × ".join(translate(STRATEGIES[axis].family) for axis in axes)
+        named = " × ".join(translate(STRATEGIES[axis].family) for axis in used)
         strategy = text("hint.hybrid", named=named, ranks=parse(asked.strategy).size)
     notes = {
         "batch": text("hint.batch"),

@@ -10,10 +10,11 @@ from workbench.steering import ENDED
 from workbench.ui.form import Request
 
 if TYPE_CHECKING:
+    from workbench.attaching import AttachedComparison
     from workbench.comparison import Comparison
     from workbench.ui.training import Training
 
-Kind = Literal["compare", "train", "sweep"]
+Kind = Literal["compare", "train", "sweep", "attached"]
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Job:
     phase: tuple[str, dict[str, Any]] = ("phase.checking", {})
     problems: dict[str, str] = field(default_factory=dict)
     details: str = ""
-    going: Comparison | Training | None = None
+    going: Comparison | Training | AttachedComparison | None = None
     stop_asked: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -49,6 +50,8 @@ class Job:
         """As of a run: "starting", "running", "stopping", "done", "stopped" or "failed"."""
         if self.problems:
             return "failed"
+        if self.kind == "attached":
+            return "done"  # whatever it is: nothing of it goes on here
         if self.going is None:
             # A cluster that is being started is kept for the next run, so there is nothing to
             # wait for.
@@ -66,8 +69,8 @@ class Job:
     def stop(self) -> None:
         """End what goes on within 2 s."""
         self.stop_asked.set()
-        if self.going is not None:
-            self.going.stop()
+        if self.going is not None and self.kind != "attached":
+            self.going.stop()  # type: ignore[union-attr]
 
 
 class Turns:

@@ -31,13 +31,16 @@ from workbench.ui.actions import Presses
 from workbench.ui.driver import CLOSE_LIMIT_S, Driver
 from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, request
 from workbench.ui.guess import Guess
+from workbench.ui.keep import Keep
 from workbench.ui.language import text
 from workbench.ui.report import BOKEH
+from workbench.ui.shelf import EXPORTS
 from workbench.ui.state import State, Watcher
 from workbench.ui.training import Training
 from workbench.ui.view import View
 
 if TYPE_CHECKING:
+    from workbench.attaching import AttachedComparison
     from workbench.cluster.lab import Lab
     from workbench.comparison import Comparison
     from workbench.workload import Workload
@@ -137,9 +140,10 @@ class Panel:
             lock=self._lock_guess,
             language=self.speak,
         )
+        keep_fold = Keep(self.restore, self.export, self.attach)
         own_name = None if work is None else work.name
         on_workload = self.driver.describe
-        self._view = View(asked, own_name, presses, on_workload, unseen, predict_first)
+        self._view = View(asked, own_name, presses, keep_fold, on_workload, unseen, predict_first)
         self._spoken = language
         self._drawn: Request | None = None
         self._printed = (0.0, "")
@@ -161,7 +165,7 @@ class Panel:
             return self._watcher.look()
 
     @property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> Comparison | AttachedComparison | None:
         """The comparison of the newest run, for a report or a table of your own."""
         job = self.driver.job
         going = None if job is None else job.going
@@ -191,6 +195,26 @@ class Panel:
     def step(self) -> None:
         """Do what Step does: what waits makes one step, and waits again."""
         self.driver.step()
+
+    @property
+    def code(self) -> str:
+        """The share code of what the controls say."""
+        return self._view.request().code
+
+    def restore(self, code: str) -> None:
+        """Set all controls as a share code says; what is wrong with it is told in the panel."""
+        found = self.driver.restore(code)
+        if found is not None:
+            self._keep, self._kept_for = {"batch", "steps", "seed"}, found.workload
+            self._view.fill(found)
+
+    def export(self, folder: str = EXPORTS) -> None:
+        """Write what was measured last to ``folder``: tables, figures, report, trace."""
+        self.driver.export(folder)
+
+    def attach(self, path: str = "") -> None:
+        """Show what was measured before, see :func:`workbench.attach`; the newest if left out."""
+        self.driver.attach(path)
 
     def guess(self, speedup: float, because: str = "") -> None:
         """Lock a guess of the chosen strategy's speedup over one thread."""
@@ -287,7 +311,7 @@ class Panel:
         if described is not None:
             self._view.suggest(described, self._keep)
         state = self._watcher.look()
-        self._view.show(state, self.driver.refused, self.driver.planned)
+        self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
         if self._print and state.job:
             self._say(state)
 

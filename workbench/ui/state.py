@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import machine
+from workbench.amdahl import worth_a_line
 from workbench.findings import findings
 from workbench.preview import Preview
 from workbench.steering import ENDED
@@ -47,6 +48,8 @@ class State:
         What was asked for.
     found:
         What this run has shown, in sentences.
+    refused:
+        Strategies of a sweep that cannot be, with the reason.
     rows:
         The table: rows of all runs, newest run first.
     points:
@@ -73,6 +76,7 @@ class State:
     details: str = ""
     request: Request | None = None
     found: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
     rows: tuple[Row, ...] = ()
     points: tuple[Row, ...] = ()
     bars: tuple[Row, ...] = ()
@@ -151,7 +155,7 @@ class Watcher:
         )
         if going is None or not going.runs:
             # Nothing is measured yet, or ever: what was measured before stays in the figures.
-            kept = ("found", "rows", "points", "bars", "curves", "timeline", "preview")
+            kept = ("found", "refused", "rows", "points", "bars", "curves", "timeline", "preview")
             return replace(now, **{name: getattr(self._last, name) for name in kept})
         alike = [
             row
@@ -162,12 +166,14 @@ class Watcher:
         if isinstance(going, Training):
             found, curves = _trained(going), _training_curves(going)
         else:
-            found = [translate(said) for said in findings(rows, machine.cores())]
+            told = [*findings(rows, machine.cores()), *_amdahl(alike)]
+            found = [translate(said) for said in told]
             curves = figures.curves_of(going)
         return replace(
             now,
             place=_place(rows),
             found=tuple(found),
+            refused=tuple(getattr(going, "refused", {}).items()),
             rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
             # Of each strategy the newest measurement: older ones stay in the table.
             points=tuple({texts.row_label(row): row for row in alike}.values()),
@@ -176,6 +182,11 @@ class Watcher:
             timeline=timeline_of(going.timelines),
             preview=going.preview,
         )
+
+
+def _amdahl(rows: list[Row]) -> list[str]:
+    """Return what Amdahl's law says of strategies that ran on several numbers of cores."""
+    return [fit.sentence for fit in worth_a_line(rows)]
 
 
 def _machine() -> str:
@@ -240,6 +251,10 @@ def _progress(job: Job, status: str) -> tuple[str, float]:
         return text("progress.stopped_early" if status == "stopped" else "progress.refused"), 0.0
     progress = going.progress
     done = progress.done_steps / max(1, progress.total_steps)
+    if job.kind == "attached":
+        steps = texts.count(progress.total_steps, "step")
+        values = {"status": translate(progress.text), "done": f"{progress.done_steps:,}"}
+        return text("progress.attached", **values, steps=steps), done
     if status in ("starting", "running"):
         left = "" if progress.eta_s is None else f" · {texts.time_left(progress.eta_s)}"
         return f"{translate(progress.text)}{left}", done

@@ -65,6 +65,11 @@ STYLE = (
 .wb-language .jupyter-button { width: auto; min-width: 48px; }
 .wb-buttons .widget-hprogress { flex: 1 1 140px; width: auto; height: 20px; margin: 0; }
 .wb-buttons .wb-message { flex: 3 1 380px; font-variant-numeric: tabular-nums; }
+.wb-keep-row { flex-flow: row wrap; align-items: center; gap: 4px 8px; }
+.wb-keep-row .jupyter-button { width: auto; margin: 0; }
+.wb-keep-row .widget-text { flex: 0 1 420px; width: auto; }
+.wb-details .widget-text { width: auto; }
+.wb-details .widget-label { width: auto; max-width: none; }
 .wb-badge { display: inline-block; font-weight: 600; padding: 3px 12px; margin: 6px 0 2px;
   border: 2px solid #8C8C8C; border-radius: 6px; font-size: 15px; }
 .wb-badge-yes { border-color: #009E73; } .wb-badge-no { border-color: #D55E00; }

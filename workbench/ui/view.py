@@ -13,6 +13,7 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from workbench.cost import HOUR_S
 from workbench.plan import Plan
 from workbench.ui import figures, pictures, table, texts
 from workbench.ui.about import About
@@ -20,15 +21,18 @@ from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.actions import Actions, Presses
 from workbench.ui.chart import Chart
 from workbench.ui.controls import Controls
-from workbench.ui.driver import Described
+from workbench.ui.costs import cost_table
+from workbench.ui.described import Described
 from workbench.ui.form import Request
 from workbench.ui.guess import Guess
-from workbench.ui.language import text
+from workbench.ui.keep import Keep
+from workbench.ui.language import text, translate
 from workbench.ui.live_figure import LiveFigure
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
 from workbench.ui.style import STYLE
+from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.widget import Fold, all_of, box, hint, problem, put
@@ -43,8 +47,8 @@ class View:
         What the controls show at first.
     own_name:
         Name of the user's own workload, or None.
-    presses:
-        What the buttons do.
+    presses, keep:
+        What the buttons do, and the fold of what is kept.
     on_workload:
         Called on the kernel's threads with the name of another workload that is chosen; must
         return at once.
@@ -57,6 +61,7 @@ class View:
         asked: Request,
         own_name: str | None,
         presses: Presses,
+        keep: Keep,
         on_workload: Any,
         unseen: Mapping[str, Sequence[str]],
         predict_first: bool = False,
@@ -65,6 +70,9 @@ class View:
         self.controls = Controls(asked, own_name, unseen)
         self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
+        self.keep = keep
+        self._price = widgets.BoundedFloatText(value=0.0, min=0.0, max=1e6, step=0.1)
+        self._price_drawn = 0.0
         self._drawn_guess: Guess | None = None
         self._place = widgets.HTML()
         self._title = widgets.HTML()
@@ -72,7 +80,7 @@ class View:
         self._result = widgets.HTML()
         self._python = widgets.HTML()
         self._table, self._details = widgets.HTML(), widgets.HTML()
-        self._details_fold = Fold(self._details)
+        self._details_fold = Fold(box([self._details, self._price]), "wb-details")
         self._python_fold = Fold(self._python)
         self._pictures = widgets.HTML()
         self._plan = PlanView()
@@ -98,6 +106,11 @@ class View:
         with self.lock:
             return self.controls.request()
 
+    def fill(self, asked: Request) -> None:
+        """Have the controls show what is asked for."""
+        with self.lock:
+            self.controls.fill(asked)
+
     def suggest(self, described: Described, keep: set[str]) -> None:
         """Tell about the chosen workload, and set what suits it, but for the controls in keep."""
         with self.lock:
@@ -112,6 +125,8 @@ class View:
             self._plan.speak()
             self._where_fold.say(text("where.title"))
             self._details_fold.say(text("table.details"))
+            self.keep.speak()
+            self._price.description = text("cost.price")
             self._python_fold.say(text("python.title"))
             for chart, about in zip(self._charts, self._about, strict=True):
                 chart.speak()
@@ -125,6 +140,7 @@ class View:
         state: State,
         refused: Mapping[tuple[Request, str], str] | None = None,
         planned: tuple[Request, Plan | str] | None = None,
+        told: str = "",
     ) -> None:
         """Bring every widget up to date; what has not changed sends nothing."""
         with self.lock:
@@ -138,14 +154,18 @@ class View:
             self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
             self.actions.show(state, asked.strategy)
             put(self._python, f"<pre>{escape(asked.python())}</pre>")
-            guess = self.actions.locked
+            self.keep.show(asked.code, told)
+            guess, price = self.actions.locked, float(self._price.value)
+            if price != self._price_drawn:
+                self._price_drawn = price
+                put(self._details, _details(state, price))
             if state is self._shown and guess is self._drawn_guess:
                 return
             put(self._place, f"<span>{escape(state.place)}</span>")
             put(self._problem, _problem(state))
             put(self._result, _result(state))
             put(self._table, _runs(state))
-            put(self._details, _details(state))
+            put(self._details, _details(state, price))
             put(self._pictures, pictures.strip(state.preview))
             self._draw(state, guess)
             self._shown, self._drawn_guess = state, guess
@@ -205,6 +225,7 @@ class View:
                 self._plan.root,
                 self._where_fold.root,
                 self._python_fold.root,
+                self.keep.root,
             ],
             "wb-panel",
         )
@@ -237,5 +258,24 @@ def _runs(state: State) -> str:
     return f"<h3>{title}</h3>{table.rows_table(state.rows)}"
 
 
-def _details(state: State) -> str:
-    return table.details_table(state.rows) if state.rows else hint(text("table.empty"))
+def _details(state: State, price: float) -> str:
+    """Return what is folded away of the rows; ``price`` is that of a worker for an hour."""
+    if not state.rows:
+        return hint(text("table.empty"))
+    rows = [{**row, **_priced(row, price)} for row in state.rows]
+    return table.details_table(rows) + cost_table(rows) + _refused(state)
+
+
+def _priced(row: Row, price: float) -> dict[str, float]:
+    if not price or row.get("epoch_s") is None:
+        return {}
+    return {"price_per_epoch": price * row["ranks"] * row["epoch_s"] / HOUR_S}
+
+
+def _refused(state: State) -> str:
+    if not state.refused:
+        return ""
+    lines = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(translate(why))}</li>" for name, why in state.refused
+    )
+    return f"<h4>{escape(text('sweep.refused'))}</h4><ul>{lines}</ul>"

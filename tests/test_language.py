@@ -1,0 +1,126 @@
+"""Texts: every one is there in every language, is used, and takes the same values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from fake_comparison import row
+
+import workbench
+from workbench.amdahl import fits
+from workbench.catalogue import CATALOGUE
+from workbench.errors import PlanError
+from workbench.findings import findings
+from workbench.strategies import OPTIONS, STRATEGIES
+from workbench.ui import language, texts
+from workbench.ui.language import LANGUAGES, speaking, texts_of, translate
+
+PACKAGE = Path(workbench.__file__).parent
+SOURCES = "\n".join(
+    path.read_text() for room in ("ui", "dashboard", "cli") for path in PACKAGE.glob(f"{room}/*.py")
+)
+
+
+def values(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name}
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_every_language_has_every_text_with_the_same_values(code):
+    english, other = texts_of("en"), texts_of(code)
+    assert other.keys() == english.keys()
+    assert {key for key in english if values(english[key]) != values(other[key])} == set()
+
+
+def test_chinese_is_chinese():
+    """All but names such as "rank" has letters of its own."""
+    same = {k for k, v in texts_of("zh").items() if not re.search(r"[\u4e00-\u9fff]", v)}
+    assert same <= {"timeline.rank", "traffic.rank", "row.threads", "placement.one"}
+
+
+def test_every_text_that_the_sources_name_is_there():
+    named = set(re.findall(r"""\btext\(\s*["'](\w+\.[\w. ]+)["']""", SOURCES))
+    assert named - texts_of("en").keys() == set()
+    assert len(named) > 60
+
+
+def test_no_text_is_left_over():
+    """A key is written whole somewhere, or begins as an f-string that is."""
+    begun = {*re.findall(r'f"([\w.]+\.)\{', SOURCES), *re.findall(r'f"(\w+)\.\{', SOURCES)}
+    figures = re.findall(r'"(figure\.)\{?', SOURCES) and ("figure.",)
+    left = {
+        key
+        for key in texts_of("en")
+        if f'"{key}"' not in SOURCES
+        and f"'{key}'" not in SOURCES
+        and not key.startswith(tuple(begun))
+        and not key.startswith(tuple(figures))
+    }
+    assert left == set()
+
+
+def test_registered_names_have_texts():
+    assert {name for name in OPTIONS if not language.known(f"option.{name}")} == set()
+
+
+def sentences() -> list[str]:
+    """Return what rooms below say where all goes well, in all its forms."""
+    base = [row("serial", 1, 1, 0.08), row("serial", 1, 2, 0.05)]
+    rows = [
+        row("data=2", 2, 1, 0.02),
+        row("data=2", 2, 1, 0.04, repeats=1),
+        row("data=2", 2, 2, 0.045),
+        row("tensor=2", 2, 1, 0.2, compute_share=0.1, comm_share=0.8),
+        row("pipeline=2", 2, 1, 0.08, wait_share=0.5, compute_share=0.4),
+        row("sharded=2", 2, 1, 2.5, optimizer_share=0.9, compute_share=0.0),
+    ]
+    told = [said for each in rows for said in findings([*base, each], 2)]
+    told += findings([base[0], rows[0]], 2)
+    for at_two, at_four in ((1.8, 3.5), (1.8, 2.0), (1.2, 3.5), (0.5, 0.4), (2.1, 4.2)):
+        degrees = [row("data=2", 2, 1, 0.04, speedup=at_two), row("data=4", 4, 1, 0.04)]
+        degrees[1]["speedup"] = at_four
+        told += [fit.sentence for fit in fits(degrees)]
+    for strategy in STRATEGIES.values():
+        told += [strategy.family, strategy.title, strategy.summary, *strategy.remedies.values()]
+    told += [text for entry in CATALOGUE.values() for text in (entry.title, entry.description)]
+    return list(dict.fromkeys(told))
+
+
+@pytest.mark.parametrize("sentence", sentences())
+def test_what_rooms_below_say_is_said_in_chinese(sentence):
+    with speaking("zh"):
+        said = translate(sentence)
+    english = re.findall(r"[A-Za-z]{3,}", said)
+    known = {"rank", "data", "sharded", "tensor", "spatial", "pipeline", "serial", "stage", "split"}
+    known |= {"accumulate", "balance", "measured", "Karp", "Flatt", "Python", "Transformer"}
+    known |= {"channel", "dtype", "inf"}
+    assert set(english) <= known, said
+
+
+def test_a_sentence_that_is_not_known_stays_and_english_is_untouched():
+    with speaking("zh"):
+        assert translate("Nobody has said this before.") == "Nobody has said this before."
+    assert translate("1 thread") == "1 thread"
+
+
+def test_languages_are_chosen_by_argument_environment_and_locale(monkeypatch):
+    for name in ("WORKBENCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    assert language.preferred() == "en"
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    assert language.preferred() == "zh"
+    monkeypatch.setenv("WORKBENCH_LANG", "en")
+    assert language.preferred() == "en"
+    assert language.preferred("zh") == "zh"
+    with pytest.raises(PlanError, match="no language 'fr'; there are: en, zh"):
+        language.preferred("fr")
+
+
+def test_numbers_and_nouns_agree():
+    assert texts.count(1, "thread") == "1 thread"
+    assert texts.count(1200, "step") == "1,200 steps"
+    with speaking("zh"):
+        assert texts.count(2, "thread") == "2 个线程"
