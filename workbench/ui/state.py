@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import machine
-from workbench.amdahl import worth_a_line
+from workbench.amdahl import fits
 from workbench.findings import findings
 from workbench.preview import Preview
 from workbench.steering import ENDED
@@ -186,7 +186,7 @@ class Watcher:
 
 def _amdahl(rows: list[Row]) -> list[str]:
     """Return what Amdahl's law says of strategies that ran on several numbers of cores."""
-    return [fit.sentence for fit in worth_a_line(rows)]
+    return [fit.sentence for fit in fits(rows) if len(fit.points) > 1]
 
 
 def _machine() -> str:
