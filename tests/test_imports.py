@@ -60,6 +60,7 @@ ROOMS = (
     "layer_times",  # how long each layer takes here
     "limits",  # what a rank may keep
     "dividing",  # a model -> the stages of a pipeline
+    "sequencing",  # a model -> where ranks go on with some positions
     "planning",  # workload and strategy -> plan
     "controls",  # what an experiment is, in plain values
     "sharing",  # share codes
@@ -128,6 +129,7 @@ TORCH = (
         "mixing",
         "dividing",
         "layer_times",
+        "sequencing",
         "planning",
         "layers",
         "scoring",

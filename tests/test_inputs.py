@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import dask.array as da
@@ -99,6 +100,11 @@ def test_workloads_that_cannot_learn(changes, reason):
 # ---------------------------------------------------------------------------- losses
 
 
+def named(value) -> str:
+    """The same name in every process: workers of one test run must agree on it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
 def huber_of_sums(output, target):
     return F.huber_loss(output.sum(0), target.sum(0))
 
@@ -130,7 +136,7 @@ WEIGHT = torch.tensor([0.1, 0.2, 0.3, 1.4])
         (nn.KLDivLoss(reduction="batchmean"), NUMBERS, "mean"),
         (lambda output, target: (output - target).square().mean(), NUMBERS, "mean"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_how_a_loss_sums_over_samples(loss, targets, kind):
     assert loss_kind(loss, (CLASSES,), *targets) == kind
@@ -148,7 +154,7 @@ def test_how_a_loss_sums_over_samples(loss, targets, kind):
         (nn.CrossEntropyLoss(), ((1,), "int64"), r"targets of shape \(3, 1\) and dtype int64"),
         (nn.BCEWithLogitsLoss(), ((1,), "float32"), r"output of shape \(3, 4\)"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_losses_that_ranks_cannot_share(loss, targets, reason):
     with pytest.raises(PlanError, match=reason):

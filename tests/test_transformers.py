@@ -162,6 +162,21 @@ def test_a_published_model_equals_serial_or_is_refused(name: str, strategy: str)
         np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "BERT", "ViT"])
+def test_positions_between_the_blocks_of_a_published_model_are_cut(name: str) -> None:
+    work, expected = serial(name)
+    run = run_on_threads(work, "tensor=2", 3, sequence="split")
+    for key, value in expected.state.items():
+        np.testing.assert_allclose(run.state[key], value, rtol=0, atol=1e-9, err_msg=key)
+    (said,) = [note for note in run.plan.notes if note.startswith("positions of the sequence")]
+    norms = [
+        layer
+        for layer in said.rpartition(" in ")[2].split(", ")
+        if "norm" in layer.lower() or "ln_" in layer
+    ]
+    assert len(norms) >= 3  # of two blocks, the first of which may be given whole arrays
+
+
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [

@@ -255,6 +255,7 @@ def _check_shares(made: Plan, optimizer: Optimizer) -> None:
 def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     """Profile ``model``; with ``fallback="gather"`` layers that cannot be cut are kept whole."""
     from workbench.profile import profile
+    from workbench.sequencing import asked, cut_positions
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
     features = start.mesh.degree(start.mesh.feature_axis) > 1
@@ -262,6 +263,9 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     if cuts_inputs:
         dims = spatial.dims_asked(start.option("spatial_dims", "largest")) or None
     opaque: frozenset[str] = frozenset()
+    if asked(start):
+        again = partial(profile, model, *inputs, dims=dims, features=True)
+        return cut_positions(start, again(), compose, lambda positions: again(positions=positions))
     while True:
         found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":
@@ -297,6 +301,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         adapted=found.adapted,
         exposed=tuple(dict.fromkeys((*found.exposed, *(each.name for each in found.written)))),
         resized=found.resized,
+        meetings=found.meetings,
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

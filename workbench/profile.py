@@ -16,15 +16,26 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
-from workbench.traced import Adapted, Flat, Layer, Mix, Resized, Traced, Write
+from workbench.traced import (
+    POSITIONS,
+    Adapted,
+    Flat,
+    Layer,
+    Meeting,
+    Mix,
+    Resized,
+    Traced,
+    Write,
+)
 from workbench.tracking.calls import Calls
 from workbench.tracking.kernels import Kernels
-from workbench.tracking.operation import tags_of
+from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.positions import Met, Positions
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.sizes import Noting
 from workbench.tracking.tags import Merged, as_labels
-from workbench.tracking.watch import Literals, Watch, set_tags, tensors_in
+from workbench.tracking.watch import Literals, Watch, tensors_in
 from workbench.tracking.writes import Writes
 
 __all__ = ["Profile", "profile", "tensors_in"]
@@ -61,6 +72,8 @@ class Profile:
         Parameters and buffers that code reads where no layer that holds them is called.
     written:
         Parameters that code writes to.
+    meetings:
+        Code in which arrays meet of which one has its positions cut.
     """
 
     layers: tuple[Layer, ...]
@@ -75,6 +88,7 @@ class Profile:
     resized: tuple[Resized, ...] = ()
     parted: tuple[tuple[str, int], ...] = ()
     written: tuple[Write, ...] = ()
+    meetings: tuple[Meeting, ...] = ()
 
 
 def profile(
@@ -83,6 +97,7 @@ def profile(
     dims: tuple[int, ...] | None = None,
     opaque: frozenset[str] = frozenset(),
     features: bool = False,
+    positions: Positions | None = None,
 ) -> Profile:
     """Profile ``model`` on inputs that may lie on the meta device (only shape and dtype are used).
 
@@ -98,16 +113,19 @@ def profile(
         Names of modules to take as one layer each, which is carried out on whole arrays.
     features:
         Whether to watch what code does where features or channels, which layers make, are cut.
+    positions:
+        Layers that leave ranks some positions only; takes what needed all of them.
 
     Raises
     ------
     PlanError
         If the model does not accept inputs of these shapes; names the layer.
     """
-    found = _once(model, inputs, dims, opaque, features, {})
+    positions = Positions() if positions is None else positions
+    found = _once(model, inputs, dims, opaque, features, {}, positions)
     fused = dict(found.parted)
     while features and fused:
-        again = _once(model, inputs, dims, opaque, features, fused)
+        again = _once(model, inputs, dims, opaque, features, fused, positions)
         good = {name: count for name, count in fused.items() if _stays_apart(again, name)}
         if good == fused:
             return again
@@ -122,14 +140,16 @@ def _once(
     opaque: frozenset[str],
     features: bool,
     fused: Mapping[str, int],
+    positions: Positions,
 ) -> Profile:
     tensors = tuple(torch.empty_like(x, device="meta") for x in inputs)
     try:
-        return _run(on_meta(model), inputs, tensors, dims, opaque, features, fused)
+        return _run(on_meta(model), inputs, tensors, dims, opaque, features, fused, positions)
     except Exception:
         # The model looks at values, or is at fault: zeros on the CPU tell which.
         tensors = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
-        return _run(copy.deepcopy(model).cpu(), inputs, tensors, dims, opaque, features, fused)
+        own = copy.deepcopy(model).cpu()
+        return _run(own, inputs, tensors, dims, opaque, features, fused, positions)
 
 
 def _stays_apart(found: Profile, name: str) -> bool:
@@ -150,11 +170,13 @@ def _run(
     opaque: frozenset[str],
     features: bool,
     fused: Mapping[str, int],
+    positions: Positions,
 ) -> Profile:
+    positions.forget()
     for x, asked in zip(inputs, given, strict=True):
         x.requires_grad_(asked.requires_grad)
     labels = _label(inputs, dims)
-    watch = Watch(labels, type(model).__name__)
+    watch = Watch(labels, type(model).__name__, positions)
     calls = Calls(model, watch, opaque, fused)
     reads = Reads(model, calls.running)
     kernels = Kernels(watch, calls)
@@ -181,6 +203,7 @@ def _run(
             reads,
             Literals(watch),
             Noting(calls.current),
+            Met(positions, calls.here),
         ):
             output = model(*inputs)
     except PlanError:
@@ -188,6 +211,7 @@ def _run(
     except Exception as error:
         raise calls.refusal(error, inputs) from error
     outputs = tensors_in(output)
+    positions.need(outputs, "", "the output of the model")
     for x in outputs:
         watch.check_backward(x)
         for tag in tags_of(x):
@@ -200,7 +224,7 @@ def _run(
     adapted = _adapted(model, watch) if features else ()
     resized: tuple[Resized, ...] = ()
     if features:
-        labels = (*labels, *watch.names.introduced)
+        labels = (*labels, *watch.names.introduced, *((POSITIONS,) if positions.cut else ()))
     if labels:
         first = Pass(
             model,
@@ -213,6 +237,7 @@ def _run(
             watch.names,
             adapted,
             calls.sizes,
+            positions=positions,
         )
         with torch.enable_grad(), forget:
             more, resized = other_sizes(first)
@@ -221,6 +246,8 @@ def _run(
                 if _concerned(other) < _concerned(more):
                     more, resized, adapted = other, sizes, ()
         mixes += more
+        for mix in more:
+            positions.missed(mix)
     names = watch.names
     return Profile(
         layers,
@@ -238,6 +265,7 @@ def _run(
         resized,
         tuple((label.removeprefix("out:"), n) for label, n in names.parted.items()),
         writes.found(),
+        positions.meetings,
     )
 
 

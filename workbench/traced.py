@@ -59,6 +59,9 @@ Label = str | Flat
 SAMPLES = "dim0"
 """Label of the dim that counts the samples of the batch, where a strategy asks for it."""
 
+POSITIONS = "positions"
+"""Label of the dim that counts positions, in arrays of which ranks have some between layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traced:
@@ -257,6 +260,20 @@ class Resized:
     module: str
     inside: tuple[str, ...]
     sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the code of a module has arrays meet of which one has its positions cut, one not.
+
+    ``inside`` are the modules that it calls. ``places`` say for each meeting the number of the
+    function's call, which of its two arrays is whole, and the dim of positions, counted from the
+    last, which is 1.
+    """
+
+    module: str
+    inside: tuple[str, ...]
+    places: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

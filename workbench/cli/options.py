@@ -65,7 +65,7 @@ choices: Decorator = click.option(
     metavar="NAME=VALUE",
     callback=_choices,
     help="A choice, such as precision=bf16, compression=powersgd, sync_every=8, spatial_dims=3, "
-    "fallback=gather, batch_norm=local.",
+    "fallback=gather, batch_norm=local, sequence=split.",
 )
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from workbench.errors import RunError
 from workbench.layers.carrier import HEADS, Carrier, Declared, Forward, Seat
+from workbench.layers.channels import reduce_scatter_sum
 from workbench.layers.dropout import ShareDropout
 from workbench.layers.gather import Whole, all_reduce_sum
 from workbench.plan import Cut
@@ -79,6 +80,9 @@ class HeadAttention:
         layer, plan = seat.calls[0].layer, seat.plan
         self.heads: Run = plan.share_of_label(layer.heads, module.num_heads, seat.rank)
         self.comm = seat.comm(plan.mesh.feature_axis if seat.calls[0].choice == "heads" else "")
+        # The dim of positions, if the rank gets the sums of some.
+        axis = plan.mesh.feature_axis
+        self.positions = next((c.dim for c in seat.calls[0].output if c.axis == axis), None)
         shape = (plan.batch.size, module.num_heads, 1, 1)
         flat = Cut(1, plan.mesh.feature_axis)
         names = (f"{self.name}: attention weights", f"{self.name}: gradient of attention weights")
@@ -122,7 +126,10 @@ class HeadAttention:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output = F.linear(mixed.transpose(1, 2).flatten(-2), module.out_proj.weight)
         there, back = f"{self.name}: sum of outputs", f"{self.name}: gradients of outputs"
-        output = all_reduce_sum(output, self.comm, there, back)
+        if self.positions is None:
+            output = all_reduce_sum(output, self.comm, there, back)
+        else:
+            output = reduce_scatter_sum(output, self.positions, self.comm, there, back)
         if module.out_proj.bias is not None:
             output = output + module.out_proj.bias
         if not batched:

@@ -72,9 +72,17 @@ def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
     layer, axis = planned.layer, mesh.feature_axis
     comm, choice = seat.comm(axis), planned.choice
     place, degree = mesh.place(seat.rank, axis), mesh.degree(axis)
-    stays = any(c.axis == axis for c in planned.output)
-    units = next((c.units for c in planned.output if c.axis == axis), 0)
     made = layer.results[0]
+    features = [c for c in planned.output if c.axis == axis and c.dim == layer.feature_dim(made)]
+    stays = bool(features)
+    units = features[0].units if features else 0
+    # Positions that the rank gets the sums of, by the number of the array's dims.
+    positions = {
+        len(call.layer.results[0].shape): cut.dim
+        for call in seat.calls
+        for cut in call.output
+        if cut.axis == axis and cut.dim != layer.feature_dim(call.layer.results[0])
+    }
     size = made.shape[layer.feature_dim(made)]
     pieces = [balanced_units(size, degree, index, units) for index in range(degree)]
     if choice == "groups":
@@ -103,6 +111,8 @@ def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
             return output if stays else wholes[output.dim()](output)
         partial = _with_bias_once(forward, module, place == 0, input, *more, **named)
         there, back = f"{seat.name}: sum of outputs", f"{seat.name}: gradients of outputs"
+        if partial.dim() in positions:
+            return reduce_scatter_sum(partial, positions[partial.dim()], comm, there, back)
         if not stays:
             return all_reduce_sum(partial, comm, there, back)
         result: Tensor = _ReduceScatter.apply(
@@ -131,6 +141,16 @@ def _with_bias_once(
             del module.__dict__["bias"]
         else:
             module.__dict__["bias"] = before
+    return result
+
+
+def reduce_scatter_sum(x: Tensor, dim: int, comm: Comm, name: str, backward_name: str) -> Tensor:
+    """Return the sum of ``x`` over the ranks of ``comm``, of which each gets its part of ``dim``.
+
+    Backward gathers the gradients of all parts.
+    """
+    pieces = [balanced(x.shape[dim], comm.size, index) for index in range(comm.size)]
+    result: Tensor = _ReduceScatter.apply(x, dim, pieces, comm, name, backward_name)
     return result
 
 

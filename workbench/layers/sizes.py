@@ -149,18 +149,26 @@ def fitted(size: int, parts: Parts, own: Callable[[str, int], int]) -> int:
     return size * there // prod(wholes)
 
 
-class _Sizes(TorchFunctionMode):
+class Counting(TorchFunctionMode):
+    """Counts ``functions`` in the code of one module, that of the modules ``inside`` it aside."""
+
+    def __init__(self, inside: tuple[str, ...]) -> None:
+        super().__init__()
+        self.inside = inside
+        self.functions = 0
+        self.away = 0
+
+
+class _Sizes(Counting):
     """Puts the sizes right that the code of one module gives, in each of its calls."""
 
     def __init__(self, what: Resized, plan: Plan, rank: int) -> None:
-        super().__init__()
-        self.module, self.inside, self.rank = what.module, what.inside, rank
+        super().__init__(what.inside)
+        self.module, self.rank = what.module, rank
         self.sizes: dict[int, list[Size]] = {}
         for size in what.sizes:
             self.sizes.setdefault(size.number, []).append(size)
         self.own = lambda label, n: _length(plan, label, n, rank)
-        self.functions = 0
-        self.away = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -203,21 +211,21 @@ def resize(model: nn.Module, plan: Plan, rank: int) -> list[_Sizes]:
         if needed:
             mode = _Sizes(Resized(what.module, what.inside, tuple(needed)), plan, rank)
             module = model.get_submodule(what.module)
-            module.forward = _inside(module.forward, mode)
+            module.forward = inside(module.forward, mode)
             modes.append(mode)
     return modes
 
 
-def look_away(model: nn.Module, modes: Sequence[_Sizes]) -> None:
-    """Leave alone the sizes in modules that such code calls, once their forward is what it is."""
+def look_away(model: nn.Module, modes: Sequence[Counting]) -> None:
+    """Leave alone the code of modules that such code calls, once their forward is what it is."""
     for mode in modes:
         for name in mode.inside:
             inner = model.get_submodule(name)
             inner.forward = _away(inner.forward, mode)
 
 
-def _inside(forward: Forward, mode: _Sizes) -> Forward:
-    """Return ``forward`` so that the sizes it gives are put right."""
+def inside(forward: Forward, mode: Counting) -> Forward:
+    """Return ``forward`` so that ``mode`` sees what it calls, from the first function on."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         before, mode.functions = (mode.functions, mode.away), 0
@@ -231,8 +239,8 @@ def _inside(forward: Forward, mode: _Sizes) -> Forward:
     return run
 
 
-def _away(forward: Forward, mode: _Sizes) -> Forward:
-    """Return the ``forward`` of a module that is called there: its sizes are its own."""
+def _away(forward: Forward, mode: Counting) -> Forward:
+    """Return the ``forward`` of a module that is called there: its code is its own."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         mode.away += 1

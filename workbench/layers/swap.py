@@ -9,10 +9,11 @@ from workbench.layers.carrier import Seat
 from workbench.layers.carriers import carrier_of
 from workbench.layers.gather import build_opaque
 from workbench.layers.groups import Groups
+from workbench.layers.positions import gathered, meet
 from workbench.layers.precision import Masters
 from workbench.layers.sharding import shard
 from workbench.layers.share import Share
-from workbench.layers.sizes import look_away, resize
+from workbench.layers.sizes import Counting, look_away, resize
 from workbench.plan import LayerPlan, Plan
 
 
@@ -42,10 +43,12 @@ def parallelize(
         forward = carrier.build(module, seat) if carrier else None
         if mine and channels.is_split(mine[0]):
             forward = channels.around(forward or module.forward, module, seat)
+        if any(planned.choice == "gather output" for planned in mine):
+            forward = gathered(forward or module.forward, seat)
         if forward is not None:
             module.forward = forward
     _spell_out_encoders(model, plan)
-    modes = resize(model, plan, groups.rank)
+    modes: list[Counting] = [*resize(model, plan, groups.rank), *meet(model, plan, groups.rank)]
     if plan.low:
         masters.lower(model)
     shard(model, plan, groups, share, masters)

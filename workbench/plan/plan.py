@@ -17,7 +17,7 @@ from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.replicas import WHOLE, Averaging, Compression
 from workbench.plan.stages import Crossing, Stage
-from workbench.traced import Adapted, Array, Flat, Label, Layer, Mix, Resized, Traced
+from workbench.traced import Adapted, Array, Flat, Label, Layer, Meeting, Mix, Resized, Traced
 from workbench.windows import Halo, Run, Window
 
 MASTER_BYTES = 4
@@ -29,8 +29,9 @@ class LayerPlan:
     """One layer with the cuts of its input, its parameters (by name) and its output.
 
     ``choice`` is what a strategy has chosen where there are several ways: "gather" (the layer runs
-    on whole arrays, gathered before it), or for a linear layer and a convolution "filters"
-    (outputs are split), "channels" (inputs are split and results added up) or "groups".
+    on whole arrays, gathered before it), "gather output" (it gives whole arrays), or for a linear
+    layer and a convolution "filters" (outputs are split), "channels" (inputs are split and results
+    added up) or "groups".
     """
 
     layer: Layer
@@ -82,7 +83,8 @@ class Plan:
     cut, if each is one array. ``inputs`` and ``outputs`` are all of them, with their labels, and
     ``mixes`` is the code that mixes positions of labelled dims, ``units`` the pieces of features
     that code takes them apart into, and ``adapted`` the numbers that it takes for that.
-    ``resized`` are modules whose code gives sizes of whole arrays.
+    ``resized`` are modules whose code gives sizes of whole arrays, ``meetings`` those in whose code
+    arrays that are whole meet others of which ranks have some positions.
     ``exposed`` are parameters and buffers that code reads where no layer that has them is called.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
@@ -116,6 +118,7 @@ class Plan:
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
     resized: tuple[Resized, ...] = ()
+    meetings: tuple[Meeting, ...] = ()
     inputs: tuple[Traced, ...] = ()
     outputs: tuple[Traced, ...] = ()
     targets: Traced | None = None

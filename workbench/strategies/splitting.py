@@ -13,9 +13,10 @@ from itertools import product
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
+from workbench.strategies import sequence
 from workbench.strategies.classes import of_loss
 from workbench.strategies.wording import notes
-from workbench.traced import SAMPLES, Flat, Label, Layer, Traced
+from workbench.traced import POSITIONS, SAMPLES, Flat, Label, Layer, Traced
 
 MESSAGE_BYTES = 2**14  # one collective more costs as much time as so many bytes in one
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
@@ -92,13 +93,15 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
                 for one in {one.layer.name: one for one in found}.values()
                 if one.choice(kept, degree) == "heads"
             ),
+            *sequence.labels(plan, axis),
         ),
     )
     by_name = {one.layer.name: one for one in found}
     layers = tuple(_planned(plan, axis, planned, by_name, kept) for planned in plan.layers)
-    plan = replace(plan, layers=layers)
+    plan = replace(plan, layers=sequence.planned(plan, layers))
     collectives = _all_collectives(plan, axis, found, kept)
-    return plan.adding(collectives=collectives, notes=notes(plan, by_name))
+    collectives += [c for each in layers for c in sequence.gathering(plan, axis, each.layer)]
+    return plan.adding(collectives=collectives, notes=[*notes(plan, by_name), *sequence.note(plan)])
 
 
 def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
@@ -271,6 +274,12 @@ def _collectives(
         )
 
     total = (sum(own),) * degree
+
+    def of_positions(found: list[Collective]) -> list[Collective]:
+        """Return what it costs if the plan has the positions of what is made cut."""
+        cut = any(c.label == POSITIONS for c in plan.cut_labels) and POSITIONS in made.labels
+        return sequence.collectives(plan, axis, found, made) if cut else found
+
     if choice == "heads" and len(one.layer.results) > 1:
         weights = _attention_weights(plan, axis, one.layer)
         moved = _collectives(
@@ -286,6 +295,7 @@ def _collectives(
     else:
         there = collective("sum of outputs", "all_reduce", total, "forward")
         back = collective("gradients of outputs", "all_reduce", total, "backward")
+        return of_positions([there, back] if made.gradient else [there])
     return [there, back] if made.gradient else [there]
 
 

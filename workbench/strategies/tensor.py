@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
+from workbench.strategies import sequence
 from workbench.strategies.channel import convolution
 from workbench.strategies.splitting import Splittable, split, splittable
 from workbench.strategies.strategy import Strategy
@@ -130,6 +131,7 @@ STRATEGY = Strategy(
         "two layers share one sum where nothing between them needs whole arrays."
     ),
     cut=cut,
+    options={sequence.OPTION: ("whole", "split")},
     remedies={
         "compute": (
             "fewer ranks, or data: narrow parts of layers use a core less well, and what is "

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
-from workbench.traced import Array, Flat, Label, Layer, Refusal, Sums, Traced
+from workbench.traced import Array, Flat, Layer, Sums, Traced
+from workbench.tracking.agreeing import settled
+from workbench.tracking.faults import refusal
 from workbench.tracking.graph import nodes_of, reached
-from workbench.tracking.operation import tags_of
+from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.positions import gathering, goes_by_position
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.saved import Saved
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.sizes import CallSizes
-from workbench.tracking.tags import Merged, Names, Tag, Tags, as_labels, fused, labels_in
-from workbench.tracking.watch import Watch, set_tags, tensors_in
+from workbench.tracking.tags import Merged, Tag, Tags, as_labels, fused, labels_in
+from workbench.tracking.watch import Watch, tensors_in
 
 if TYPE_CHECKING:
     from workbench.layers.carrier import Carrier, Declared
@@ -76,7 +79,7 @@ class Calls:
         fused: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.watch, self.opaque = model, watch, opaque
-        self.fused = fused or {}
+        self.fused, self.positions = fused or {}, watch.positions
         self.sizes: dict[nn.Module, list[CallSizes]] = {}
         self.names = {module: name for name, module in model.named_modules()}
         self.returned: dict[nn.Module, list[Any]] = {}
@@ -122,7 +125,7 @@ class Calls:
         names = self.watch.names
         saved = self.saved.of_layers(len(self._found), _traced)
         found = [
-            _settled(
+            settled(
                 replace(each.layer, saved=saved[number][0], saved_too=saved[number][1]),
                 names,
                 [not found_by.isdisjoint(nodes) for nodes in each.nodes],
@@ -138,6 +141,11 @@ class Calls:
     def current(self) -> CallSizes | None:
         """Return where to note the sizes that code gives now; None inside of layers."""
         return self._open[-1].sizes if self._open and not self.watch.blind else None
+
+    def here(self) -> tuple[str, CallSizes] | None:
+        """Return the module whose code runs, and what is noted of its call; None in layers."""
+        current = self.current()
+        return None if current is None else (self.names[self._open[-1].module], current)
 
     def _where(self) -> tuple[str, str]:
         module = self._open[-1].module if self._open else self.model
@@ -165,7 +173,7 @@ class Calls:
 
     def _leave(
         self, module: nn.Module, _args: Sequence[Any], _kwargs: dict[str, Any], output: Any
-    ) -> None:
+    ) -> Any:
         call = self._open.pop()
         while call.module is not module:  # one that raised, and somebody caught it
             self.watch.blind -= bool(call.opaque or call.carrier)
@@ -178,16 +186,49 @@ class Calls:
         else:
             self.sizes.setdefault(module, []).append(call.sizes)
         declared = self._answer(call, output)
+        is_leaf = next(module.children(), None) is None
+        replaced = None if self.watch.blind else self._of_positions(call, output)
+        output = output if replaced is None else replaced
         if (call.opaque or call.carrier) and self.watch.inputs:
             self.returned.setdefault(module, []).append(spec_of(output, tags_of))
         if enclosing := [other for other in self._open if other.opaque]:
             if call.inner is not None and tensors_in(output):
                 enclosing[0].sums += self._over_batch(call, tensors_in(output)[0])
-            return
-        is_leaf = next(module.children(), None) is None
+            return replaced
         own = self._arrays.get(self.names[module], ())
         if call.opaque or call.carrier or is_leaf or own or flops > call.inside:
             self._add(call, output, own, flops - call.inside, declared)
+        return replaced
+
+    def _of_positions(self, call: _Open, output: Any) -> Any:
+        """Tag what a module returns of which ranks have some positions, or all of them again.
+
+        Returns another output if what it was given is one and the same array.
+        """
+        outs, name, positions = tensors_in(output), self.names[call.module], self.positions
+        if not outs:
+            return None
+        replaced = None
+        if name in positions.gathered:
+            if outs[0] is output and any(output is x for x in tensors_in(call.args)):
+                self.watch.blind += 1
+                replaced = output = output.view_as(output)
+                self.watch.blind -= 1
+                set_tags(output, tags_of(outs[0]))
+                outs = [output]
+            given = _traced(outs[0])
+            positions.made(name, outs[0])
+            made = _traced(outs[0])
+            if not (call.opaque or call.carrier) and next(call.module.children(), None) is not None:
+                self._found.append(
+                    _Found(
+                        gathering(name, call.module, given, made), (nodes_of(outs[0], call.args),)
+                    )
+                )
+            positions.results.setdefault(call.module, []).append(spec_of(output, tags_of))
+        else:
+            positions.made(name, outs[0])
+        return replaced
 
     def _over_batch(self, call: _Open, output: Tensor) -> list[Sums]:
         """Return what a layer inside one that runs whole still exchanges over the batch."""
@@ -204,6 +245,7 @@ class Calls:
         """Tag what a layer returns that answers for itself."""
         outs = tensors_in(output)
         if call.opaque:
+            self.positions.need(tensors_in(call.args), self.names[call.module], "a whole layer")
             for x in outs:
                 set_tags(x, _as_first(call.arguments, x))
         if call.carrier is None or not outs:
@@ -215,6 +257,9 @@ class Calls:
         finally:
             self.watch.blind -= 1
         self._check_others(call, said)
+        if not goes_by_position(said, call.arguments):
+            kind = type(call.module).__name__
+            self.positions.need(tensors_in(call.args), self.names[call.module], kind)
         own = f"out:{self.names[call.module] or type(call.module).__name__}"
         self.watch.names.introduce(own)
         made: Tag = own
@@ -295,20 +340,11 @@ class Calls:
 
     def refusal(self, error: Exception, inputs: Sequence[Tensor]) -> PlanError:
         """Return the sentence that names the layer in which ``error`` was raised."""
-        given = " and ".join(str(tuple(x.shape)) for x in inputs)
         if not self._open:
-            return PlanError(
-                f"The model does not take a batch of shape {given}: {_first_line(error)}"
-            )
+            return refusal(error, inputs)
         call = self._open[-1]
-        found = " and ".join(str(array.shape) for array in call.arguments) or "no tensor"
-        name = self.names[call.module]
-        kind = type(call.module).__name__
-        where = f"Layer {name!r}, {_one_line(call.module)}," if name else kind
-        return PlanError(
-            f"The model does not take a batch of shape {given}. {where} was given {found} and "
-            f"says: {_first_line(error)}"
-        )
+        shapes = [array.shape for array in call.arguments]
+        return refusal(error, inputs, self.names[call.module], call.module, shapes)
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
@@ -341,32 +377,6 @@ def _as_first(arguments: Sequence[Traced], x: Tensor) -> Tags:
     return tuple(found)
 
 
-def _settled(layer: Layer, names: Names, reached: Sequence[bool]) -> Layer:
-    """Return ``layer`` with canonical labels, and gradients only where they flow."""
-
-    def settle(array: Traced, reached: bool = any(reached)) -> Traced:
-        labels: tuple[Label, ...] = tuple(names.canonical(label) for label in array.labels)
-        return replace(array, labels=labels, gradient=array.gradient and reached)
-
-    def strings(labels: Sequence[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(names.find(label) for label in labels))
-
-    sums: tuple[Sums, ...] = tuple(replace(s, labels=strings(s.labels)) for s in layer.sums)
-    refusals: tuple[Refusal, ...] = tuple(
-        replace(r, labels=strings(r.labels)) for r in layer.refusals
-    )
-    return replace(
-        layer,
-        arguments=tuple(map(settle, layer.arguments)),
-        # The first speaks for all, the others for themselves.
-        results=(*map(settle, layer.results[:1]), *map(settle, layer.results[1:], reached[1:])),
-        saved=tuple(map(settle, layer.saved)),
-        saved_too=tuple((first, settle(array)) for first, array in layer.saved_too),
-        sums=sums,
-        refusals=refusals,
-    )
-
-
 def _by_heads(layer: Layer, said: Declared, name: str) -> tuple[tuple[str, int, Flat], ...]:
     """Return the parameters that heads cut, by their names in the model, with the heads' label."""
     return tuple(
@@ -377,13 +387,3 @@ def _by_heads(layer: Layer, said: Declared, name: str) -> tuple[tuple[str, int, 
         )
         for attribute, dim, flat in said.by_heads
     )
-
-
-def _one_line(module: nn.Module) -> str:
-    text = repr(module)
-    return text if "\n" not in text else type(module).__name__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from workbench.tracking.calls import Calls
-from workbench.tracking.operation import tags_of
-from workbench.tracking.watch import Watch, set_tags
+from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.watch import Watch
 
 _ATTEND = F.scaled_dot_product_attention
 _MULTI_HEAD = F.multi_head_attention_forward

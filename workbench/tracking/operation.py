@@ -106,6 +106,14 @@ def tags_of(x: Tensor) -> Tags:
     return found if found is not None and len(found) == x.dim() else ("",) * x.dim()
 
 
+def set_tags(tensor: Tensor, tags: Tags) -> None:
+    """Tag ``tensor``; a tensor of which nobody has to know anything carries no tags."""
+    if any(tags):
+        tensor._workbench_tags = tags  # type: ignore[attr-defined]
+    elif hasattr(tensor, "_workbench_tags"):
+        del tensor._workbench_tags
+
+
 Rule = Callable[[Operation], "Sequence[Sequence[Tag]] | Sequence[Tag] | None"]
 RULES: dict[str, Rule] = {}
 EVEN_SAFE: set[str] = set()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from workbench.traced import Adapted, Flat, Label, Mix, Resized
 from workbench.tracking.naming import user_name
+from workbench.tracking.positions import MetAgain, Positions
 from workbench.tracking.sizes import CallSizes, Fitting, Frame, Place, resized
 from workbench.tracking.tags import Even, Lost, Merged, Names, Tag, Tags, labels_in
 from workbench.tracking.watch import Event, Literals, Watch, tensors_in
@@ -115,6 +116,7 @@ class Pass:
     adapted: tuple[Adapted, ...] = ()
     sizes: Mapping[nn.Module, Sequence[CallSizes]] = field(default_factory=dict)
     places: set[Place] = field(default_factory=set)
+    positions: Positions = field(default_factory=Positions)
 
 
 def other_sizes(first: Pass) -> tuple[list[Mix], tuple[Resized, ...]]:
@@ -252,6 +254,7 @@ class _Second:
         self.stack: list[Frame] = []
         self.calls: dict[nn.Module, int] = {}
         self.fitting = Fitting(first.sizes, scale, self._frame)
+        self.met = MetAgain(first.positions, self._here, self._unwatched)
 
     def where(self) -> tuple[str, str]:
         """Return name and class of the module whose ``forward`` runs."""
@@ -261,12 +264,21 @@ class _Second:
     def _frame(self) -> Frame | None:
         return self.stack[-1] if self.stack and not self.watch.blind else None
 
+    def _here(self) -> tuple[str, Frame] | None:
+        frame = self._frame()
+        return None if frame is None else (self.first.names[frame.module], frame)
+
     def run(self, fitting: bool) -> str:
         """Run, with sizes put right if ``fitting``; returns what went wrong, or ""."""
         with self._standing_in(), self._adapted():
             inputs = [spec.stand_in(self.scale) for spec in self.first.inputs]
             try:
-                with self.watch, Literals(self.watch), self.fitting if fitting else nullcontext():
+                with (
+                    self.watch,
+                    Literals(self.watch),
+                    self.fitting if fitting else nullcontext(),
+                    self.met,
+                ):
                     output = self.first.model(*inputs)
             except Exception as error:
                 if self.watch.running is not None:
@@ -317,22 +329,32 @@ class _Second:
         call = self.calls[module] = self.calls.get(module, -1) + 1
         self.stack.append(Frame(module, call))
 
-    def _leave(self, module: nn.Module, _args: Any, _output: Any) -> None:
-        while self.stack.pop().module is not module:
+    def _leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        while (frame := self.stack.pop()).module is not module:
             pass
+        if self.first.names[module] not in self.first.positions.gathered:
+            return None
+        with self._unwatched():  # all positions again
+            return stand_ins(self.first.positions.results[module][frame.call], self.scale)
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        self.watch.blind += 1
+        try:
+            yield
+        finally:
+            self.watch.blind -= 1
 
     def _stand_in(self, module: nn.Module) -> Callable[..., Any]:
         calls = iter(self.first.calls[module])
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.watch.events.append(call_event(module, *self.where(), [*args, kwargs]))
-            self.watch.blind += 1
-            try:
-                return stand_ins(next(calls), self.scale)
-            except StopIteration:
-                raise RuntimeError(f"{type(module).__name__} is called more often") from None
-            finally:
-                self.watch.blind -= 1
+            with self._unwatched():
+                value = next(calls, calls)
+                if value is calls:
+                    raise RuntimeError(f"{type(module).__name__} is called more often")
+                return stand_ins(value, self.scale)
 
         return forward
 

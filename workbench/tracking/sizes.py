@@ -51,10 +51,14 @@ class Noted:
 
 @dataclass
 class CallSizes:
-    """The calls of such functions in one call of a module, and the modules called in it."""
+    """The calls of such functions in one call of a module, and the modules called in it.
+
+    ``met`` counts those of functions in which two arrays meet.
+    """
 
     noted: list[Noted] = field(default_factory=list)
     inside: list[str] = field(default_factory=list)
+    met: int = 0
 
 
 class Noting(TorchFunctionMode):
@@ -138,6 +142,7 @@ class Frame:
     module: nn.Module
     call: int
     functions: int = 0
+    met: int = 0
 
 
 def resized(

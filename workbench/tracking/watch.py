@@ -15,10 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from workbench.errors import PlanError
-from workbench.traced import Label, Mix
+from workbench.traced import POSITIONS, Label, Mix
 from workbench.tracking import attention, layout  # noqa: F401 - register their rules
 from workbench.tracking.arithmetic import RANDOM, pointwise, random
-from workbench.tracking.operation import EVEN_SAFE, RULES, Operation, everything, tags_of
+from workbench.tracking.operation import (
+    EVEN_SAFE,
+    RULES,
+    Operation,
+    everything,
+    set_tags,
+    tags_of,
+)
+from workbench.tracking.positions import Positions
 from workbench.tracking.tags import Even, Names, Tag, Tags, labels_in, labels_of, lost
 
 Array = tuple[tuple[int, ...], Tags]
@@ -63,11 +71,20 @@ class Watch(TorchDispatchMode):
         Name and class of the module whose ``forward`` runs.
     running:
         The operation that has begun and not ended, which is the one that failed if one did.
+    positions:
+        Which layers leave ranks some positions, and what has needed all.
     """
 
-    def __init__(self, inputs: Iterable[Label] = (), model: str = "") -> None:
+    def __init__(
+        self,
+        inputs: Iterable[Label] = (),
+        model: str = "",
+        positions: Positions | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.positions = Positions() if positions is None else positions
+        self.operands: Sequence[Tensor] = ()
         self.names = Names()
         self.mixes: list[Mix] = []
         self.events: list[Event] = []
@@ -110,6 +127,8 @@ class Watch(TorchDispatchMode):
         mix = Mix(layer, kind, operation, tuple(labels), advice, random)
         if labels and mix not in self.mixes:
             self.mixes.append(mix)
+        if POSITIONS in labels:
+            self.positions.need(self.operands, layer, operation)
         return mix
 
     def check_backward(self, x: Tensor) -> None:
@@ -152,6 +171,7 @@ class Watch(TorchDispatchMode):
         tensors, results = tensors_in(given), tensors_in(result)
         op = Operation(name, given, tensors, results, self.names, self.report)
         before = [tags_of(t) for t in tensors]
+        self.operands = tensors
         found = self._rule(func, op)
         for label, size, count in self.names.splits:
             self.apart.append((self.where()[0], label, size, count))
@@ -211,8 +231,9 @@ class Watch(TorchDispatchMode):
             if tensor._is_view():
                 tags = _uneven(tags)
                 set_tags(_root(tensor), _uneven(tags_of(_root(tensor))))
-        elif op.name in _VIEWS and op.tensors:
+        elif op.name in (*_VIEWS, "alias") and op.tensors:
             _root(op.first)._workbench_viewed = True  # type: ignore[attr-defined]
+            self.positions.view(tensor, op.first)
         set_tags(tensor, tags)
 
 
@@ -282,14 +303,6 @@ def _root(tensor: Tensor) -> Tensor:
 
 def _uneven(tags: Tags) -> Tags:
     return tuple("" if isinstance(tag, Even) else tag for tag in tags)
-
-
-def set_tags(tensor: Tensor, tags: Tags) -> None:
-    """Tag ``tensor``; a tensor of which nobody has to know anything carries no tags."""
-    if any(tags):
-        tensor._workbench_tags = tags  # type: ignore[attr-defined]
-    elif hasattr(tensor, "_workbench_tags"):
-        del tensor._workbench_tags
 
 
 def tensors_in(value: Any) -> list[Tensor]:
