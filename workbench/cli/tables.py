@@ -110,7 +110,7 @@ def result_table(rows: Sequence[Row]) -> Table:
 def cost_table(rows: Sequence[Row]) -> Table:
     """Return what an epoch takes of the cores, and what it costs where there is a price."""
     priced = any(row["price_per_epoch"] is not None for row in rows)
-    table = _table("What an epoch costs, a pass over all samples, at the measured time per step")
+    table = _table("What an epoch costs, at the measured time per step")
     table.add_column("strategy", overflow="fold")
     table.add_column("ranks\n× threads", justify="right", no_wrap=True)
     names = {"epoch_s": "s\nper epoch", "core_s_per_epoch": "core-s\nper epoch"}
