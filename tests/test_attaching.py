@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import until, workload
+from test_run import workload
 
 import workbench as wb
 from workbench.attaching import AttachedComparison, AttachedRun, as_comparison
@@ -124,6 +124,8 @@ def test_a_comparison_is_read_back_as_it_was(lab: Lab, tmp_path: Path) -> None:
     assert found.to_json() == json.loads(json.dumps(table.to_json()))
     assert [run.history for run in found.runs] == [run.history for run in table.runs]
     assert "All repeats were finished" in report_html(found)
+    # A live run is drawn as well, and stays what it is.
+    assert as_comparison(table.runs[0]).work is table.runs[0].work is table.work
     # What is left when the kernel dies before the last line is begun:
     file = table.folder / "comparison.json"
     document = json.loads(file.read_text()) | {"status": "running"}
@@ -147,23 +149,27 @@ if __name__ == "__main__":
     data = np.zeros((50, 4), "float32"), np.zeros(50, "int64")
     work = wb.Workload(model=Slow(4, 3), data=data, batch_size=8)
     lab = wb.start(workers=1, threads=1)
-    wb.run(work, steps=100_000, folder=sys.argv[1]).wait()
+    run = wb.run(work, steps=100_000, folder=sys.argv[1]).pause().advance(5)
+    print("paused", flush=True)
+    run.wait()
 """
 
 
-def test_a_run_whose_kernel_was_killed(tmp_path: Path, no_rank_is_left: None) -> None:
+def test_a_run_whose_kernel_was_killed_in_a_pause(tmp_path: Path, no_rank_is_left: None) -> None:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
-    process = subprocess.Popen([sys.executable, script, tmp_path / "runs"])
-    try:
-        until(lambda: any(len(read(f)[1]) > 3 for f in (tmp_path / "runs").glob("*")), 60)
-        assert wb.attach(tmp_path / "runs").status == "running"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path / "runs"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "paused\n"
+            assert wb.attach(tmp_path / "runs").status == "running"
+        finally:
+            process.send_signal(signal.SIGKILL)
     run = wb.attach(tmp_path / "runs")
     assert run.status == "interrupted"
-    assert run.step > 3  # type: ignore[union-attr]
+    assert run.step > 4  # type: ignore[union-attr]
     assert run.spans  # type: ignore[union-attr]
 
 

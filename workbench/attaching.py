@@ -103,10 +103,8 @@ class AttachedComparison(Compared):
         )
         self.timelines = dict(timelines or {})
         self.folder, self.error = folder, document["error"]
-        self.work = self.facts
+        self.work: Any = self.facts
         self.runs: tuple[Any, ...] = tuple(run for entry in self.entries for run in entry.runs)
-        for run in self.runs:
-            run.work = self.work  # known by identity, as that of a comparison's runs
         self._status = _status(document, bool(self.runs))
         self._rows = list(document["rows"])
         told = document.get("progress", {})
@@ -196,6 +194,7 @@ def as_comparison(run: Any) -> AttachedComparison:
         "repeats": 1,
     }
     found = _OneRun(document, [entry], {run.label: run.spans} if run.spans else {}, run.folder)
+    found.work = run.work
     if not found.rows:
         fewest = WARM_UP_STEPS + FEWEST_STEPS
         raise PlanError(
@@ -231,6 +230,8 @@ def _comparison(file: Path) -> AttachedComparison:
             if name in known
         }
         found = AttachedComparison(document, entries, timelines, file.parent)
+        for run in found.runs:
+            run.work = found.work  # one workload, known by identity
         complete = bool(found.status and found.machine) and isinstance(found.rows, list)
     except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
