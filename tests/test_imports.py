@@ -74,6 +74,7 @@ ROOMS = (
     "pacing",  # whether ranks go on, wait or end
     "updating",  # from a rank's gradients to new weights
     "passes",  # forward and backward of the micro-batches of a step
+    "snapshots",  # what a rank leaves for a checkpoint while it goes on
     "engine",  # the step loop of a rank
     "verify",  # equality with serial, in this process
     "resuming",  # where a run begins that goes on from another
@@ -81,8 +82,8 @@ ROOMS = (
     "storing",  # arrays on the workers that a scheme names
     "execution",  # a plan carried out by a gang of ranks
     "steering",  # how others steer a run that goes on
-    "run",  # one execution of a plan
     "checkpoint",  # runs on disk
+    "run",  # one execution of a plan
     "state",  # what two runs have come to, compared
     "arrays",  # graph mode: operators and models on dask arrays
     "apply",  # a model on a dask array

@@ -76,6 +76,17 @@ def test_rows_of_the_next_step_are_read_while_this_one_computes() -> None:
     assert not any(READ[row].wait(0.02) for row in after)  # the run ends before step 2
 
 
+def test_a_step_never_waits_where_loading_is_faster_than_computing() -> None:
+    found, _ = loader(watched(80), 80, steps=8)
+    found.take(0)
+    for step in range(1, 8):
+        found._ahead[step].result(10)  # computing takes longer than this
+        ready = found._ahead[step]
+        found.take(step)
+        assert ready.done()
+        assert list(found._ahead) == ([step + 1] if step < 7 else [])  # asked for at once
+
+
 def test_what_is_in_memory_is_taken_when_it_is_wanted() -> None:
     found, order = loader(np.arange(240, dtype="f4").reshape(80, 3), 80, steps=9)
     for step in range(9):

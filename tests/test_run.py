@@ -379,7 +379,7 @@ def test_a_worker_that_dies_while_data_is_placed_is_noticed(tmp_path: Path) -> N
     work = workload(data=(x, np.arange(40) % 3), test_data=None)
     with wb.start(workers=2) as own:
         placement = Placement(own)
-        placement._check = lambda *_: None  # type: ignore[method-assign]  # placing starts at once
+        placement.check = lambda *_: None  # type: ignore[method-assign]  # placing starts at once
         pids = own.client.run(os.getpid)
         run = Run(
             work,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -139,19 +138,6 @@ def test_every_kind_gives_the_same_rows(make: Callable[[Path], Any], tmp_path: P
     whole = np.empty(region.shape, region.dtype)
     region.read_into(whole)
     np.testing.assert_array_equal(whole, X[33:180, 1:5])
-
-
-@pytest.mark.parametrize("make", [npy, npz, zarr_group, hdf5, parquet])
-def test_an_address_is_read_as_a_path_is(make: Callable[[Path], Any], tmp_path: Path) -> None:
-    made = make(tmp_path)
-    memory = fsspec.filesystem("memory")
-    memory.put(str(made), f"/{tmp_path.name}/{made.name}", recursive=True)
-    try:
-        found = dataset(f"memory://{tmp_path.name}/{made.name}")
-        np.testing.assert_array_equal(found["x"].compute(), X)
-        np.testing.assert_array_equal(found[7:90]["x"].compute(), X[7:90])
-    finally:
-        memory.rm(f"/{tmp_path.name}", recursive=True)
 
 
 def test_columns_stand_side_by_side(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ def test_a_rank_runs_where_most_of_its_chunks_are(lab: Lab, tmp_path: Path) -> N
     run = wb.run(turned, "data=2", steps=2, folder=tmp_path, lab=lab).wait(60)
     names = {host.worker: host.name for host in lab.hosts}
     assert [names[info.worker] for info in run.ranks] == [second, first]
+    assert run.moved_bytes == 0
+
+    half = wb.run(work, "data=2", steps=2, folder=tmp_path, lab=lab).wait(60)
+    assert half.moved_bytes == 2 * 10 * (4 * 4 + 8)  # one chunk of each rank lies with the other
 
 
 @pytest.mark.timeout(60)

@@ -9,6 +9,8 @@ from workbench.errors import PlanError
 
 MOST_THREADS = 1024
 MOST_WORKERS = 64
+KEEP_CHECKPOINTS = 3
+"""How many checkpoints of a run that saves itself stay, if nobody says."""
 
 
 def check_steps(steps: Any, least: int = 1) -> int:
@@ -25,6 +27,11 @@ def check_steps(steps: Any, least: int = 1) -> int:
 def check_repeats(repeats: Any) -> int:
     """Return ``repeats``, or raise PlanError if it is no number of repeats."""
     return _whole("repeats", repeats, "a whole number, 1 or more; 3 show a spread")
+
+
+def check_count(name: str, value: Any, what: str) -> int:
+    """Return a number, or raise PlanError that says that ``name`` must be ``what``."""
+    return _whole(name, value, what)
 
 
 def check_threads(threads: Any) -> int:

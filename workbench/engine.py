@@ -27,6 +27,7 @@ from workbench.previewing import Previewer
 from workbench.recipe import load_payload
 from workbench.schedules import SCHEDULES
 from workbench.scoring import Score, score
+from workbench.snapshots import Snapshots
 from workbench.spans import KINDS, MOST_KEPT, Span, SpanRecorder
 from workbench.updating import Updater
 
@@ -42,7 +43,8 @@ class Job:
     ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x``
     and ``test_y`` if there is test data. With ``preview``, a model from images to images has one of
     them shown now and then. A run that goes on from another begins at ``first_step``, and has the
-    shares of that one's state among its arrays, see :class:`workbench.keeping.RankState`.
+    shares of that one's state among its arrays, see :class:`workbench.keeping.RankState`. After
+    every ``snapshot_every`` steps of the whole training it leaves a copy of its state.
     """
 
     payload: bytes
@@ -51,6 +53,7 @@ class Job:
     record_spans: bool = False
     preview: bool = False
     first_step: int = 0
+    snapshot_every: int = 0
 
 
 @dataclass
@@ -117,6 +120,7 @@ class _Trainer:
         self.weights.add = self.updater.gradients.add
         self.state.take(self.updater.optimizer, self.updater.parameters)
         self.updater.begin()
+        self.snapshots = Snapshots(context, self.updater.pace, job.snapshot_every)
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
         self.passes = Passes(
@@ -168,6 +172,9 @@ class _Trainer:
             if now_s - sent_s >= SEND_EVERY_S or step in (first, first + self.job.steps - 1):
                 self._report()
                 sent_s = now_s
+            last = self.outcome.stopped or step + 1 == first + self.job.steps
+            if self.snapshots.due(step + 1) and not last:  # the last state is kept below
+                self.snapshots.make(step + 1, self._keep)
             if self.pausing and not self.outcome.stopped:
                 began_s += self._pause(step)
             if self.outcome.stopped:
@@ -176,7 +183,7 @@ class _Trainer:
         self._report()
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
-        self.outcome.kept = self.state.keep(self.updater.optimizer, self.updater.parameters)
+        self.outcome.kept = self._keep()
         if not self.outcome.stopped and "test_x" in self.context.arrays:
             self.outcome.score = score(
                 self.state.whole(self.work.make_model().to(self.context.device)),
@@ -187,6 +194,9 @@ class _Trainer:
                 self.context.device,
             )
         return self.outcome
+
+    def _keep(self, mark: str = "") -> dict[str, tuple[tuple[int, ...], str]]:
+        return self.state.keep(self.updater.optimizer, self.updater.parameters, mark)
 
     def _step(self, step: int, began_s: float) -> dict[str, float]:
         start_s = perf_counter()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from workbench.cluster.placing import received_bytes
 from workbench.errors import PlanError, RunError
 from workbench.measured import Row, SpanRow
 from workbench.preview import Assembly, Preview
@@ -72,12 +73,16 @@ class Execution:
         on_start: Callable[[tuple[RankInfo, ...]], None],
         on_rows: Callable[[list[Row], list[SpanRow]], None],
         on_pace: Callable[[bool], None],
+        on_snapshot: Callable[[int, Mapping[str, Any]], None],
+        snapshot_every: int = 0,
     ) -> None:
         self.work, self.plan, self.run_id, self.steps = work, plan, run_id, steps
         self.threads, self.device, self.record_spans = threads, device, record_spans
         self._previews, self._images = preview, Assembly()
         self.placement, self.on_start, self.on_rows = placement, on_start, on_rows
-        self.on_pace = on_pace
+        self.on_pace, self.on_snapshot = on_pace, on_snapshot
+        self.snapshot_every = snapshot_every
+        self.moved_bytes: int | None = None
         self.start = start
         self._told = Told(self)
         self._stop_asked = threading.Event()
@@ -146,10 +151,13 @@ class Execution:
         from workbench.engine import Job, train
 
         hosts = self.placement.hosts(self.work, self.plan)
+        self.placement.check(self.work, self.plan, self._stop_asked)
+        received = self._received(hosts)
         shares = self.placement.shares(self.work, self.plan, hosts, self._stop_asked)
         if self.start is not None:
             self.placement.add(shares, self.start, self.plan, hosts)
         self._arrive(shares, hosts)
+        self.moved_bytes = self._received(hosts) - received
         ended: queue.SimpleQueue[GangEnd] = queue.SimpleQueue()
         job = Job(
             self.work.payload(),
@@ -158,6 +166,7 @@ class Execution:
             self.record_spans,
             self._previews,
             self.start.step if self.start else 0,
+            self.snapshot_every,
         )
         self._gang = Gang(
             self.placement.lab,
@@ -204,6 +213,11 @@ class Execution:
                     f"The data could not be put in place: {problem or future.status}"
                 ) from problem
 
+    def _received(self, hosts: tuple[Host, ...]) -> int:
+        """Return the bytes that the workers of ranks have received from others."""
+        answers = self.placement.lab.ask(received_bytes, workers=[host.worker for host in hosts])
+        return sum(answer for answer in answers.values() if isinstance(answer, int))
+
     def _check_stop(self) -> None:
         if self._stop_asked.is_set():
             raise Stopped
@@ -211,6 +225,9 @@ class Execution:
     def _receive(self, rank: int, kind: str, data: Any) -> None:
         if kind == "preview":
             self._images.add(data)
+            return
+        if kind == "snapshot":
+            self.on_snapshot(rank, data)
             return
         if kind == "pace":
             self._told.pause(data["paused"])

@@ -50,24 +50,24 @@ class RankState:
         return whole
 
     def keep(
-        self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter]
+        self, optimizer: Optimizer, updated: Mapping[str, nn.Parameter], mark: str = ""
     ) -> dict[str, tuple[tuple[int, ...], str]]:
         """Leave this rank's shares on its worker, if no rank before has the same.
 
-        ``updated`` are the parameters, or shares, of the optimizer. Returns shapes and dtypes by
-        ``"parameter:NAME"``, ``"buffer:NAME"``, and of the optimizer ``"optimizer:KEY:NAME"`` for
-        arrays, ``"number:KEY:NAME"`` for numbers, ``"group:KEY:NAME"`` for options that it has
-        changed by itself, and ``"unkept:KEY:NAME"`` for what is neither. The generators of every
-        rank are ``"random:RANK:NAME"``.
+        There, ``mark`` stands before their names. ``updated`` are the parameters, or shares, of the
+        optimizer. Returns shapes and dtypes by ``"parameter:NAME"``, ``"buffer:NAME"``, and of the
+        optimizer ``"optimizer:KEY:NAME"`` for arrays, ``"number:KEY:NAME"`` for numbers,
+        ``"group:KEY:NAME"`` for options that it has changed by itself, and ``"unkept:KEY:NAME"``
+        for what is neither. The generators of every rank are ``"random:RANK:NAME"``.
         """
         kept = {}
         for name, array in self._everything(optimizer, updated):
             if is_first(self.plan, name, array.ndim, self.context.rank):
-                self.context.keep(name, array)
+                self.context.keep(mark + name, array)
                 kept[name] = (array.shape, str(array.dtype))
         for name, array in generators.states(self.context.device).items():
             name = f"random:{self.context.rank}:{name}"
-            self.context.keep(name, array)
+            self.context.keep(mark + name, array)
             kept[name] = (array.shape, str(array.dtype))
         return kept
 

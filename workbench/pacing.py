@@ -26,20 +26,22 @@ class Verdict:
 class Pace:
     """A rank's part in decisions that all ranks make together, between steps.
 
-    Commands are ``"stop"``, ``"pause"`` (after the step in hand), ``"resume"`` and ``"step N"`` (N
-    more steps, then a pause). They reach ranks at different times, so each rank puts what it knows
-    into one number, and what the ranks do follows from the sum: every rank that is told to stop
-    adds 1; rank 0, which alone heeds the other commands, adds a half.
+    Commands are ``"stop"``, ``"pause"`` (after the step in hand), ``"resume"``, ``"step N"`` (N
+    more steps, then a pause) and ``"written N"``, see :mod:`workbench.snapshots`. They reach ranks
+    at different times, so each rank puts what it knows into one number, and what the ranks do
+    follows from the sum: every rank that is told to stop adds 1; rank 0, which alone heeds those to
+    pause and to go on, adds a half.
     """
 
     def __init__(self, context: RankContext) -> None:
         self.context, self.comm = context, context.comm
         self.stop_asked = False
+        self.written = 0  # steps of the newest checkpoint that the client is done with
         self._left: int | None = None  # steps until the pause; None where none is wanted
 
     def vote(self) -> float:
         """Return what this rank adds to the sum at the end of a step."""
-        self._listen()
+        self.listen()
         if self._left:
             self._left -= 1
         halt = self.context.rank == 0 and self._left == 0
@@ -62,7 +64,7 @@ class Pace:
         if first:
             self.context.send("pace", {"paused": True, "step": step})
         while True:
-            self._listen()
+            self.listen()
             mine = float(self.stop_asked) + _HALF * (first and self._left != 0)
             said = self.verdict(self._sum(mine))
             if said.stop or said.pause:
@@ -79,10 +81,13 @@ class Pace:
         number = torch.tensor([mine], dtype=torch.float64, device=self.comm.device_type)
         return float(self.comm.all_reduce(number, name="pause"))
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Take the commands that have come."""
         for command in self.context.commands():
             word, _, number = command.partition(" ")
-            if word == "stop":
+            if word == "written":
+                self.written = int(number)
+            elif word == "stop":
                 self.stop_asked = True
             elif word == "pause":
                 self._left = 0

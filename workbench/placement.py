@@ -124,7 +124,7 @@ class Placement:
         PlanError
             If the data holds something that cannot be learned from; names the first offender.
         """
-        self._check(work, plan, stop)
+        self.check(work, plan, stop)
         hosts = hosts or self.hosts(work, plan)
         wanted: dict[tuple[Any, ...], Future] = {}
         result: Shares = []
@@ -164,8 +164,14 @@ class Placement:
         wanted[key] = future
         return future
 
-    def _check(self, work: Workload, plan: Plan, stop: Event | None) -> None:
-        """Look for NaN and labels out of range, once for the same data and model."""
+    def check(self, work: Workload, plan: Plan, stop: Event | None) -> None:
+        """Look for NaN and labels out of range, once for the same data and model.
+
+        Raises
+        ------
+        PlanError
+            Names the first offender.
+        """
         from workbench.losses import class_dim, ignored_label
 
         dim = class_dim(work.loss)

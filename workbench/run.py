@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from workbench.arguments import check_steps, check_threads
+from workbench.arguments import KEEP_CHECKPOINTS, check_steps, check_threads
 from workbench.bubble import Bubble, bubble_of
+from workbench.checkpoint.periodic import Periodic
 from workbench.errors import PlanError, RunError
 from workbench.execution import (
     Execution,
@@ -49,6 +50,9 @@ def run(
     folder: str | Path | None = None,
     lab: Lab | None = None,
     start: Ended | None = None,
+    checkpoint_every: int | None = None,
+    checkpoint_to: str | Path | None = None,
+    checkpoint_keep: int = KEEP_CHECKPOINTS,
     **options: Any,
 ) -> Run:
     """Start to train ``work`` under ``strategy`` on the open cluster, and return at once.
@@ -75,13 +79,17 @@ def run(
     start:
         A run that has ended, or that was loaded, of the same model, under any strategy: this one
         goes on from its weights, its optimizer's state and its place in the order of the data.
+    checkpoint_every, checkpoint_to, checkpoint_keep:
+        Save to the folder ``checkpoint_to`` after every so many steps and at the end, and keep the
+        newest few; ``wb.load(checkpoint_to)`` takes the newest. Ranks only stop to copy their
+        state in memory, as long as the disk is done before the next one.
     options:
         As for :func:`workbench.plan`: ``accumulate=2``, ``batch_norm="local"``.
 
     Raises
     ------
     PlanError
-        If it cannot be done, or ``folder`` cannot be written to. What the values of the data forbid
+        If it cannot be done, or a folder cannot be written to. What the values of the data forbid
         is found on the workers, and is the run's ``error``.
     """
     from workbench.cluster.lab import current_lab
@@ -99,9 +107,21 @@ def run(
         folder=folder,
         placement=Placement(lab),
         start=None if start is None else start_from(start, work, planned),
+        checkpoints=_periodic(checkpoint_every, checkpoint_to, checkpoint_keep, planned),
     )
     started.start()
     return started
+
+
+def _periodic(every: int | None, to: str | Path | None, keep: int, plan: Plan) -> Periodic | None:
+    if every is None and to is None:
+        return None
+    if every is None or to is None:
+        raise PlanError(
+            "Checkpoints while a run goes on need checkpoint_every= and checkpoint_to=; to save "
+            "once, when it has ended, there is wb.save(run, path)."
+        )
+    return Periodic(to, every, keep, plan)
 
 
 class Run(Steered):
@@ -131,6 +151,7 @@ class Run(Steered):
         repeat: int = 0,
         preview: bool = False,
         start: Start | None = None,
+        checkpoints: Periodic | None = None,
     ) -> None:
         from workbench.cluster.devices import resolve_device
 
@@ -145,6 +166,7 @@ class Run(Steered):
         self.test_loss: float | None = None
         self.kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]] = {}
         self._taken: dict[tuple[int, str], Future] = {}
+        self._periodic = checkpoints
         name = name_of(work.name, plan.strategy)
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
@@ -163,6 +185,8 @@ class Run(Steered):
             on_start=self._started,
             on_rows=self._receive,
             on_pace=self._paced,
+            on_snapshot=self._keep_copy,
+            snapshot_every=0 if checkpoints is None else checkpoints.every,
         )
         self._driver = threading.Thread(target=self._drive, name=f"run {name}", daemon=True)
 
@@ -186,6 +210,25 @@ class Run(Steered):
     def backend(self) -> str:
         """How the ranks talk: ``"solo"``, ``"shared memory"``, ``"gloo"`` or ``"nccl"``."""
         return self.ranks[0].backend if self.ranks else ""
+
+    @property
+    def moved_bytes(self) -> int | None:
+        """Bytes that went from worker to worker before the first step, measured; None before.
+
+        Data that was not where its rank is, and the state of the run that this one goes on from.
+        What a worker reads from files, or is sent by this process, is not among them.
+        """
+        return self._execution.moved_bytes
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The checkpoints that ``checkpoint_to`` holds of this run, the newest last."""
+        return () if self._periodic is None else self._periodic.saved
+
+    @property
+    def checkpoint_error(self) -> Exception | None:
+        """Why the last checkpoint could not be written, in spite of which the run went on."""
+        return None if self._periodic is None else self._periodic.error
 
     @property
     def parameters(self) -> dict[str, da.Array]:
@@ -232,8 +275,11 @@ class Run(Steered):
             "steps_done": self.step,
             "step_s": self.step_s,
             "bytes_per_step": self.plan.bytes_per_step,
+            "moved_bytes": self.moved_bytes,
             "accuracy": self.accuracy,
             "test_loss": self.test_loss,
+            **({"checkpoints": [str(path) for path in self.checkpoints]} if self._periodic else {}),
+            **({"checkpoint_error": str(self.checkpoint_error)} if self.checkpoint_error else {}),
             **({"bubble": asdict(found)} if (found := self.bubble) else {}),
         }
 
@@ -268,6 +314,8 @@ class Run(Steered):
         finally:
             with self._lock:
                 self.status = status
+            if self._periodic is not None:
+                self._periodic.finish(self)
             try:
                 self._record.finish(self.summary(), self.history, self.spans)
             except OSError as problem:  # what was learned is kept; who waits must hear of the end
@@ -287,6 +335,10 @@ class Run(Steered):
     def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
         self._add(rows, spans)
         self._record.add(rows, spans, self.plan.ranks)
+
+    def _keep_copy(self, rank: int, data: Mapping[str, Any]) -> None:
+        if self._periodic is not None:
+            self._periodic.receive(self, rank, data, self._execution.tell)
 
     def _finish(self, finished: Finished) -> Status:
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from workbench.comm import kernel
 from workbench.errors import PlanError, RunError
 from workbench.plan import in_binary_units
 
+_PERIODIC = re.compile(r"step-\d{8,}")
 _SAVING, _OLD = "saving", "old"
 _REMOVALS = 5
 
@@ -160,6 +162,28 @@ def no_room(target: Path, needed_bytes: int, error: BaseException) -> RunError:
         f"{in_binary_units(needed_bytes)}, the disk has {in_binary_units(free_bytes)} left, and "
         f"{before}."
     )
+
+
+def is_checkpoint(place: Path) -> bool:
+    """Return whether ``place`` claims to be a checkpoint."""
+    return (place / NAME).exists()
+
+
+def name_of(step: int) -> str:
+    """Return the name of a checkpoint in a folder of several."""
+    return f"step-{step:08}"
+
+
+def valid_in(place: Path) -> list[Path]:
+    """Return the checkpoints in a folder of several, the newest first; complete by their sizes."""
+    found = []
+    with suppress(OSError):
+        for entry in place.iterdir():
+            if _PERIODIC.fullmatch(entry.name):
+                with suppress(PlanError, OSError):
+                    manifest.read(entry)
+                    found.append(((entry / NAME).stat().st_mtime_ns, entry.name, entry))
+    return [entry for _, _, entry in sorted(found, reverse=True)]
 
 
 def offered(target: Path) -> str:

@@ -43,8 +43,9 @@ def load(
     Parameters
     ----------
     path:
-        The folder of a checkpoint; or a file of plain weights, ``.safetensors``, ``.pt`` or
-        ``.pth``, whose names are those of the model's ``state_dict()``.
+        The folder of a checkpoint, or one with several, as ``wb.run(..., checkpoint_to=)`` makes
+        it, of which the newest valid one is taken; or a file of plain weights, ``.safetensors``,
+        ``.pt`` or ``.pth``, whose names are those of the model's ``state_dict()``.
     strategy:
         The cut to load it in, any that the workload can have; the one that it was saved with if
         left out, with its options.
@@ -74,7 +75,7 @@ def load(
     from workbench.arguments import check_threads
     from workbench.cluster.lab import current_lab
 
-    place = folder.target_of(path, "load")
+    place = _place(path)
     lab = lab or current_lab()
     threads = check_threads(lab.threads if threads is None else threads)
     try:
@@ -101,7 +102,7 @@ def options_at(
     PlanError
         As :func:`load`, from what the manifest says.
     """
-    place = folder.target_of(path, "load")
+    place = _place(path)
     if plain.is_plain(place):
         return strategy, options
     try:
@@ -109,6 +110,14 @@ def options_at(
     except Damaged as error:
         raise PlanError(f"{error}{folder.offered(place)}") from error
     return strategy or content.strategy, _chosen(content, strategy) | options
+
+
+def _place(path: str | Path) -> Path:
+    """Return the checkpoint that a user means; of a folder of several the newest valid one."""
+    place = folder.target_of(path, "load")
+    if not folder.is_checkpoint(place) and (several := folder.valid_in(place)):
+        return several[0]
+    return place
 
 
 def _chosen(content: Manifest, strategy: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from workbench.arguments import KEEP_CHECKPOINTS
 from workbench.cli import options
 from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
@@ -53,6 +54,24 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where to keep what the run has come to: a checkpoint, or weights (.safetensors).",
 )
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Save after every so many steps and at the end; needs --checkpoint-to.",
+)
+@click.option(
+    "--checkpoint-to",
+    type=click.Path(path_type=Path),
+    help="Folder of checkpoints, which --from takes too: it goes on from the newest.",
+)
+@click.option(
+    "--checkpoint-keep",
+    type=click.IntRange(min=1),
+    default=KEEP_CHECKPOINTS,
+    show_default=True,
+    help="How many checkpoints stay.",
+)
 @figures_command
 def run(
     workload: str,
@@ -70,6 +89,9 @@ def run(
     out: Path | None,
     origin: Path | None,
     target: Path | None,
+    checkpoint_every: int | None,
+    checkpoint_to: Path | None,
+    checkpoint_keep: int,
 ) -> None:
     """Train WORKLOAD under one strategy and keep a record of every step.
 
@@ -101,6 +123,9 @@ def run(
             folder=out,
             lab=lab,
             start=begun,
+            checkpoint_every=checkpoint_every,
+            checkpoint_to=checkpoint_to,
+            checkpoint_keep=checkpoint_keep,
             **choices,
         )
         follow(started, terminal, lambda: _progress(started))
@@ -141,10 +166,15 @@ def run_table(run: Run, saved: Path | None = None) -> Table:
         f"{last['loss']:.4g} at step {run.first_step + len(run.history)}",
         "test accuracy": NOTHING if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
         "sent by a rank": f"{in_binary_units(run.plan.bytes_per_step)} a step",
+        "moved at the start": f"{in_binary_units(run.moved_bytes or 0)} from worker to worker",
         "record": str(run.folder),
     }
     if saved is not None:
         facts["saved to"] = str(saved)
+    if run.checkpoints:
+        facts["checkpoints"] = ", ".join(map(str, run.checkpoints))
+    if run.checkpoint_error is not None:
+        facts["no checkpoint"] = str(run.checkpoint_error)
     if bubble := run.bubble:
         facts["ranks waited"] = str(bubble)
     table = Table.grid(padding=(0, 2))

@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, Future, futures_of, get_worker
+from distributed import Client, Future, Worker, futures_of, get_worker
 from numpy.typing import NDArray
 
 from workbench import machine
@@ -19,6 +19,14 @@ from workbench.sources.source import Region
 
 IN_MEMORY, CACHE = 4, 8
 """A region of at most 1/4 of a worker's memory is read whole; else 1/8 is kept of what was read."""
+
+
+def received_bytes(*, dask_worker: Worker) -> int:
+    """Return the bytes that this worker has received from others, as far as Dask remembers.
+
+    That is its last transfers, a thousand unless Dask is configured otherwise.
+    """
+    return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
 
 
 def place(client: Client, share: da.Array, worker: str) -> Future:
