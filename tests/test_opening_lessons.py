@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -93,8 +94,17 @@ def test_voila_shows_the_panel_alone_on_loopback_behind_a_token(tmp_path, launch
     [server] = launched
     assert server.command[1:3] == ["-m", "voila"]
     assert str(tmp_path / "panel.ipynb") in server.command
-    assert {"--Voila.ip=127.0.0.1", "--token", "--port=0", "--no-browser"} <= set(server.command)
+    assert {"--Voila.ip=127.0.0.1", "--Voila.auto_token=True", "--port=0", "--no-browser"} <= set(
+        server.command
+    )
     assert server.env["WORKBENCH_LANG"] == "zh"
+
+
+def test_a_page_of_voila_may_ask_nobody_but_its_own_server():
+    settings = json.loads((lab.CONFIG / "voila.json").read_text())["Voila"]["tornado_settings"]
+    policy = settings["headers"]["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self' ")
+    assert not {"http", "https", "*"} & set(re.findall(r"[\w*]+", policy))
 
 
 def test_without_voila_a_sentence_says_how_to_install_it(tmp_path, launched, installed):

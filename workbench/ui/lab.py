@@ -147,12 +147,16 @@ def lab_command(
 def voila_command(
     folder: str | Path, *, port: int | None = None, browser: bool = True, notebook: str = KIOSK
 ) -> list[str]:
-    """Return the command that starts Voilà on a notebook in ``folder``."""
+    """Return the command that starts Voilà on a notebook in ``folder``.
+
+    Its page names a style sheet on the network. ``voila.json`` in our configuration has a content
+    security policy under which the browser asks nobody but this server.
+    """
     command = [
         sys.executable,
         *("-m", "voila", str(Path(folder).resolve() / notebook)),
         "--Voila.ip=127.0.0.1",
-        "--token",  # whoever else has an account here may not press Run
+        "--Voila.auto_token=True",  # whoever else has an account here may not press Run
         "--show_tracebacks=True",
     ]
     if port is not None:
