@@ -15,6 +15,7 @@ from workbench.mesh import Mesh, shares
 from workbench.plan import Collective, Cut, Plan
 from workbench.strategies import OPTIONS, STRATEGIES, Strategy, register_strategy
 from workbench.strategies.notation import parse
+from workbench.ui import controls, form
 from workbench.why import why
 
 pytestmark = pytest.mark.timeout(60)
@@ -125,6 +126,15 @@ def test_its_ranks_are_neighbours(columns):
     assert mesh == Mesh((("data", 3), ("columns", 2)))
     assert mesh.feature_axis == "columns"
     assert mesh.group(2, "columns") == (2, 3)
+
+
+def test_the_panel_offers_it(columns):
+    asked = form.request(None, {"strategy": "columns=2,data=2", "workers": 4})
+    assert asked.strategy == "data=2,columns=2"
+    shown = controls.Controls(asked, None, {})
+    assert list(shown.axes)[-1] == "columns"
+    assert shown.request().strategy == "data=2,columns=2"
+    assert shown.options["gather"].options == ("always", "never")
 
 
 def test_it_needs_no_advice_of_its_own(columns):
