@@ -40,7 +40,8 @@ pytestmark = pytest.mark.timeout(60)
 
 INDIVIDUAL = [path for path in pages.PAGES if "individual" in path]
 ABOUT = {
-    "title": "digits, batch of 32",
+    "workload": "digits",
+    "batch": 32,
     "status": "running",
     "doing": "data=2, repeat 1 of 3",
     "done": 7,
@@ -128,7 +129,7 @@ def test_the_page_draws_what_the_board_has(board, scheduler):
     assert "digits, batch of 32 · Running · data=2, repeat 1 of 3 · step 7 of 90" in words
     assert "1 page of the workbench open" in words
     assert "<svg" in words
-    board.take(News(new_show=True, facts={**ABOUT, "title": "<b>x</b>", "rows": []}))
+    board.take(News(new_show=True, facts={**ABOUT, "workload": "<b>x</b>", "rows": []}))
     page.update()
     assert column(doc, "wb-speedup", "cores") == column(doc, "wb-timeline", "label") == []
     words = " ".join(div.text for div in doc.select({"type": parts.Div}))
@@ -218,7 +219,7 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
     going.stop()
     assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 20)
     facts, series, kinds = client.run_on_scheduler(seen)
-    assert facts["title"] == "custom, batch of 4"
+    assert (facts["workload"], facts["batch"]) == ("custom", 4)
     assert facts["plan"].strategy == "data=2"
     assert len(facts["timeline"].bars) > 2
     [steps] = series.values()

@@ -144,7 +144,7 @@ def test_a_run_by_itself_is_shown_with_its_steps_its_plan_and_its_timeline(feed,
     told.end("done")
     assert until(lambda: facts(sent).get("status") == "done")
     said = facts(sent)
-    assert said["title"] == "digits, batch of 32"
+    assert (said["workload"], said["batch"]) == ("digits", 32)
     assert (said["done"], said["total"]) == (2, 3)
     assert said["plan"].strategy == "data=2"
     assert said["run r1"] == {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu"}

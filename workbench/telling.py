@@ -3,10 +3,12 @@
 The pages are in the scheduler's process. What they are told goes through the lab's feed, which
 never holds anybody up: exact numbers are in the results. The names are:
 
-===================== =============================================================================
+===================== ==========================================================================
 ``status``            as of a run
-``title``             the workload and its batch size
-``doing``             what goes on, in words
+``workload``          its name
+``batch``             the size of its batch
+``doing``             what goes on in a comparison, in words
+``strategy``          of a run that is shown by itself
 ``done``, ``total``   steps
 ``eta_s``             seconds left, or None
 ``rows``              the table of a comparison
@@ -14,7 +16,7 @@ never holds anybody up: exact numbers are in the results. The names are:
 ``timeline``          one step, as :class:`workbench.timeline.Timeline`
 ``run ID``            of a timed run: what a row of the table has, as far as a label needs it
 series ``steps ID``   of that run: (time in s, loss, samples per s) of each step
-===================== =============================================================================
+===================== ==========================================================================
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def show_comparison(comparison: Any) -> None:
         status = comparison.status  # first: one that has ended has all its rows
         progress = comparison.progress
         facts = {
-            "title": _title(comparison.work),
+            **_about(comparison.work),
             "status": status,
             "doing": progress.text,
             "done": progress.done_steps,
@@ -120,9 +122,9 @@ class Told:
         status, of = self._status, self._of
         self._show_step()
         facts = {
-            "title": _title(of.work),
+            **_about(of.work),
             "status": status,
-            "doing": f"Training under {of.plan.strategy}",
+            "strategy": of.plan.strategy,
             "done": self._steps,
             "total": of.steps,
             "eta_s": None,
@@ -131,5 +133,5 @@ class Told:
         return facts, status in ENDED
 
 
-def _title(work: Any) -> str:
-    return f"{work.name}, batch of {work.batch_size}"
+def _about(work: Any) -> dict[str, Any]:
+    return {"workload": work.name, "batch": work.batch_size}

@@ -29,7 +29,7 @@ def test_the_pages_advance_while_a_run_goes_on(watched, lab: Lab, tmp_path: Path
         page.wait_for_function(f"() => ({LAST})() > 0", timeout=30_000)
         seen_s = page.evaluate(LAST)
         page.wait_for_function(f"() => ({LAST})() > {seen_s}", timeout=20_000)
-        page.get_by_text("Training under data=2").wait_for(timeout=10_000)
+        page.get_by_text("training under data=2").wait_for(timeout=10_000)
         page.goto(f"{base}/individual-workbench-timeline")
         page.wait_for_function(f"() => ({BARS})() > 2", timeout=30_000)
         page.locator("canvas").first.wait_for(timeout=10_000)

@@ -75,7 +75,7 @@ def _open(
         add_periodic_callback(doc, page, EVERY_MS)
     except Exception:
         logger.exception("A page of the workbench cannot be made.")
-        doc.add_root(Div(text="This page cannot be drawn; the scheduler's log says why."))
+        doc.add_root(Div(text=text("dashboard.broken")))
     doc.title = f"Dask: {title}"
     if whole:
         doc.template = env.get_template("simple.html")
@@ -85,23 +85,25 @@ def _open(
 def _whole() -> tuple[Sequence[Part], LayoutDOM]:
     """Return everything on one page."""
     head, speedup, share, foot = parts.Headline(), parts.speedup(), parts.share(), parts.Footer()
-    loss, timeline, cut = parts.loss(), parts.timeline(), parts.CutPart()
+    loss, throughput = parts.loss(), parts.throughput()
+    timeline, cut = parts.timeline(), parts.CutPart()
     root = column(
         head.root,
         row(_read(speedup), _read(loss), sizing_mode="stretch_width"),
         _read(timeline),
         _read(share),
+        _read(throughput),
         cut.root,
         foot.root,
         sizing_mode="stretch_width",
         styles={"padding": "8px 16px", "box-sizing": "border-box"},
     )
-    return (head, speedup, loss, timeline, share, cut, foot), root
+    return (head, speedup, loss, timeline, share, throughput, cut, foot), root
 
 
 def _metrics() -> tuple[Sequence[Part], LayoutDOM]:
-    """Return the loss and where the time goes, below each other."""
-    shown = parts.Headline(), parts.loss(), parts.share()
+    """Return throughput, loss and where the time goes, below each other."""
+    shown = parts.Headline(), parts.throughput(), parts.loss(), parts.share()
     return shown, column(*(_filling(part) for part in shown), sizing_mode="stretch_both")
 
 

@@ -14,29 +14,12 @@ from workbench.dashboard.board import Board
 from workbench.plan import Plan
 from workbench.ui import figures, look, texts
 from workbench.ui.chart import Chart, Columns
+from workbench.ui.drawing import WIDTH
 from workbench.ui.figures import Curve
+from workbench.ui.language import text, translate
 from workbench.ui.layer_picture import picture
+from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
-
-WORDS = {
-    "starting": "Starting",
-    "running": "Running",
-    "paused": "Paused",
-    "stopping": "Stopping",
-    "done": "Done",
-    "stopped": "Stopped",
-    "failed": "Failed",
-}
-NOTHING = "Nothing has run yet. What is run with the workbench on this cluster shows here."
-WAITING = {
-    "speedup": "Speedups of a comparison show here: wb.compare(...), or Run in the panel.",
-    "loss": "The loss of what runs shows here.",
-    "share": "Where the time of a comparison's steps goes shows here.",
-    "timeline": "What every rank does during a step shows here, once it is recorded.",
-}
-"""What a figure says before it has data, by the figure's name."""
-
-NO_CUT = "Nothing is cut: one rank has everything, and nothing is sent."
 
 
 class Part(Protocol):
@@ -56,7 +39,8 @@ class FigurePart:
     def __init__(self, chart: Chart, columns: Callable[[Board], Columns]) -> None:
         self.name, self._chart, self._columns = chart.name, chart, columns
         self.root: LayoutDOM = chart.figure
-        chart.empty.text = WAITING[chart.name]  # the panel's own says to press a button
+        # What the panel says there is to press a button, which there is none here.
+        chart.empty.text = text(f"dashboard.empty.{chart.name}")
 
     def draw(self, board: Board) -> None:
         """Show what the board has now."""
@@ -67,7 +51,7 @@ class Headline:
     """What goes on, in one line."""
 
     def __init__(self) -> None:
-        self.root = Div(text=NOTHING, sizing_mode="stretch_width", styles=_STYLES)
+        self.root = Div(text=text("dashboard.nothing"), sizing_mode="stretch_width", styles=_STYLES)
 
     def draw(self, board: Board) -> None:
         """Show what the board has now."""
@@ -82,21 +66,20 @@ class Footer:
 
     def draw(self, board: Board) -> None:
         """Show what the board has now."""
-        open_pages = texts.count(len(board.pages), "page")
-        self.root.text = (
-            f"{open_pages} of the workbench open in this dashboard, drawn at most twice a second. "
-            "Everything is measured but what is called predicted."
-        )
+        self.root.text = text("dashboard.foot", pages=texts.count(len(board.pages), "page"))
 
 
 class CutPart:
     """A menu of the plan's layers and the picture of the chosen one: who holds what (predicted)."""
 
     def __init__(self) -> None:
-        self._layer = Select(title="Layer (who owns what; bytes are predicted)", visible=False)
+        self._layer = Select(title=text("dashboard.layer"), visible=False)
         self._layer.on_change("value", lambda _name, _old, _new: self._picture())
         self._shown = Div(
-            text=NO_CUT, sizing_mode="stretch_width", styles=_STYLES, stylesheets=[_AS_WIDE]
+            text=text("plan.serial"),
+            sizing_mode="stretch_width",
+            styles=_STYLES,
+            stylesheets=[_AS_WIDE],
         )
         self._plan: Plan | None = None
         self.root: LayoutDOM = column(self._layer, self._shown, sizing_mode="stretch_width")
@@ -109,7 +92,7 @@ class CutPart:
         self._plan = plan
         if plan is None or plan.ranks == 1:
             self._layer.visible = False
-            self._shown.text = NO_CUT
+            self._shown.text = text("plan.serial")
             return
         self._layer.visible = True
         names = [planned.layer.name for planned in plan.layers if planned.layer.arguments]
@@ -124,7 +107,8 @@ class CutPart:
     def _picture(self) -> None:
         if self._plan is not None and self._layer.value:
             drawn = picture(self._plan, self._layer.value)
-            self._shown.text = f"<b>{escape(self._plan.strategy)}</b>{drawn.svg}"
+            strategy = f"<p><b>{escape(self._plan.strategy)}</b></p>"
+            self._shown.text = f'{strategy}<div style="max-width: {WIDTH}px">{drawn.svg}</div>'
 
 
 _AS_WIDE = ":host .bk-clearfix { width: 100%; }"
@@ -138,15 +122,18 @@ _STYLES: dict[str, str | None] = {
 def headline(facts: Mapping[str, Any]) -> str:
     """Return what goes on, of what, how far, and for how long."""
     if "status" not in facts:
-        return NOTHING
-    status = WORDS[facts["status"]]
-    parts = [facts["title"], status]
-    if facts["status"] == "running":
-        parts.append(facts["doing"])
-    parts.append(f"step {facts['done']:,} of {facts['total']:,}")
-    if facts["eta_s"] and facts["status"] == "running":
-        parts.append(texts.time_left(facts["eta_s"]))
-    return " · ".join(parts)
+        return text("dashboard.nothing")
+    status = facts["status"]
+    done, total = f"{facts['done']:,}", f"{facts['total']:,}"
+    parts = [
+        text("dashboard.title", workload=facts["workload"], batch=f"{facts['batch']:,}"),
+        text(f"dashboard.status.{status}"),
+        translate(facts["doing"]) if status == "running" and "strategy" not in facts else "",
+        text("dashboard.training", strategy=facts["strategy"]) if "strategy" in facts else "",
+        text("dashboard.step", done=done, total=total),
+        texts.time_left(facts["eta_s"]) if facts["eta_s"] and status == "running" else "",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 def speedup() -> FigurePart:
@@ -162,6 +149,11 @@ def share() -> FigurePart:
 def loss() -> FigurePart:
     """Return the figure of loss against time."""
     return FigurePart(figures.loss_chart(), lambda board: figures.loss_columns(_curves(board)))
+
+
+def throughput() -> FigurePart:
+    """Return the figure of samples per second against time."""
+    return FigurePart(throughput_chart(), lambda board: throughput_columns(_curves(board)))
 
 
 def timeline() -> FigurePart:
@@ -180,6 +172,7 @@ def _curves(board: Board) -> list[Curve]:
     for name, steps in board.series.items():
         row = board.facts.get(name.replace("steps ", "run ", 1))
         if row is not None and steps:
-            times_s, losses, _rates = zip(*steps, strict=True)
-            curves.append(Curve(texts.row_label(row), look.style(row), times_s, losses))
+            time_s, losses, rates = zip(*steps, strict=True)
+            label, style = texts.row_label(row), look.style(row)
+            curves.append(Curve(label, style, time_s, losses, rates))
     return curves
