@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from workbench.dashboard.board import MOST_ROWS, MOST_SERIES, Board
 from workbench.planning import plan
 from workbench.run import run
 from workbench.timeline import Bar, Timeline
+from workbench.ui.lab import CONFIG
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -228,6 +230,18 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
     bars = [task for task in client.get_task_stream() if str(task["key"]).startswith("data=2-")]
     assert {bar["thread"] for bar in bars} == {"rank 0", "rank 1"}
     assert until(lambda: all(each[MEMORY] == each[CPU] == 0 for each in metrics()), 20)
+
+
+def test_the_layout_of_jupyterlab_names_pages_that_there_are():
+    folder = CONFIG / "labconfig" / "default_setting_overrides.d"
+    settings = json.loads((folder / "dask-workbench.json").read_text())
+    layout = settings["dask-labextension:plugin"]["defaultLayout"]
+    assert set(layout) <= {path.strip("/") for path in dask_dashboard.applications}
+    assert {place["ref"] for place in layout.values()} <= {None, *layout}
+    extension = (CONFIG / "labextensions/dask-workbench/static/remoteEntry.js").read_text()
+    opened = set(re.findall(r'name: "(\w+)", label', extension))
+    assert opened
+    assert {f"/individual-workbench-{name}" for name in opened} <= set(INDIVIDUAL)
 
 
 @pytest.fixture
