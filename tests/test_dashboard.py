@@ -38,7 +38,7 @@ from workbench.run import run
 from workbench.timeline import Bar, Timeline
 from workbench.ui.lab import CONFIG
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 INDIVIDUAL = [path for path in pages.PAGES if "individual" in path]
 ABOUT = {
@@ -215,11 +215,11 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
         kinds = {key[2] for key in spent if key[:2] == ("execute", "data=2")}
         return board.facts, board.series, kinds
 
-    assert until(lambda: "timeline" in client.run_on_scheduler(seen)[0], 20)
-    assert until(lambda: all(each[MEMORY] > 10 for each in metrics()), 20)
-    assert until(lambda: "rank comm" in client.run_on_scheduler(seen)[2], 20)
+    assert until(lambda: "timeline" in client.run_on_scheduler(seen)[0], 40)
+    assert until(lambda: all(each[MEMORY] > 10 for each in metrics()), 40)
+    assert until(lambda: "rank comm" in client.run_on_scheduler(seen)[2], 40)
     going.stop()
-    assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 20)
+    assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 40)
     facts, series, kinds = client.run_on_scheduler(seen)
     assert (facts["workload"], facts["batch"]) == ("custom", 4)
     assert facts["plan"].strategy == "data=2"
@@ -229,7 +229,7 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
     assert len(steps) <= MOST_ROWS
     bars = [task for task in client.get_task_stream() if str(task["key"]).startswith("data=2-")]
     assert {bar["thread"] for bar in bars} == {"rank 0", "rank 1"}
-    assert until(lambda: all(each[MEMORY] == each[CPU] == 0 for each in metrics()), 20)
+    assert until(lambda: all(each[MEMORY] == each[CPU] == 0 for each in metrics()), 40)
 
 
 def test_the_layout_of_jupyterlab_names_pages_that_there_are():

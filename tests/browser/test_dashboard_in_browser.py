@@ -10,7 +10,7 @@ from workloads import make
 from workbench.cluster.lab import Lab
 from workbench.run import run
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 LAST = """name => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-loss")?.data.end_s ?? [])).at(-1) ?? 0"""
@@ -24,17 +24,17 @@ def test_the_pages_advance_while_a_run_goes_on(watched, lab: Lab, tmp_path: Path
     going = run(make(), "data=2", steps=100_000, folder=tmp_path, lab=lab)
     try:
         page.goto(f"{base}/workbench")
-        page.locator("canvas").first.wait_for(timeout=30_000)
+        page.locator("canvas").first.wait_for(timeout=60_000)
         page.get_by_role("link", name="Workbench", exact=True).wait_for(timeout=5_000)
-        page.wait_for_function(f"() => ({LAST})() > 0", timeout=30_000)
+        page.wait_for_function(f"() => ({LAST})() > 0", timeout=60_000)
         seen_s = page.evaluate(LAST)
-        page.wait_for_function(f"() => ({LAST})() > {seen_s}", timeout=20_000)
+        page.wait_for_function(f"() => ({LAST})() > {seen_s}", timeout=40_000)
         page.get_by_text("training under data=2").wait_for(timeout=10_000)
         page.goto(f"{base}/individual-workbench-timeline")
-        page.wait_for_function(f"() => ({BARS})() > 2", timeout=30_000)
+        page.wait_for_function(f"() => ({BARS})() > 2", timeout=60_000)
         page.locator("canvas").first.wait_for(timeout=10_000)
     finally:
         going.stop()
-    page.get_by_text("Stopped").wait_for(timeout=20_000)
+    page.get_by_text("Stopped").wait_for(timeout=40_000)
     assert watched.strayed == []
     assert watched.errors == []

@@ -95,14 +95,17 @@ class CutPart:
             self._shown.text = text("plan.serial")
             return
         self._layer.visible = True
-        names = [planned.layer.name for planned in plan.layers if planned.layer.arguments]
+        layers = [planned for planned in plan.layers if planned.layer.arguments]
+        names = [planned.layer.name for planned in layers]
         options: list[str | tuple[Any, str]] = [*dict.fromkeys(names)]
         self._layer.options = options
-        first = picture(plan).text.partition(" (")[0]
-        if self._layer.value in names or self._layer.value == first:
+        if self._layer.value in names:
             self._picture()
         else:
-            self._layer.value = first  # draws it
+            # One with a halo if there is any; else one whose weights are cut is worth a look.
+            first = next((p.layer.name for p in layers if p.parameters), names[0])
+            halos = any(p.layer.windows and p.halo(plan.mesh) for p in layers)
+            self._layer.value = picture(plan).text.partition(" (")[0] if halos else first
 
     def _picture(self) -> None:
         if self._plan is not None and self._layer.value:
