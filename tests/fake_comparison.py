@@ -63,6 +63,7 @@ class FakeComparison:
         self.folder = Path("workbench-runs/fake")
         self.done = 0
         self.stopped_on: list[str] = []
+        self.told: list[str] = []
 
     @property
     def progress(self) -> SimpleNamespace:
@@ -75,6 +76,17 @@ class FakeComparison:
         self.runs = [self._run(r) for r in ROWS]
         self.done = 90
         self.status = status
+
+    def pause(self, *, wait: bool) -> None:
+        self.told.append("pause")
+        self.status = "paused"
+
+    def resume(self, *, wait: bool) -> None:
+        self.told.append("resume")
+        self.status = "running"
+
+    def advance(self, *, wait: bool) -> None:
+        self.told.append("advance")
 
     def stop(self) -> None:
         self.stopped_on.append(threading.current_thread().name)

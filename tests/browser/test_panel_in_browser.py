@@ -15,6 +15,7 @@ from workbench.ui.report import write_report
 
 pytestmark = pytest.mark.timeout(300)
 
+TITLES = "() => Bokeh.documents.flatMap(d => d.roots().map(root => root.title?.text ?? ''))"
 POINTS = """() => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-speedup")?.data.cores ?? []))"""
 LIMIT_MS = 120_000
@@ -53,23 +54,62 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     page.locator(".wb-batch [role=alert]").get_by_text("Batch is 0").wait_for(timeout=20_000)
     set_number(page, "batch", 128)
 
+    # What cannot be is told in words before anything runs; a hybrid is two menus.
+    page.locator(".wb-axis-tensor select").select_option(label="2")
+    page.locator(".wb-workers [role=alert]").get_by_text("data=2,tensor=2 has 4 ranks").wait_for(
+        timeout=20_000
+    )
+    page.locator(".wb-axis-tensor select").select_option(label="–")
+
+    # Predict first: the guess is locked, and stands on the figure before anything is measured.
+    page.locator(".wb-predict input[type=number]").fill("1.5")
+    page.locator(".wb-predict input[type=number]").press("Tab")
+    page.locator(".wb-lock").click()
+    page.wait_for_function(f"() => ({POINTS})().length === 1", timeout=20_000)
+
     # Run: the cluster starts, points appear while it goes on, the badge at the end.
     set_number(page, "steps", 6)
-    press(page, "Run")
+    page.locator(".wb-run").focus()
+    page.keyboard.press("Space")  # the keyboard alone does it
     says(page, "Starting a cluster")
-    page.wait_for_function(f"() => ({POINTS})().length > 0", timeout=LIMIT_MS)
+    page.wait_for_function(f"() => ({POINTS})().length > 1", timeout=LIMIT_MS)
     says(page, "Done")
-    assert sorted(page.evaluate(POINTS)) == [1, 2, 2]
+    assert sorted(page.evaluate(POINTS)) == [1, 2, 2, 2]
+    page.locator(".wb-predict").get_by_text("You guessed 1.50×").wait_for(timeout=10_000)
     badge = page.locator(".wb-badge-yes")
     badge.get_by_text("Same result as serial").wait_for(timeout=10_000)
     page.get_by_text("times as fast as").or_(page.get_by_text("slower")).first.wait_for(
         timeout=10_000
     )
 
-    # Stop, in the midst of a run.
+    # Every figure's data is there as a table, by the keyboard too.
+    page.locator(".wb-chart-speedup summary").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".wb-chart-speedup tbody tr:visible").count() == 4
+
+    # Another language: controls, message and figures, and back again.
+    page.locator(".wb-language button").nth(1).click()
+    says(page, "完成")
+    page.wait_for_function(f"() => ({TITLES})().includes('实测加速比（越高越好）')", timeout=20_000)
+    page.locator(".wb-panel").get_by_role("button", name="运行").wait_for(timeout=10_000)
+    page.locator(".wb-language button").nth(0).click()
+    says(page, "Done")
+
+    # A share code that somebody has forged says so; files are written where the notebook is.
+    page.locator(".wb-keep summary").click()
+    page.locator(".wb-restore-text input").fill("wb1:forged")
+    page.locator(".wb-restore-text input").press("Tab")
+    page.locator(".wb-restore").click()
+    page.locator(".wb-keep [role=status]").get_by_text("damaged").wait_for(timeout=20_000)
+
+    # Pause and a single step, then Stop, in the midst of a run.
     set_number(page, "steps", 500)
     press(page, "Run")
     says(page, "repeat 1 of 1")
+    press(page, "Pause")
+    says(page, "Paused")
+    press(page, "Step")
+    says(page, "Paused")
     press(page, "Stop")
     says(page, "Stopped after")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -176,12 +175,9 @@ class Controls:
 
     def _show_possible(self, asked: Request, refused: Mapping[tuple[Request, str], str]) -> None:
         """Mark the degrees that cannot be, and say why below the axes."""
-        if any(isinstance(getattr(asked, name), int) is False for name in ("workers",)):
-            return
-        base = replace(asked, axes=(), also=())
         marked: dict[str, dict[str, str]] = {axis: {} for axis in self.axes}
         for axis, degree, strategy in form.tries(asked):
-            if why := refused.get((base, strategy)):
+            if why := refused.get((asked.basis, strategy)):
                 marked[axis][degree] = translate(why)
         for axis, field in self.axes.items():
             self._fill_axis(axis, field.value, asked, marked[axis])

@@ -12,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.compare import compare
@@ -64,7 +63,7 @@ class Driver:
     planned:
         What was drawn last: what was asked, and its plan or why there is none.
     refused:
-        Why a strategy cannot be, or "" if it can: by request, axes left out, and strategy.
+        Why a strategy cannot be, or "" if it can: by the request's basis, and strategy.
     lab:
         The cluster in use, once there is one.
     told:
@@ -333,7 +332,7 @@ class Driver:
         asked = self._drawn
         if asked is None or check(asked):
             return
-        base = replace(asked, axes=(), also=())
+        base = asked.basis
         for _axis, _degree, strategy in tries(asked):
             if (base, strategy) in self.refused:
                 continue

@@ -87,6 +87,12 @@ class Request:
         return (self.workload, self.batch, self.seed)
 
     @property
+    def basis(self) -> Request:
+        """What decides, beside the strategy, whether there is a plan; all else at its least."""
+        fixed = {"axes": (), "also": (), "workers": 1, "threads": None, "repeats": 1}
+        return replace(self, steps=FEWEST_USEFUL_STEPS, **fixed)  # type: ignore[arg-type]
+
+    @property
     def code(self) -> str:
         """The share code of all this, or why there is none."""
         try:
@@ -248,13 +254,14 @@ def degrees(axis: str, workers: int) -> list[str]:
 def tries(asked: Request) -> list[tuple[str, str, str]]:
     """Return what else one change on one axis could ask for: axis, degree, strategy.
 
-    Only what fits the workers, beside what is chosen on the other axes.
+    It stands beside what is chosen on the other axes where the workers are enough for that, else
+    alone.
     """
     found = []
     for axis in STRATEGIES:
         others = tuple(each for each in asked.axes if each[0] != axis)
         for degree in degrees(axis, asked.workers)[1:]:
             strategy = replace(asked, axes=(*others, (axis, degree))).strategy
-            if parse(strategy).size <= asked.workers:
-                found.append((axis, degree, strategy))
+            fits = parse(strategy).size <= asked.workers
+            found.append((axis, degree, strategy if fits else f"{axis}={degree}"))
     return found

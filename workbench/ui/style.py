@@ -90,6 +90,10 @@ body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
 .wb-panel pre { font-size: 13px;
   user-select: all; padding: 8px; overflow-x: auto; margin: 4px 0;
   background: var(--jp-layout-color2, #8882); color: inherit; }
+@container (max-width: 400px) {
+  .wb-panel .wb-fields, .wb-panel .wb-cut, .wb-panel .wb-axes {
+    grid-template-columns: repeat(2, minmax(0, 1fr)); }
+}
 @container (max-width: 720px) {
   .wb-fields, .wb-cut { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   .wb-axes { grid-template-columns: repeat(3, minmax(0, 1fr)); }

@@ -23,7 +23,7 @@ from workbench.ui.chart import (
     add_legend,
     blank_figure,
 )
-from workbench.ui.language import text
+from workbench.ui.language import text, translate
 
 NOWHERE = "nowhere"
 """A row that there is not: what stands there gives the legend its colours and is not drawn."""
@@ -109,7 +109,7 @@ def timeline_columns(shown: Timeline | None) -> Columns:
         drawn = sorted(longest, key=lambda bar: (bar.rank, bar.start_s))
     looks = {span.kind: span for span in look.SPANS}
     spans = [looks.get(bar.kind, looks["other"]) for bar in drawn]
-    of = text("timeline.of", label=shown.label, step=shown.step + 1) if shown else ""
+    of = text("timeline.of", label=translate(shown.label), step=shown.step + 1) if shown else ""
     return {
         "label": [text("timeline.rank", rank=bar.rank) for bar in drawn],
         "of": [of for _ in drawn],
