@@ -99,6 +99,8 @@ def test_nothing_is_drawn_outside(comparison: FakeComparison) -> None:
         *comparison.rows,
         *(row(f"sharded={n},pipeline=2", 2 * n, 1, 0.08 / n**0.8) for n in range(2, 9)),
     ]
+    comparison.rows += [row(f"tensor={n},data=2", 4, 1, 0.05 + n / 100) for n in range(2, 7)]
+    assert {"tensor=6,data=2 0.73×", "tensor=2,data=2 1.14×"} <= set(words(stills.svg(comparison)))
     root = ElementTree.fromstring(stills.svg(comparison))
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     for node in root.iter():

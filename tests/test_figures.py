@@ -20,6 +20,16 @@ def test_speedup_columns_are_sorted_by_cores_and_mark_the_all_threads_baseline()
     assert "data=2 2.00×" in columns["text"]
 
 
+def test_of_many_strategies_on_as_many_cores_the_fastest_are_named_one_above_the_other():
+    steps_s = (0.05, 0.04, 0.06, 0.07, 0.045)
+    rows = [ROWS[0], *(row(f"{axis}=2", 2, 1, s) for axis, s in zip(AXES, steps_s, strict=False))]
+    columns = figures.speedup_columns(rows)
+    named = {text: y for text, y in zip(columns["text"], columns["text_y"], strict=True) if text}
+    assert list(named) == ["serial", "data=2 1.60×", "sharded=2 2.00×", "channel=2 1.78×"]
+    assert named["sharded=2 2.00×"] < named["channel=2 1.78×"] < named["data=2 1.60×"] < 0
+    assert len({at for at in columns["text_at"][1:]}) == 1  # above the tallest whisker
+
+
 def test_a_row_without_a_speedup_is_not_drawn():
     assert figures.speedup_columns([row("data=2", 2, 1, 0.04, speedup=None)])["cores"] == []
 

@@ -36,7 +36,7 @@ def accuracy_chart() -> Chart:
     add_hover(fig, [points], {"": "@label", "hover.accuracy": "@accuracy{0.0} %"})
     drawn: list[Any] = [points]
     by_label = LegendItem(label={"field": "label"}, renderers=drawn)
-    place_legend(fig, Legend(items=[by_label]))
+    place_legend(fig, Legend(items=[by_label]), columns=3)
     return Chart("accuracy", fig, source, add_empty_text(fig, "accuracy"))
 
 

@@ -126,10 +126,10 @@ def add_legend(fig: figure, items: Mapping[str, Any]) -> None:
     )
 
 
-def place_legend(fig: figure, legend: Legend) -> None:
-    """Put the legend above the figure, where it hides no data."""
+def place_legend(fig: figure, legend: Legend, columns: int | None = None) -> None:
+    """Put the legend above the figure, where it hides no data; in lines of ``columns`` entries."""
     legend.orientation = "horizontal"
-    legend.ncols = "auto"
+    legend.ncols = columns or "auto"
     legend.label_text_font = look.FONT
     legend.label_text_font_size = look.TEXT_SIZE
     legend.label_text_color = look.INK

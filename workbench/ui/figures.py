@@ -31,8 +31,11 @@ from workbench.ui.guess import Guess
 from workbench.ui.language import text
 from workbench.ui.texts import Row
 
-BEYOND = 1.2
+BEYOND = 1.5
 """How far the line of Amdahl's law goes on beyond the most cores that were measured."""
+
+MOST_NAMED = 3
+"""Strategies that are named at one number of cores, the fastest; hovering names the others."""
 
 MAX_POINTS = 150
 """Points drawn of one loss curve; more would not be seen, and all are sent again on each change."""
@@ -78,7 +81,6 @@ def speedup_chart() -> Chart:
         "cores", "speedup", source=source, marker="marker", color="color",
         size=15, fill_alpha="fill", line_width=2.5,
     )  # fmt: skip
-    # Beyond the end of the whisker and in the middle: there it meets no line, and is not cut off.
     fig.text(
         "cores", "text_at", "text", source=source, text_align="center", text_baseline="middle",
         y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
@@ -110,9 +112,9 @@ def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
     of_axes = {law.strategy: law for law in worth_a_line(known)}
     last = {axes_of(row["strategy"]): n for n, row in enumerate(known)}
     laws = {last[axes]: law for axes, law in of_axes.items()}
+    names = _names(known)
     for n, row in enumerate(known):
         alone = row["strategy"] == "serial" and row["threads"] > 1
-        below = texts.is_baseline(row)
         style = look.style(row)
         point = (
             texts.cores(row),
@@ -121,12 +123,7 @@ def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
             _or(row["speedup_max"], row["speedup"]),
             row["speedup"] if alone else math.nan,
             texts.row_label(row),
-            # The dotted line has the baseline's name in the legend; text at its point would only
-            # collide with that of the strategy that stands at the same number of cores.
-            "" if alone else _label(row),
-            # Strategies above their point and the baseline below: the lines pass between them.
-            _or(row["speedup_min" if below else "speedup_max"], row["speedup"]),
-            18 if below else -14,
+            *names[n],
             row["repeats"],
             style.color,
             style.marker,
@@ -150,6 +147,29 @@ SPEEDUP = (
 """Columns of the speedup figure."""
 
 
+def _names(known: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """Return the text of each point, where it is drawn, and how many pixels below.
+
+    Strategies above the whiskers of all that used as many cores, the fastest on top, and the
+    baseline below its own: the lines pass between them.
+    """
+    found = []
+    for row in known:
+        if texts.is_baseline(row):
+            # The dotted line has its name in the legend; text at its point would only collide.
+            told = "" if row["threads"] > 1 else text("row.baseline")
+            found.append((told, _or(row["speedup_min"], row["speedup"]), 18.0))
+            continue
+        beside = [other for other in known if texts.cores(other) == texts.cores(row)]
+        beside = [other for other in beside if not texts.is_baseline(other)]
+        beside.sort(key=lambda other: -other["speedup"])
+        place, named = beside.index(row), beside[:MOST_NAMED]
+        above = max(_or(other["speedup_max"], other["speedup"]) for other in beside)
+        told = f"{texts.row_label(row)} {row['speedup']:.2f}×" if place < len(named) else ""
+        found.append((told, above, -14.0 - 17.0 * (len(named) - 1 - place)))
+    return found
+
+
 def _law(law: Fit | None, most_cores: int) -> tuple[Any, ...]:
     """Return the curve of a fit, its end and what stands there; nothing is drawn of None."""
     if law is None:
@@ -163,13 +183,6 @@ def _law(law: Fit | None, most_cores: int) -> tuple[Any, ...]:
 def _add(columns: Columns, point: Sequence[Any]) -> None:
     for column, each in zip(columns.values(), point, strict=True):
         column.append(each)
-
-
-def _label(row: Row) -> str:
-    """Return the text beside a point; the baseline is 1 by definition."""
-    if texts.is_baseline(row):
-        return text("row.baseline")
-    return f"{texts.row_label(row)} {row['speedup']:.2f}×"
 
 
 def loss_chart() -> Chart:
@@ -192,7 +205,7 @@ def loss_chart() -> Chart:
     add_hover(fig, [ends], told)
     drawn: list[Any] = [ends, lines]
     by_label = LegendItem(label={"field": "label"}, renderers=drawn)
-    place_legend(fig, Legend(items=[by_label]))
+    place_legend(fig, Legend(items=[by_label]), columns=3)
     return Chart("loss", fig, source, add_empty_text(fig, "loss"))
 
 

@@ -87,7 +87,14 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
     laws = worth_a_line(rows)
     most = max(columns["cores"], default=1)
     highest = max([*columns["high"], 1.0])
-    labels = max((width_of(label, TEXT_SIZE) for label in columns["text"]), default=0.0)
+    # Unlike the live figure, which has names on hovering too, this one names every strategy.
+    labels = [
+        told or (f"{name} {speedup:.2f}×" if math.isnan(whole) else "")
+        for told, name, speedup, whole in zip(
+            *(columns[key] for key in ("text", "label", "speedup", "all_threads")), strict=True
+        )
+    ]
+    widest = max((width_of(label, TEXT_SIZE) for label in labels), default=0.0)
     inner = WIDTH - 2 * MARGIN - LEFT - RIGHT
     keys = [
         Key(text("legend.ideal"), GREY, dash="dashed"),
@@ -98,7 +105,7 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
     title = text("figure.speedup.title")
     used = head(canvas, MARGIN, top + MARGIN, WIDTH - 2 * MARGIN, title, keys) + MARGIN
     # On the right there is room for the labels of the points at the most cores.
-    x_end = (most + 0.3) * inner / max(1.0, inner - labels - 12)
+    x_end = (most + 0.3) * inner / max(1.0, inner - widest - 12)
     place = (MARGIN + LEFT, top + used, inner, PLOT)
     frame = Frame(canvas, *place, (0.0, x_end), (0.0, 1.15 * highest))
     frame.x_axis(text("figure.speedup.x"), whole=True)
@@ -123,7 +130,7 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
         canvas.line([low, high], color, 3)
         x, y = frame.at(cores, columns["speedup"][n])
         marker(canvas, columns["marker"][n], x, y, 13, color, columns["fill"][n] > 0)
-        if label := columns["text"][n]:
+        if label := labels[n]:
             # Labels at one number of cores stand below each other and hide none.
             y = max(y, taken.get(cores, -math.inf) + 16)
             taken[cores] = y

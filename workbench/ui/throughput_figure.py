@@ -42,7 +42,7 @@ def throughput_chart() -> Chart:
     add_hover(fig, [ends], {"": "@label", "hover.rate": "@end_rate{0,0}"})
     drawn: list[Any] = [ends, lines]
     by_label = LegendItem(label={"field": "label"}, renderers=drawn)
-    place_legend(fig, Legend(items=[by_label]))
+    place_legend(fig, Legend(items=[by_label]), columns=3)
     return Chart("throughput", fig, source, add_empty_text(fig, "throughput"))
 
 
