@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from workbench.ui import texts
+from workbench.ui.language import text
 from workbench.ui.texts import Row
 
 
@@ -18,9 +19,8 @@ def cost_table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     priced = any(row["price_per_epoch"] is not None for row in rows)
-    names = ["Strategy", "Seconds per epoch", "Core-seconds per epoch", "Speedup over 1 thread"]
-    names += ["Price of an epoch"] if priced else []
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    names = ["strategy", "epoch", "core_s", "speedup", *(["money"] if priced else [])]
+    head = "".join(f'<th scope="col">{escape(text(f"cost.{name}"))}</th>' for name in names)
     body = ""
     for row in rows:
         speedup = "–" if row["speedup"] is None else f"{row['speedup']:.2f}×"

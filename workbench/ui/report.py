@@ -17,7 +17,7 @@ from workbench.plan import in_binary_units
 from workbench.timeline import timeline_of
 from workbench.ui import figures, table, texts
 from workbench.ui.costs import cost_table
-from workbench.ui.language import text
+from workbench.ui.language import current, text, translate
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
@@ -82,34 +82,35 @@ def report_html(comparison: Any) -> str:
     )
     cores = facts["machine"].get("cores") or machine.cores()
     told = [*findings(rows, cores), *(fit.sentence for fit in fits(rows))]
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in told)
+    sentences = "".join(f"<p>{escape(translate(sentence))}</p>" for sentence in told)
+    title = escape(text("report.title", name=name))
     return f"""<!DOCTYPE html>
-<html lang="en">
+<html lang="{current()}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}: measured speedup</title>
+<title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 {BOKEH.render()}
 {script}
 </head>
 <body>
-<h1>{escape(name)}: measured speedup</h1>
-<p class="soft">Every number here was measured on the machine named below. {_state(comparison)}</p>
+<h1>{title}</h1>
+<p class="soft">{escape(text("report.measured"))} {_state(comparison)}</p>
 <p class="badge {state}">{escape(same)}</p>
 {sentences}
-<h2>Measured</h2>
+<h2>{escape(text("report.rows"))}</h2>
 {table.rows_table(rows)}
-<p class="soft">Time per step is the median over repeats, with the fastest and the slowest one.
-Repeats of all rows took turns, so that a busy moment of the machine strikes all alike.
-Sent per step is what the busiest rank sends.</p>
+<p class="soft">{escape(text("report.about_rows"))}</p>
+{table.details_table(rows)}
+<p class="soft">{escape(text("report.about_details"))}</p>
 {_cost(rows)}
-<h2>Figures</h2>
+<h2>{escape(text("report.figures"))}</h2>
 <div class="figures">{drawn}</div>
-<h2>Workload</h2>
+<h2>{escape(text("control.workload"))}</h2>
 {_facts(facts["workload"])}
-<h2>Machine</h2>
+<h2>{escape(text("report.machine"))}</h2>
 {_facts(facts["machine"])}
 </body>
 </html>
@@ -119,11 +120,8 @@ Sent per step is what the busiest rank sends.</p>
 def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
     costs = cost_table(rows)
     return (
-        f"""<h2>Cost</h2>
-{costs}
-<p class="soft">An epoch is a pass over all samples, at the measured time per step. A core-second is
-one core (on a GPU: one device) kept busy for a second; what is twice as fast on four cores costs
-twice as much.</p>"""
+        f"<h2>{escape(text('cost.title'))}</h2>{costs}"
+        f'<p class="soft">{escape(text("cost.about"))}</p>'
         if costs
         else ""
     )
@@ -131,10 +129,10 @@ twice as much.</p>"""
 
 def _state(comparison: Any) -> str:
     if comparison.status == "done":
-        return "All repeats were finished."
+        return escape(text("report.done"))
     if comparison.error is not None:
-        return f"The comparison failed: {escape(str(comparison.error))}"
-    return f"The comparison was not finished (status: {escape(comparison.status)})."
+        return escape(text("report.failed", error=translate(str(comparison.error))))
+    return escape(text("report.unfinished", status=comparison.status))
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
