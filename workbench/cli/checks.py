@@ -16,9 +16,9 @@ from typing import Literal
 import psutil
 
 from workbench import machine
+from workbench.cli.english import count
 from workbench.comm.kernel import memfd_create
 from workbench.plan import in_binary_units
-from workbench.ui.texts import count
 
 State = Literal["good", "note", "wrong"]
 

@@ -13,9 +13,9 @@ from rich.text import Text
 from workbench import machine
 from workbench.cli import options
 from workbench.cli.compare import comparison_document, comparison_figures, measure
+from workbench.cli.english import count
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
-from workbench.ui.texts import count
 
 if TYPE_CHECKING:
     from workbench.workload import Workload

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from workbench import machine
 from workbench.cli.checks import State, examine
+from workbench.cli.english import count
 from workbench.cli.terminal import Terminal, figures_command
-from workbench.ui.texts import count
 
 STYLES: dict[State, str] = {"good": "green", "note": "yellow", "wrong": "bold red"}
 

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from workbench.cli.english import time_left
 from workbench.cli.terminal import Terminal
 from workbench.errors import PlanError, RunError
-from workbench.ui.texts import time_left
 
 LOOK_EVERY_S = 0.1
 DRAWINGS_PER_S = 4

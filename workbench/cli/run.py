@@ -12,12 +12,12 @@ from rich.text import Text
 
 from workbench.arguments import KEEP_CHECKPOINTS
 from workbench.cli import options
+from workbench.cli.english import count
 from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
 from workbench.timeline import write_trace
-from workbench.ui.texts import count
 
 if TYPE_CHECKING:
     from workbench.run import Run
