@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import pytest
@@ -18,6 +19,22 @@ def _nothing_is_left() -> Iterator[None]:
     yield
     left = until(lambda: not (set(descendants()) - before), seconds=10)
     assert left, described(set(descendants()) - before)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that started this one how many cases were compared."""
+    from operator_cases import counted
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["operator_cases"] = dict(counted)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the processes of this test run have compared."""
+    from operator_cases import counted
+
+    counted.update(getattr(node, "workeroutput", {}).get("operator_cases", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
