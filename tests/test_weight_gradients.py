@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from workbench.layers import weight_gradients
 from workbench.layers.weight_gradients import WeightGradients
+from workbench.plan import memory
 from workbench.workload import Workload
 
 
@@ -166,3 +167,37 @@ def test_micro_batches_add_up_to_the_weights_of_one_process(strategy: str) -> No
     many = run_on_threads(made, strategy, 4, accumulate=3, **options)
     for key, value in one.state.items():
         np.testing.assert_allclose(many.state[key], value, atol=1e-9, err_msg=key)
+
+
+def test_micro_batches_of_a_pipeline_give_a_weight_its_gradient_in_few_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four at a time: the sum of a large weight is read and written as often as there are those."""
+    written: list[tuple[int, int]] = []
+    rows = weight_gradients._OfLinear._rows
+
+    def noted(self: Any) -> tuple[Tensor, Tensor]:
+        written.append((self.x.shape[1] * self.grad.shape[1], len(self.x)))
+        return rows(self)
+
+    monkeypatch.setattr(weight_gradients._OfLinear, "_rows", noted)
+    monkeypatch.setattr(memory, "LARGE_NUMEL", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    source = np.random.default_rng(0)
+    work = Workload(
+        model=model,
+        data=(source.normal(size=(12, 5)), source.normal(size=(12, 3))),
+        loss=nn.MSELoss(),
+        batch_size=12,
+        dtype="float64",
+    )
+    run = run_on_threads(work, "pipeline=2", 1, accumulate=6)
+    # Six micro-batches of two samples: eight rows at once, then four.
+    assert sorted(written) == [(21, 4), (21, 8), (35, 4), (35, 8)]
+    one = run_on_threads(work, "serial", 1)
+    for name, value in one.state.items():
+        np.testing.assert_allclose(run.state[name], value, rtol=0, atol=1e-12, err_msg=name)
+    kept = run.plan.memory(1).activations_bytes
+    monkeypatch.setattr(memory, "LARGE_NUMEL", 1 << 16)
+    assert kept - run.plan.memory(1).activations_bytes == 2 * 3 * (7 + 3) * 8

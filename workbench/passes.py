@@ -107,11 +107,12 @@ class Passes:
         """Run all micro-batches through the pipeline; the last stage has the loss."""
         losses = []
 
-        def begin(micro: int) -> None:
+        def begin(micro: int) -> bool:
             rows, share = micro_batches[micro][0], self.share
             share.step, share.micro = step, micro
             share.start, share.rows = rows.start, len(rows.index)
             self.gradients.counting = len(rows.index) > 0
+            return self.gradients.counting
 
         def finish(micro: int, output: Any) -> list[Tensor]:
             rows, x, y = micro_batches[micro]
@@ -127,6 +128,7 @@ class Passes:
         inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
         pipeline.run(inputs, begin, finish)
         self.gradients.counting = True
+        pipeline.work_off()
         return sum(losses)
 
     def _in_full(self, output: Any) -> Any:

@@ -240,7 +240,8 @@ def _run(
         return [torch.stack(weighted).sum() * alone] if weighted else []
 
     if pipeline is not None:
-        pipeline.run({0: mine}, lambda _: None, finish)
+        pipeline.run({0: mine}, lambda _: True, finish)
+        pipeline.work_off()
     else:
         ends = finish(0, model(*mine))
         with weights.collecting():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from workbench.layers.ghosts import Record, Spec, Stages
 from workbench.layers.groups import Groups
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.plan import Plan
+from workbench.plan.memory import TOGETHER
 from workbench.plan.stages import Call, Source
 from workbench.schedules import SCHEDULES, Action
 from workbench.strategies.pipeline import AXIS
@@ -74,17 +75,22 @@ class Pipeline:
             for stage in plan.stages
         ]
         self.numbers = {(c.source, c.stop): n for n, c in enumerate(plan.crossings)}
+        # Gradients of weights that wait for those of more micro-batches, by stage.
+        self.late: dict[int, WeightGradients.Queue] = {stage.number: [] for stage in plan.stages}
+        self.waiting: Counter[int] = Counter()
+        self.counts = True
         drop_what_others_have(model, plan, groups.rank)
 
     def run(
         self,
         inputs: Mapping[int, Sequence[Tensor]],
-        begin: Callable[[int], None],
+        begin: Callable[[int], bool],
         finish: Finish,
     ) -> None:
         """Go forward and backward with the inputs of all micro-batches, by their number.
 
-        ``begin`` is told which is next.
+        ``begin`` is told which is next, and says whether its gradients count. Some of the gradients
+        of weights are left, see :meth:`work_off`.
         """
         self.inputs, self.begin, self.finish = inputs, begin, finish
         self.kept: dict[tuple[int, int], _Kept] = {}
@@ -101,9 +107,15 @@ class Pipeline:
             "weight": self._weight,
         }
         for action in self._actions(self.place):
-            begin(action.micro)
+            self.counts = begin(action.micro)
             do[action.kind](action)
         self.comm.settle()
+
+    def work_off(self) -> None:
+        """Work out the gradients of weights that are left, of micro-batches that all count."""
+        for late in self.late.values():
+            self.weights.work_off(late)
+        self.waiting.clear()
 
     def _actions(self, place: int) -> Iterator[Action]:
         return (action for action in self.lists[place] if action.micro in self.inputs)
@@ -194,7 +206,8 @@ class Pipeline:
             if sent.requires_grad:
                 ends.append(sent)
                 grads.append(grad)
-        with self.weights.collecting(kept.late if action.kind == "input" else None):
+        late = kept.late if action.kind == "input" else self.late[action.stage]
+        with self.weights.collecting(late if action.kind == "input" or self.counts else None):
             if ends:
                 torch.autograd.backward(ends, grads)
         for number, leaf in kept.leaves.items():
@@ -203,6 +216,10 @@ class Pipeline:
                 self._post((number, action.micro, True), grad)
         if action.kind == "backward":
             del self.kept[action.stage, action.micro]
+            self.waiting[action.stage] += self.counts
+            if self.counts and self.waiting[action.stage] == TOGETHER:
+                self.weights.work_off(late)
+                self.waiting[action.stage] = 0
         else:
             kept.sent, kept.leaves, kept.ends = {}, {}, []
 

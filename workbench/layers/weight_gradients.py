@@ -20,9 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LARGE_NUMEL = 1 << 16
-"""Smaller weights are left to autograd, except for halves: what they cost is mostly the calls."""
-
+from workbench.plan.memory import LARGE_NUMEL
 
 FEW_ROWS = 64
 """Up to here a CPU multiplies the weight by the rows, not the rows by the weight, as torch would:
@@ -84,11 +82,16 @@ class WeightGradients:
             self._collecting, self._queue = False, None
 
     def work_off(self, queue: Queue) -> None:
-        """Work out what was left."""
+        """Work out what was left: of a linear layer all rows in one product."""
+        by_weight: dict[int, WeightGradients.Queue] = {}
         for weight, product in queue:
-            if not self.add(weight, product):
-                torch.autograd.backward([weight], [product.value()])
+            by_weight.setdefault(id(weight), []).append((weight, product))
         queue.clear()
+        for found in by_weight.values():
+            weight, products = found[0][0], [product for _, product in found]
+            for product in _joined(products):
+                if not self.add(weight, product):
+                    torch.autograd.backward([weight], [product.value()])
 
     def taken(self, weight: Tensor, product: Product) -> bool:
         """Take a product; False if it is autograd's to work out."""
@@ -162,6 +165,16 @@ class _OfLinear:
             sum_.addmm_(*self._rows())
         else:
             torch.mm(*self._rows(), out=sum_)
+
+
+def _joined(products: list[Product]) -> list[Product]:
+    """Return products of a linear layer as one of all their rows, others as they are."""
+    linear = [each for each in products if isinstance(each, _OfLinear)]
+    if len(linear) < 2:
+        return products
+    x = torch.cat([each.x.reshape(-1, each.x.shape[-1]) for each in linear])
+    grad = torch.cat([each.grad.reshape(-1, each.grad.shape[-1]) for each in linear])
+    return [_OfLinear(x, grad), *(each for each in products if not isinstance(each, _OfLinear))]
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from workbench.traced import Traced
 
 
+LARGE_NUMEL = 1 << 16
+"""Gradients of the weights of smaller linear layers are left to autograd, except for halves of a
+backward pass: what they cost is mostly the calls."""
+
+TOGETHER = 4
+"""So many micro-batches of a pipeline give the gradient of such a weight in one product: each reads
+and writes the sum, which takes as long as the arithmetic of 32 rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes that a rank keeps: between steps, and of activations at their peak in a step."""
@@ -116,10 +125,14 @@ def _activations(plan: Plan, rank: int) -> int:
             for crossing in plan.crossings
             if crossing.stop == stage.number
         )
+    late = {
+        stage.number: sum(_late_bytes(plan, plan.layers[n], rank, rows) for n in stage.layers)
+        for stage in plan.stages
+    }
     last = len(plan.stages) - 1
     cost[last] += loss
     kept = {n: first[n] if again and n != last else cost[n] for n in cost}
-    return _peak(lists[place], kept, cost)
+    return _peak(lists[place], kept, cost, late)
 
 
 def _of_loss(plan: Plan, rank: int, rows: int) -> int:
@@ -138,9 +151,27 @@ def _of_loss(plan: Plan, rank: int, rows: int) -> int:
     return total
 
 
-def _peak(actions: Iterable[Action], kept: dict[int, int], cost: dict[int, int]) -> int:
-    """Return the most that is kept at once; ``cost`` is kept while a stage goes backward."""
+def _late_bytes(plan: Plan, planned: LayerPlan, rank: int, rows: int) -> int:
+    """Return what a linear layer keeps of a micro-batch until its weight has its gradient."""
+    layer = planned.layer
+    weights = [array for array in (*layer.parameters, *layer.tied) if len(array.shape) == 2]
+    if layer.kind != "Linear" or layer.role != "linear" or len(weights) != 1:
+        return 0
+    if plan.owned(weights[0], rank).numel < LARGE_NUMEL or not weights[0].trainable:
+        return 0
+    both = (layer.arguments[0], layer.results[0])
+    return sum(_saved_bytes(plan, planned, array, rank, rows) for array in both)
+
+
+def _peak(
+    actions: Iterable[Action], kept: dict[int, int], cost: dict[int, int], late: dict[int, int]
+) -> int:
+    """Return the most that is kept at once; ``cost`` is kept while a stage goes backward.
+
+    ``late`` is kept from then on until enough have come together.
+    """
     now = peak = 0
+    waiting = dict.fromkeys(late, 0)
     for action in actions:
         if action.kind == "forward":
             now += kept[action.stage]
@@ -148,6 +179,13 @@ def _peak(actions: Iterable[Action], kept: dict[int, int], cost: dict[int, int])
         elif action.kind in ("backward", "weight"):
             peak = max(peak, now - kept[action.stage] + cost[action.stage])
             now -= kept[action.stage]
+        if action.kind == "backward":
+            waiting[action.stage] += 1
+            now += late[action.stage]
+            peak = max(peak, now)
+            if waiting[action.stage] == TOGETHER:
+                waiting[action.stage] = 0
+                now -= TOGETHER * late[action.stage]
     return peak
 
 
