@@ -452,6 +452,25 @@ def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, r
     rooms.compared[1][-1].go_on("done")
 
 
+def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
+    lab = FakeLab(2)
+    made = panel.app(lab=lab, workers=2, batch=32, steps=12)
+    lab.hosts = []
+    made.run()
+    until(lambda: "The cluster is gone" in made._view.controls.notes["workers"].value, "the word")
+    made._view.actions.cluster.click()
+    until(lambda: len(rooms.labs) == 1 and rooms.compared, "the new cluster")
+    rooms.compared[0][-1].status = "done"
+    made.close()
+
+
+def test_a_wrong_option_is_told_where_it_is_seen(opened):
+    opened._view.controls.options["accumulate"].value = "many"
+    until(lambda: "Micro-batches is" in opened._view.controls.notes["accumulate"].value, "the word")
+    opened._view.controls.options["accumulate"].value = "2"
+    assert opened._view.request().accumulate == 2
+
+
 def test_a_lesson_hides_and_locks_controls(rooms):
     made = panel.app(hidden=["workload", "compare"], locked=["batch", "strategy"])
     controls = made._view.controls

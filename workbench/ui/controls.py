@@ -263,7 +263,7 @@ class Controls:
             if names:
                 fields = box([self.options[name] for name in names], "wb-options")
                 groups.append(box([title, fields]))
-        return box([*groups, self.notes["accumulate"]])
+        return box(groups)
 
     def _layout(self) -> Any:
         hidden = self._hidden
@@ -302,6 +302,7 @@ class Controls:
                     [*rows[1], *([] if "strategy" in hidden else [strategy])], "wb-fields", "wb-cut"
                 ),
                 self._more.root,
+                self.notes["accumulate"],  # what is wrong must not be folded away
             ],
             "wb-controls",
         )

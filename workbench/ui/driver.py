@@ -82,6 +82,7 @@ class Driver:
         self.told = ""
         self.language = language
         self._given = lab
+        self._lost = False
         self._made: dict[str, Workload] = {} if work is None else {OWN: work}
         self._variants: dict[tuple[Any, ...], Workload] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -139,9 +140,10 @@ class Driver:
 
     def start_cluster(self) -> None:
         """Ask for a new cluster in the place of one that is gone, and return at once."""
-        self._given = None
+        self._given = self.lab = None
+        self._lost = False
         job = self.job
-        if job is not None and job.ended:
+        if job is not None and job.ended and job.kind != "attached":
             self.run(job.request, job.kind)
 
     def export(self, folder: str) -> None:
@@ -178,8 +180,8 @@ class Driver:
 
     @property
     def cluster_gone(self) -> bool:
-        """Whether the cluster that was in use is closed; cheap, asks nobody."""
-        return self.lab is not None and self.lab.closed
+        """Whether the cluster in use is closed, or was found without workers; asks nobody."""
+        return self._lost or (self.lab is not None and self.lab.closed)
 
     def close(self, wait: bool = True) -> None:
         """Stop what runs, leave the cluster to other panels or close it, and end the thread."""
@@ -298,6 +300,7 @@ class Driver:
 
         if self._given is not None:
             if gone(self._given):
+                self._lost = True
                 raise RunError(language.text("cluster.gone"))
             return self._given
         self.lab = SHARED.lab_for(job.request.workers, starting)
