@@ -29,7 +29,7 @@ def open_notebook(page, address):
 
 
 def press(page, name):
-    page.locator(".wb-panel").get_by_role("button", name=name).click()
+    page.locator(".wb-buttons").get_by_role("button", name=name).click()
 
 
 def says(page, text):
