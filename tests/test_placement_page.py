@@ -12,6 +12,7 @@ import workbench as wb
 from workbench.errors import PlanError
 from workbench.hashing import SCHEMES
 from workbench.plan import Plan
+from workbench.ui.language import speaking
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.placement_state import MOST_WORKERS, Schemes, chunks_of
 from workbench.ui.placement_table import schemes_table
@@ -169,6 +170,23 @@ def test_buttons_and_weights_change_the_workers_and_bad_ones_say_why() -> None:
     button(page, "Start again")
     assert page.schemes.workers == {"0": 1.0, "1": 1.0}
     assert page.schemes.before is None
+    page.close()
+
+
+def test_the_page_speaks_the_language_that_it_was_told_to_speak() -> None:
+    page = wb.where(KEYS, workers=2)
+    page.join()
+    with speaking("zh"):
+        page.speak()
+    assert page._join.description == "增加一个工作进程"
+    assert "加入一个工作进程：移动" in page._message.value
+    page.leave("0")  # in a thread that speaks English
+    assert "工作进程 0 离开：移动" in page._message.value
+    assert "均衡" in page._table.value
+    assert "虚线" in page._picture.value
+    page.leave("1")
+    page.leave("2")
+    assert "工作进程 2 是最后一个" in page._message.value
     page.close()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -13,15 +14,15 @@ from workbench.cluster.lab import current_lab
 from workbench.errors import PlanError, RunError
 from workbench.hashing import SCHEMES
 from workbench.plan import Plan, in_binary_units
+from workbench.ui.language import current, speaking, text, translate
 from workbench.ui.placement_picture import placement_picture
 from workbench.ui.placement_state import CHUNKS, KINDS, MOST_CHUNKS, Schemes, chunks_of
 from workbench.ui.placement_table import STYLE, schemes_table
+from workbench.ui.texts import count
 from workbench.workload import Workload
 
 WORKERS = 4
 """Workers to begin with where no lab is open."""
-
-TITLES = {"data": "samples", "parameters": "parameters", "inputs": "inputs of operators"}
 
 
 def where(what: Any, workers: Any = None) -> PlacementPage:
@@ -74,20 +75,17 @@ class PlacementPage:
         self._chunks = chunks
         self._plan: Plan | None = None
         self._schemes: Schemes | None = None
-        self._said = ""
+        self._said: Callable[[], str] = str
+        self._language = current()
         self._rows: dict[str, Any] = {}
-        self._listing = False
-        self._kind = widgets.Dropdown(
-            description="Chunks of", options=[(TITLES[kind], kind) for kind in KINDS]
-        )
-        self._count = widgets.BoundedIntText(
-            description="cut into about", value=CHUNKS, min=1, max=MOST_CHUNKS
-        )
-        self._scheme = widgets.Dropdown(description="Scheme", options=list(SCHEMES))
-        self._join = _button("Add a worker", "plus", self.join)
-        self._again = _button("Start again", "undo", self.start_again)
+        self._setting = False  # what changes in the controls is ours, and no wish
+        self._kind = widgets.Dropdown(options=list(KINDS))
+        self._count = widgets.BoundedIntText(value=CHUNKS, min=1, max=MOST_CHUNKS)
+        self._scheme = widgets.Dropdown(options=list(SCHEMES))
+        self._join = _button("plus", self.join)
+        self._again = _button("undo", self.start_again)
         self._list = widgets.Box([])
-        self._message = widgets.HTML("The chunks of a workload are shown here.")
+        self._message = widgets.HTML()
         self._picture = widgets.HTML()
         self._table = widgets.HTML()
         self._message.add_class("wb-said")
@@ -103,8 +101,9 @@ class PlacementPage:
         )
         self.root.add_class("wb-where")
         for control in (self._kind, self._count):
-            control.observe(lambda _change: self.start_again(), "value")
+            control.observe(lambda _change: self._choose(), "value")
         self._scheme.observe(lambda _change: self._draw(), "value")
+        self.speak()
         if chunks is not None:
             self._place()  # what is wrong is told to the caller
 
@@ -112,6 +111,22 @@ class PlacementPage:
     def schemes(self) -> Schemes | None:
         """What is shown: the tables of every scheme, now and before the last change."""
         return self._schemes
+
+    def speak(self) -> None:
+        """Say everything in the language of this thread, from now on."""
+        with self._lock, self._set():
+            self._language = current()
+            kind = self._kind.value
+            self._kind.options = [(text(f"where.{each}"), each) for each in KINDS]
+            self._kind.value = kind
+            self._kind.description = text("where.kind")
+            self._count.description = text("where.count")
+            self._scheme.description = text("where.scheme")
+            self._join.description = text("where.join")
+            self._again.description = text("where.again")
+            for name, row in self._rows.items():
+                self._name(name, row)
+        self._draw()
 
     def show(self, plan: Plan) -> None:
         """Show the chunks of the workload of a plan, whose strategy does not matter.
@@ -137,24 +152,31 @@ class PlacementPage:
             try:
                 self._place()
             except PlanError as error:
-                self._say(str(error))
+                self._refuse(error)
+
+    def _choose(self) -> None:
+        with self._lock:
+            if not self._setting:
+                self.start_again()
 
     def join(self) -> None:
         """Have a worker join."""
         with self._lock:
-            self._change(lambda schemes: schemes.join()[1], "A worker joins")
+            self._change(lambda schemes: schemes.join()[1], lambda: text("where.joins"))
 
     def leave(self, name: str) -> None:
         """Have a worker leave."""
         with self._lock:
-            self._change(lambda schemes: schemes.leave(name), f"Worker {name} leaves")
+            self._change(
+                lambda schemes: schemes.leave(name), lambda: text("where.leaves", worker=name)
+            )
 
     def weigh(self, name: str, capacity: float) -> None:
         """Have a worker count more or less, by its memory or speed in any unit."""
         with self._lock:
             self._change(
                 lambda schemes: schemes.change({**schemes.workers, name: capacity}),
-                f"Worker {name} counts {capacity:g}",
+                lambda: text("where.weighs", worker=name, weight=f"{capacity:g}"),
             )
 
     def _place(self) -> None:
@@ -164,20 +186,21 @@ class PlacementPage:
             chunks = self._chunks_of(self._plan)
         workers = _of_lab() or WORKERS if self._workers is None else self._workers
         self._schemes = Schemes.place(chunks, workers)
-        total = in_binary_units(sum(self._schemes.chunks.values()))
-        self._said = f"{len(self._schemes.chunks):,} chunks, {total}. Add or remove a worker."
+        placed = self._schemes.chunks
+        size = in_binary_units(sum(placed.values()))
+        self._said = lambda: text("where.begin", chunks=count(len(placed), "chunk"), bytes=size)
         self._draw()
 
     def _chunks_of(self, plan: Plan) -> dict[str, int]:
         return chunks_of(plan, self._kind.value, self._count.value)
 
-    def _change(self, step: Callable[[Schemes], Schemes], said: str) -> None:
+    def _change(self, step: Callable[[Schemes], Schemes], said: Callable[[], str]) -> None:
         if self._schemes is None:
             return
         try:
             self._schemes = step(self._schemes)
         except PlanError as error:
-            self._say(str(error))
+            self._refuse(error)
             self._list_workers()  # a weight that cannot be is taken back
             return
         self._said = said
@@ -186,17 +209,32 @@ class PlacementPage:
     def _say(self, sentence: str) -> None:
         self._message.value = f'<span role="status">{escape(sentence)}</span>'
 
+    def _refuse(self, error: PlanError) -> None:
+        with speaking(self._language):
+            self._say(translate(str(error)))
+
+    @contextmanager
+    def _set(self) -> Iterator[None]:
+        """Change controls without that being taken for a wish."""
+        self._setting = True
+        try:
+            yield
+        finally:
+            self._setting = False
+
     def _draw(self) -> None:
-        with self._lock:
+        with self._lock, speaking(self._language):
             schemes = self._schemes
             if schemes is None:
+                self._say(text("where.nothing"))
                 return
             chosen = str(self._scheme.value)
             after = schemes.tables[chosen]
             move = schemes.moved(chosen)
             before = after if schemes.before is None else schemes.before[chosen]
             drawn = placement_picture(before, None if schemes.before is None else after)
-            self._say(self._said if move is None else f"{self._said}: {move}")
+            said = self._said()
+            self._say(said if move is None else f"{said}{translate(str(move))}")
             self._picture.value = drawn.svg
             self._table.value = schemes_table(schemes, chosen)
             self._list_workers()
@@ -215,25 +253,31 @@ class PlacementPage:
         for name, capacity in workers.items():
             shown = self._rows[name].children[0]
             if shown.value != (rounded := round(capacity, 3)):
-                self._listing = True
-                shown.value = rounded
-                self._listing = False
+                with self._set():
+                    shown.value = rounded
         for row in gone:
             _close(row)
 
     def _row(self, name: str) -> Any:
-        weight = widgets.FloatText(description=f"Worker {name} counts", step=0.5)
+        weight = widgets.FloatText(step=0.5)
 
         def weighed(change: dict[str, Any]) -> None:
             with self._lock:
-                if not self._listing:
+                if not self._setting:
                     self.weigh(name, change["new"])
 
         weight.observe(weighed, "value")
-        row = widgets.Box([weight, _button(f"Remove {name}", "times", lambda: self.leave(name))])
+        row = widgets.Box([weight, _button("times", lambda: self.leave(name))])
+        self._name(name, row)
         for css in ("wb-where-row", "wb-where-worker"):
             row.add_class(css)
         return row
+
+    @staticmethod
+    def _name(name: str, row: Any) -> None:
+        weight, leave = row.children
+        weight.description = text("where.weight", worker=name)
+        leave.description = text("where.leave", worker=name)
 
     def close(self) -> None:
         """Take the widgets off the page."""
@@ -242,7 +286,7 @@ class PlacementPage:
     def __str__(self) -> str:
         """Return the picture and the table in words."""
         if self._schemes is None:
-            return "Nothing is placed yet."
+            return text("where.nothing")
         chosen = str(self._scheme.value)
         lines = [str(self._schemes.tables[chosen])]
         for scheme in SCHEMES:
@@ -270,8 +314,8 @@ def _of_lab() -> Mapping[str, float]:
     return {host.name: host.memory_bytes / 2**30 for host in hosts}
 
 
-def _button(title: str, icon: str, press: Callable[[], None]) -> Any:
-    button = widgets.Button(description=title, icon=icon)
+def _button(icon: str, press: Callable[[], None]) -> Any:
+    button = widgets.Button(icon=icon)
     button.on_click(lambda _button: press())
     return button
 

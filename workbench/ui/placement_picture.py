@@ -10,6 +10,9 @@ from html import escape
 from workbench.distribution import Distribution, Move
 from workbench.plan import in_binary_units
 from workbench.ui.drawing import HATCH, RANKS, WIDTH, Picture, rect, svg, text, texts, words
+from workbench.ui.language import text as words_of
+from workbench.ui.language import translate
+from workbench.ui.texts import count
 
 LEFT, RIGHT, ROW, BAR = 112, 236, 42, 24
 MOST_CELLS = 3000
@@ -56,24 +59,30 @@ def placement_picture(table: Distribution, after: Distribution | None = None) ->
             x += cell.size * scale
         mean = LEFT + means[name] * scale
         body.append(rect(mean, y - 4, 0.1, BAR + 8, "none", stroke="currentColor", dash="3 2"))
-        numbers = f"{chunks[name]:,} chunk{'s' * (chunks[name] != 1)}, "
-        if whole != len(shown.keys):  # else keys alone were given
-            numbers += f"{in_binary_units(held[name])}, "
-        numbers += f"{held[name] / (means[name] or 1):.2f} of mean"
+        held_here = in_binary_units(held[name]) if whole != len(shown.keys) else ""  # keys alone
+        numbers = words_of(
+            f"where.holds{'' if held_here else '.keys'}",
+            chunks=count(chunks[name], "chunk"),
+            bytes=held_here,
+            mean=f"{held[name] / (means[name] or 1):.2f}",
+        )
         beside = WIDTH - RIGHT + 10
         body.append(text(numbers, beside, y + (17 if not came[name] else 9), size=13))
         if came[name]:
             body.append(text(came[name], beside, y + 25, size=13))
         y += ROW
-    title = (
-        f"{len(shown.keys):,} chunks on {len(shown.workers)} workers by {shown.scheme}: "
-        f"max/mean {shown.balance:.2f}"
+    title = words_of(
+        "where.picture",
+        chunks=count(len(shown.keys), "chunk"),
+        workers=count(len(shown.workers), "worker"),
+        scheme=shown.scheme,
+        balance=f"{shown.balance:.2f}",
     )
-    lines = ["Dashed: the mean of each worker, by its capacity."]
+    lines = [words_of("where.dashed")]
     if move is not None:
-        lines += [str(move), "Hatched: moved, in the colour of the worker that had it."]
+        lines += [translate(str(move)), words_of("where.hatched")]
     body.append(texts(lines, y + 14))
-    arrived = [f"worker {name}: {text}" for name, text in came.items() if text]
+    arrived = [f"{_titled(name)}: {came[name]}" for name in came if came[name]]
     said = [*str(shown).splitlines()[1:], *lines[1:], *arrived]
     return Picture(svg(y + 22 * len(lines) + 8, title, "".join(body)), words(title, said))
 
@@ -88,7 +97,11 @@ def _colors(names: list[str]) -> dict[str, int]:
 
 def _titled(name: str) -> str:
     if name.isdigit():
-        return f"worker {name}"
+        return words_of("where.worker", worker=name)
+    return _short(name)
+
+
+def _short(name: str) -> str:
     return name if len(name) <= MOST_NAMES - 3 else f"…{name[4 - MOST_NAMES :]}"
 
 
@@ -96,9 +109,9 @@ def _arrivals(name: str, move: Move | None) -> str:
     """Return how many chunks came to a worker from which others."""
     came = Counter(source for source, to in (move.keys.values() if move else ()) if to == name)
     most = came.most_common(2)
-    parts = [f"{count:,} from {_titled(source).removeprefix('worker ')}" for source, count in most]
-    if rest := came.total() - sum(count for _, count in most):
-        parts.append(f"{rest:,} from others")
+    parts = [words_of("where.came", chunks=f"{n:,}", worker=_short(name)) for name, n in most]
+    if rest := came.total() - sum(n for _, n in most):
+        parts.append(words_of("where.came.others", chunks=f"{rest:,}"))
     return f"+ {', '.join(parts)}" if parts else ""
 
 
@@ -120,10 +133,10 @@ def _cells(
         number = colors[source]
         fill = RANKS[number] if source == name else f"url(#{HATCH}{number})"
         stroke = "#fff" if source == name else RANKS[number]
-        moved = "" if source == name else f", came from {_titled(source)}"
-        cells[name].append(
-            _Cell(float(size), fill, stroke, f"{key}: {in_binary_units(size)}{moved}")
-        )
+        said = f"{key}: {in_binary_units(size)}"
+        if source != name:
+            said = words_of("where.cell", chunk=said, worker=_titled(source))
+        cells[name].append(_Cell(float(size), fill, stroke, said))
     for name, mine in cells.items():
         mine.sort(key=lambda cell: (cell.fill.startswith("url"), cell.fill))
         if not one_by_one:

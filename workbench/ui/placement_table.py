@@ -7,6 +7,7 @@ from html import escape
 from workbench.distribution import Move
 from workbench.plan import in_binary_units
 from workbench.ui import table
+from workbench.ui.language import text
 from workbench.ui.placement_state import Schemes
 
 STYLE = (
@@ -36,17 +37,17 @@ STYLE = (
 def schemes_table(schemes: Schemes, chosen: str) -> str:
     """Return how even every scheme is and what it has moved, as HTML; ``chosen`` is marked."""
     moves = {scheme: schemes.moved(scheme) for scheme in schemes.tables}
-    head = ("Scheme", "Balance (max/mean)", "Chunks moved", "Moved", "Share of all bytes", "Fair")
+    columns = ("scheme", "balance", "chunks", "moved", "share", "fair")
     body = ""
     for scheme, after in schemes.tables.items():
         cells = [f"{'▸ ' if scheme == chosen else ''}{escape(scheme)}", f"{after.balance:.2f}"]
         cells += _moved(moves[scheme])
         mark = ' aria-current="true"' if scheme == chosen else ""
         body += f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    titles = "".join(f'<th scope="col">{escape(text(f"where.{each}"))}</th>' for each in columns)
     return (
-        '<div class="wb-scroll"><table class="wb-table"><caption>All schemes, the last change '
-        "(arithmetic, nothing was measured)</caption>"
+        '<div class="wb-scroll"><table class="wb-table">'
+        f"<caption>{escape(text('where.caption'))}</caption>"
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -123,6 +123,7 @@ class View:
             self.controls.speak()
             self.actions.speak()
             self._plan.speak()
+            self._where.speak()
             self._where_fold.say(text("where.title"))
             self._details_fold.say(text("table.details"))
             self.keep.speak()
