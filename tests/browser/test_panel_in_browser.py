@@ -54,6 +54,14 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     page.locator(".wb-batch [role=alert]").get_by_text("Batch is 0").wait_for(timeout=20_000)
     set_number(page, "batch", 8)  # small: this is about the panel
 
+    # Where the chunks live: the keyboard adds a worker, and what moves is said and hatched.
+    page.locator(".wb-fold summary", has_text="Where the chunks live").click()
+    page.locator(".wb-where svg").wait_for(timeout=60_000)
+    page.locator(".wb-where").get_by_role("button", name="Add a worker").focus()
+    page.keyboard.press("Enter")
+    page.locator(".wb-said").get_by_text("a fair part is 20.0%").wait_for(timeout=20_000)
+    assert page.locator(".wb-where svg [fill^='url(#wb-hatch']").count() > 0
+
     # What cannot be is told in words before anything runs; a hybrid is two menus.
     page.locator(".wb-axis-tensor select").select_option(label="2")
     page.locator(".wb-workers [role=alert]").get_by_text("data=2,tensor=2 has 4 ranks").wait_for(

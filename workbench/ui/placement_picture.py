@@ -14,7 +14,7 @@ from workbench.ui.language import text as words_of
 from workbench.ui.language import translate
 from workbench.ui.texts import count
 
-LEFT, RIGHT, ROW, BAR = 112, 236, 42, 24
+LEFT, RIGHT, ROW, BAR = 112, 256, 42, 24
 MOST_CELLS = 3000
 """Chunks that are drawn one by one; of more, a bar per worker shows the bytes."""
 
