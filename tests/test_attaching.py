@@ -18,6 +18,7 @@ import workbench as wb
 from workbench.attaching import AttachedComparison, AttachedRun, as_comparison
 from workbench.cluster.lab import Lab
 from workbench.records import RunFolder, driver, drives, read
+from workbench.resuming import start_from
 from workbench.ui.report import report_html
 
 pytestmark = pytest.mark.timeout(90)
@@ -70,6 +71,16 @@ def test_a_run_that_goes_on_and_one_whose_driver_is_gone(tmp_path: Path) -> None
     assert again.status == "interrupted"
     assert "interrupted, step 10 of 50" in repr(again)
     assert as_comparison(again).rows[0]["step_s"] == 0.01
+
+
+def test_what_needs_weights_says_where_they_are(tmp_path: Path) -> None:
+    run: Any = wb.attach(going_on(tmp_path).path)
+    for use in (wb.evaluate, lambda run: wb.predict(run, []), lambda run: wb.save(run, tmp_path)):
+        with pytest.raises(wb.RunError, match=r"not its weights; those are kept with wb.save"):
+            use(run)
+    work = workload()
+    with pytest.raises(wb.PlanError, match=r"holds none; wait for a run with run.wait"):
+        start_from(run, work, wb.plan(work))
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from workbench.bubble import Bubble
 from workbench.compared import Compared, Facts, Progress
-from workbench.errors import PlanError
+from workbench.errors import PlanError, RunError
 from workbench.measured import WARM_UP_STEPS, Measured, Row, SpanRow
 from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, drives, read, read_spans
 from workbench.speedup import FEWEST_STEPS, Entry
@@ -37,6 +37,7 @@ class AttachedRun(Measured):
     """
 
     preview = None
+    kept: Mapping[str, Any] = {}
 
     def __init__(self, folder: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
         plan = AttachedPlan(summary["strategy"], summary["ranks"], summary["bytes_per_step"])
@@ -64,6 +65,19 @@ class AttachedRun(Measured):
         """How much the ranks of a pipeline waited, beside theory, if the run has ended."""
         found = self._summary.get("bubble")
         return Bubble(**found) if found else None
+
+    def state(self, kind: str) -> NoReturn:
+        """Refuse to give weights.
+
+        Raises
+        ------
+        RunError
+            Always: they are not in the folder.
+        """
+        raise RunError(
+            f"The run {self.label} was read back from {self.folder}, which has its figures and not "
+            "its weights; those are kept with wb.save(run, path) and had again by wb.load(path)."
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return the run in numbers, as it wrote them."""

@@ -62,6 +62,9 @@ def evaluate(
     from workbench.cluster.gang import Gang
     from workbench.scoring import ScoreJob, score_state
 
+    state = {
+        f"{kind}:{n}": a for kind in ("parameter", "buffer") for n, a in run.state(kind).items()
+    }
     if data is None and run.work.test_data is None:
         raise PlanError(f"The workload {run.work.name!r} has no test data; give data=(x, y).")
     given = run.work.test_data if data is None else data
@@ -73,9 +76,6 @@ def evaluate(
             f"Samples to score have shape {work.test_x.shape[1:]}; the model has learned from "
             f"{work.sample_shape}."
         )
-    state = {
-        f"{kind}:{n}": a for kind in ("parameter", "buffer") for n, a in run.state(kind).items()
-    }
     hosts = run.lab.hosts_for(run.plan.ranks)
     shares = []
     for rank, host in enumerate(hosts):

@@ -79,8 +79,9 @@ def start_from(run: Ended, work: Workload, plan: Plan) -> Start:
     """
     if not run.kept:
         raise PlanError(
-            f"start= goes on from a run that has ended, and {run.label} is {run.status}; wait for "
-            "it with run.wait()."
+            f"start= goes on from a run that has ended with its weights kept, and {run.label} is "
+            f"{run.status} and holds none; wait for a run with run.wait(), or load one that was "
+            "saved with wb.load(path)."
         )
     theirs = {a.name: a.shape for a in run.plan.arrays}
     ours = {a.name: a.shape for a in plan.arrays}
