@@ -149,8 +149,8 @@ def test_report_reads_what_json_printed(compares):
 
 def test_report_of_the_folder_of_a_run(tmp_path):
     shares = {"compute_s": 0.01, "comm_s": 0.0, "wait_s": 0.0, "optimizer_s": 0.0, "load_s": 0.0}
-    steps = [{"step": n, "time_s": 0.01 * n, "step_s": 0.01, "loss": 1 / n} | shares
-             for n in range(1, 11)]  # fmt: skip
+    steps = [{"step": n, "time_s": 0.01 * n, "step_s": 0.01, "loss": 1 / n, "samples_per_s": 12_800}
+             | shares for n in range(1, 11)]  # fmt: skip
     summary = {
         "workload": "digits-cnn", "strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu",
         "backend": "shared memory", "batch_size": 128, "seed": 0, "dtype": "float32",
