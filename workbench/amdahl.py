@@ -126,8 +126,11 @@ def fits(rows: Sequence[Row]) -> tuple[Fit, ...]:
 
 
 def worth_a_line(rows: Sequence[Row]) -> tuple[Fit, ...]:
-    """Return the fits that a figure draws: those over several degrees, else up to three others."""
-    found = fits(rows)
+    """Return the fits that a figure draws: those over several degrees, else up to three others.
+
+    None where the law has nothing to say: slower than one core, or faster than ideal.
+    """
+    found = tuple(each for each in fits(rows) if 0 <= each.serial_fraction < 1)
     several = tuple(fit for fit in found if len(fit.points) > 1)
     return several or found[: MOST_GUESSED if len(found) <= MOST_GUESSED else 0]
 
