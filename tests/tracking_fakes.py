@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from workbench.layers.carrier import OUT, Carrier, Declared, computes_as, passed
-from workbench.traced import Flat, Refusal, Sums, Traced
+from workbench.profile import Profile, profile
+from workbench.traced import Flat, Layer, Refusal, Sums, Traced
 
 
 def _conv(module: Any, arguments: tuple[Traced, ...], shape: tuple[int, ...]) -> Declared:
@@ -62,3 +64,40 @@ def carrier_of(module: nn.Module) -> Carrier | None:
         if any(computes_as(module, kind) for kind in kinds):
             return Carrier(kinds, declare, lambda module, seat: None)
     return None
+
+
+class Model(nn.Module):
+    """A forward in one line, over some layers."""
+
+    def __init__(self, function: Callable[..., Any], **layers: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *x: Tensor) -> Any:
+        return self.function(self, *x)
+
+
+def meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+X = meta(2, 3, 16, 12)
+SPACE = ("dim2", "dim3")
+
+
+def traced(function: Callable[..., Any], *x: Tensor, how: Any = None, **layers: Any) -> Profile:
+    return profile(Model(function, **layers), *(x or (X,)), **(how or {}))
+
+
+def layer(found: Profile, name: str, call: int = 0) -> Layer:
+    return [each for each in found.layers if each.name == name][call]
+
+
+def conv(into: int = 3, out: int = 4, **how: Any) -> nn.Conv2d:
+    return nn.Conv2d(into, out, 3, padding=1, **how)
+
+
+def labels(found: Profile) -> tuple[Any, ...]:
+    return found.outputs[0].labels
