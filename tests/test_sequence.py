@@ -227,6 +227,23 @@ def test_code_that_needs_all_positions_is_told_how_to_get_them() -> None:
     assert_equal(workload(Pooled(True)), "tensor=2")
 
 
+class PositionsFirst(nn.Module):
+    """Gives its blocks arrays with samples in dim 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder(True, batch_first=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder.words(x).transpose(0, 1)
+        return self.encoder.head(self.encoder.blocks(h).mean(0))
+
+
+def test_positions_before_samples_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"samples, positions, features.*sequence=\"whole\""):
+        plan(workload(PositionsFirst()), "tensor=2", sequence="split")
+
+
 def test_models_without_positions_are_refused() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     data = (np.zeros((8, 6), np.float32), np.zeros(8, np.int64))

@@ -44,6 +44,8 @@ def cut_positions(
             break
         positions = Positions(cut, gathered)
         found = profile(positions)
+        if not positions.order:
+            break
         if not positions.needs:
             return found
         need = next((each for each in positions.needs if not each.layer), positions.needs[0])
