@@ -139,7 +139,7 @@ def test_what_does_not_go_on_is_refused(
 def test_a_run_that_has_not_ended_is_no_start(lab: Lab, folder: Path) -> None:
     going = wb.run(workload(), "serial", steps=100_000, folder=folder, lab=lab)
     try:
-        with pytest.raises(wb.PlanError, match=r"wait for it with run\.wait\(\)"):
+        with pytest.raises(wb.PlanError, match=r"wait for a run with run\.wait\(\)"):
             trained(lab, folder, "data=2", 1, start=going)
     finally:
         going.stop()

@@ -156,6 +156,6 @@ def test_the_report_opens_with_the_network_off(watched, tmp_path):
     page.goto(write_report(comparison, tmp_path / "report.html").as_uri())
     page.wait_for_function(f"() => ({POINTS})().length === 3", timeout=20_000)
     page.locator("canvas").first.wait_for(timeout=20_000)
-    assert page.locator("table tbody tr").count() == 3
+    assert page.locator("table").first.locator("tbody tr").count() == 3
     assert watched.errors == []
     assert watched.strayed == []
