@@ -205,3 +205,11 @@ def test_refusals_are_sentences():
     ):
         with pytest.raises(PlanError, match=words):
             call()
+
+
+@pytest.mark.parametrize("sides", [(-1, 2), (2, -1), (-1, -2), (0, 3)])
+def test_padding_that_crops_an_array_of_one_chunk(sides: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, 6, 9, dtype=torch.float64)
+    for pieces in ((2, 3, 6, 9), (1, 3, 4, 5)):
+        lazy = arrays.pad(da.from_array(x.numpy(), chunks=pieces), sides)
+        assert difference(lazy, F.pad(x, sides)) == 0

@@ -177,8 +177,9 @@ def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, r
     until(lambda: not opened._view.actions.run.disabled, "the end")
     rooms.labs[0].close()
     until(lambda: "The cluster is gone" in shown(opened), "the sentence")
-    assert opened._view.actions.cluster.layout.display != "none"
-    opened._view.actions.cluster.click()
+    cluster = opened._view.actions.cluster
+    until(lambda: cluster.layout.display != "none", "the button")
+    cluster.click()
     until(lambda: len(rooms.labs) == 2 and len(rooms.compared) == 2, "the new cluster")
     rooms.compared[1][-1].go_on("done")
 
@@ -189,7 +190,9 @@ def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
     lab.hosts = []
     made.run()
     until(lambda: "The cluster is gone" in made._view.controls.notes["workers"].value, "the word")
-    made._view.actions.cluster.click()
+    cluster = made._view.actions.cluster
+    until(lambda: cluster.layout.display != "none", "the button")
+    cluster.click()
     until(lambda: len(rooms.labs) == 1 and rooms.compared, "the new cluster")
     rooms.compared[0][-1].status = "done"
     made.close()

@@ -72,6 +72,7 @@ def test_one_version_everywhere():
 def test_only_the_package_is_installed():
     """Nothing of the tests, the docs or the build lands in site-packages."""
     ours = r"workbench/|dask_workbench-[^/]*\.dist-info/|\.\./.*/bin/workbench$|_editable_.*\.pth$"
+    ours += r"|\.\./.*/share/jupyter/lab/settings/overrides\.d/dask-workbench\.json$"
     files = [str(path) for path in metadata.files("dask-workbench")]
     assert [name for name in files if not re.match(ours, name)] == []
 

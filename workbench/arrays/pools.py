@@ -179,10 +179,11 @@ class Padding:
     def compute(self, node: Node, box: Box, parts: Sequence[Tensor]) -> Tensor:
         """Return the rows with what lies outside the array."""
         fill = float(_argument(node, 2, "value", 0) or 0)
-        if box == whole(node.shape):
+        x = parts[0]
+        # Where padding crops, only the rows that are left have been copied.
+        if box == whole(node.shape) and tuple(x.shape) == tuple(node.shapes[0]):
             made: Tensor = node(parts)
             return made
-        x = parts[0]
         for dim, window in self.windows(node).items():
             rows = window.rows(*box[dim])
             x = extend(_runs(x, dim, rows), dim, rows, fill)

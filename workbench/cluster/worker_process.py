@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,11 @@ def _leave(folder: Path) -> None:
     with suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             child.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(20):  # another worker may still write into it, or be clearing it too
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.05)
     os._exit(0)
 
 

@@ -153,23 +153,23 @@ class View:
             problems = {} if corrected else dict(state.problems)
             why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
             self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
-            self.actions.show(state, asked.strategy)
             put(self._python, f"<pre>{escape(asked.python())}</pre>")
             self.keep.show(asked.code, told)
             guess, price = self.actions.locked, float(self._price.value)
             if price != self._price_drawn:
                 self._price_drawn = price
                 put(self._details, _details(state, price))
-            if state is self._shown and guess is self._drawn_guess:
-                return
-            put(self._place, f"<span>{escape(state.place)}</span>")
-            put(self._problem, _problem(state))
-            put(self._result, _result(state))
-            put(self._table, _runs(state))
-            put(self._details, _details(state, price))
-            put(self._pictures, pictures.strip(state.preview))
-            self._draw(state, guess)
-            self._shown, self._drawn_guess = state, guess
+            if state is not self._shown or guess is not self._drawn_guess:
+                put(self._place, f"<span>{escape(state.place)}</span>")
+                put(self._problem, _problem(state))
+                put(self._result, _result(state))
+                put(self._table, _runs(state))
+                put(self._details, _details(state, price))
+                put(self._pictures, pictures.strip(state.preview))
+                self._draw(state, guess)
+                self._shown, self._drawn_guess = state, guess
+            # Last: who reads "Done" finds all that was measured.
+            self.actions.show(state, asked.strategy)
 
     def break_down(self, error: Exception) -> None:
         """Say that the panel cannot go on."""
