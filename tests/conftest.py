@@ -49,12 +49,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def one_lab() -> Iterator[Lab]:
     """Two workers of our own, one torch thread per rank; the same for all tests that ask."""
     from workbench.cluster.starting import start
 
     with start(workers=2, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def lab(one_lab: Lab) -> Iterator[Lab]:
+    """The lab of all tests, with no run in it: one that a failed test left fails no other test."""
+    yield one_lab
+    if (gang := one_lab._gang) is not None:
+        gang.kill("The test that started it is over")
+        gang.join(20)
 
 
 @pytest.fixture

@@ -72,8 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cut(lab: Lab, folder: Path) -> Run:
-    return trained(lab, folder, "tensor=2", 3)
+def cut(one_lab: Lab, folder: Path) -> Run:
+    return trained(one_lab, folder, "tensor=2", 3)
 
 
 @pytest.fixture(scope="module")

@@ -215,10 +215,14 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
         kinds = {key[2] for key in spent if key[:2] == ("execute", "data=2")}
         return board.facts, board.series, kinds
 
-    assert until(lambda: "timeline" in client.run_on_scheduler(seen)[0], 40)
+    def drawn() -> dict[str, Any]:
+        facts = client.run_on_scheduler(seen)[0]  # those of a run before, until this one's come
+        return facts if facts.get("total") == 100_000 and "timeline" in facts else {}
+
+    assert until(drawn, 40)
     assert until(lambda: all(each[MEMORY] > 10 for each in metrics()), 40)
     assert until(lambda: "rank comm" in client.run_on_scheduler(seen)[2], 40)
-    timeline = client.run_on_scheduler(seen)[0]["timeline"]
+    timeline = drawn()["timeline"]
     going.stop()
     assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 40)
     facts, series, kinds = client.run_on_scheduler(seen)

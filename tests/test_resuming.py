@@ -75,14 +75,14 @@ def assert_same(one: Run, other: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(lab: Lab, folder: Path) -> dict[int, Run]:
+def whole(one_lab: Lab, folder: Path) -> dict[int, Run]:
     """Five steps in one process, with one micro-batch and with two."""
-    return {n: trained(lab, folder, "serial", 5, accumulate=n) for n in (1, 2)}
+    return {n: trained(one_lab, folder, "serial", 5, accumulate=n) for n in (1, 2)}
 
 
 @pytest.fixture(scope="module")
-def begun(lab: Lab, folder: Path) -> dict[int, Run]:
-    return {n: trained(lab, folder, "serial", 3, accumulate=n) for n in (1, 2)}
+def begun(one_lab: Lab, folder: Path) -> dict[int, Run]:
+    return {n: trained(one_lab, folder, "serial", 3, accumulate=n) for n in (1, 2)}
 
 
 @pytest.mark.parametrize(("strategy", "options"), WAYS)
