@@ -17,7 +17,7 @@ from workbench.ui.described import Described
 from workbench.ui.form import OWN, Request
 from workbench.ui.language import known, text, translate
 from workbench.ui.look import CROSS
-from workbench.ui.widget import Fold, box, hint, problem, put
+from workbench.ui.widget import Chips, Fold, box, hint, problem, put
 
 NUMBERS = ("batch", "steps", "repeats", "seed", "workers")
 AUTO = 0
@@ -35,16 +35,21 @@ class Controls:
         What they show at first.
     own_name:
         Name of the user's own workload, or None.
-    unseen:
+    limits:
         Names of controls that are ``"hidden"`` and ``"locked"``, as a teacher wishes, see
         :func:`workbench.controls.checked`.
+
+    Attributes
+    ----------
+    limits:
+        The same, as they are now.
     """
 
     def __init__(
-        self, asked: Request, own_name: str | None, unseen: Mapping[str, Sequence[str]]
+        self, asked: Request, own_name: str | None, limits: Mapping[str, Sequence[str]]
     ) -> None:
         self._own_name = own_name
-        self._hidden, self._locked = (frozenset(unseen.get(n, ())) for n in ("hidden", "locked"))
+        self.limits: Mapping[str, Sequence[str]] = limits
         self._cores = machine.cores()
         self._described: Described | None = None
         self._also: tuple[str, ...] = ()
@@ -67,12 +72,14 @@ class Controls:
         self.notes = {name: widgets.HTML() for name in (*FIELDS, "strategy", "accumulate")}
         self._impossible = widgets.HTML()
         self._add = widgets.Button(icon="plus")
-        self._chips = widgets.HBox()
+        self._chips = Chips()
         self._groups = {group: widgets.HTML() for group in ("run", *STRATEGIES)}
+        self._places: dict[str, Any] = {**self.options}
         self._more = Fold(self._option_boxes(), "wb-more")
         self._axes_title = widgets.HTML()
         self.fill(asked)
         self.root = self._layout()
+        self.limit(limits)
         self._add.on_click(lambda _button: self._set_also((*self._also, self.request().strategy)))
 
     def request(self) -> Request:
@@ -110,6 +117,21 @@ class Controls:
             put(field, accumulate if name == "accumulate" else given.get(name, _default(name)))
         self._set_also(asked.also)
 
+    def limit(self, limits: Mapping[str, Sequence[str]]) -> None:
+        """Take the controls that are ``"hidden"`` out of sight, and lock those ``"locked"``."""
+        self.limits = limits
+        hidden, locked = self._hidden, limits.get("locked", ())
+        for name, place in self._places.items():
+            put(place.layout, "none" if name in hidden else "", "display")
+        for group, title in self._groups.items():
+            seen = not hidden.issuperset(_options_of(group))
+            put(title.layout, "" if seen else "none", "display")
+        for name, field in self.fields.items():
+            put(field, name in locked, "disabled")
+        for field in self.axes.values():
+            put(field, "strategy" in locked, "disabled")
+        put(self._add, "compare" in locked, "disabled")
+
     def suggest(self, described: Described, keep: set[str]) -> None:
         """Tell about the chosen workload, and set batch, steps and seed to what suits it.
 
@@ -141,7 +163,7 @@ class Controls:
         self.fields["workload"].options = self._workloads()
         self.fields["workload"].value = workload
         self._fill_threads(self.fields["threads"].value)
-        self._set_also(self._also)
+        self._show_chips()
 
     def show(
         self,
@@ -167,9 +189,14 @@ class Controls:
         notes = form.hints(asked, self._cores)
         if self._described is not None and self._described.name == asked.workload:
             notes["workload"] = _about(self._described)
+        wrong = {**live, **problems}
+        # What is wrong with a control out of sight is told where one looks.
+        out_of_sight = [said for name, said in wrong.items() if name in self._hidden]
+        wrong["accumulate"] = " ".join([wrong.get("accumulate", ""), *out_of_sight]).strip()
         for name, place in self.notes.items():
-            said = problems.get(name) or live.get(name)
+            said = wrong.get(name)
             put(place, problem(said) if said else hint(notes.get(name, "")))
+        self._show_chips()
         self._show_possible(asked, refused)
         self._show_groups(asked)
 
@@ -197,13 +224,14 @@ class Controls:
     def _show_groups(self, asked: Request) -> None:
         """Enable the options of the axes that are in use; say of the others when they are."""
         used = {axis for strategy in asked.strategies for axis, _ in parse(strategy).axes}
+        locked = self.limits.get("locked", ())
         for group, place in self._groups.items():
             on = group == "run" or group in used
             title = text("option.run") if group == "run" else translate(STRATEGIES[group].title)
             note = "" if on else f" — {text('option.unused', axis=group)}"
             put(place, f'<div class="wb-label">{escape(title)}<i>{escape(note)}</i></div>')
             for name in _options_of(group):
-                put(self.options[name], not on or name in self._locked, "disabled")
+                put(self.options[name], not on or name in locked, "disabled")
 
     def _fill_axis(
         self, axis: str, degree: str, asked: Request, refused: Mapping[str, str]
@@ -232,23 +260,25 @@ class Controls:
             field.value = threads or AUTO
 
     def _set_also(self, also: Sequence[str]) -> None:
-        """Show the strategies that are compared too, each as a button that takes it out."""
         self._also = tuple(name for name in dict.fromkeys(also) if name != "serial")
-        chips = []
-        for name in self._also:
-            chip = widgets.Button(
-                description=f"{name} ✕", tooltip=text("compare.remove", name=name)
-            )
-            chip.add_class("wb-chip")
-            chip.on_click(lambda _button, name=name: self._set_also(
-                [each for each in self._also if each != name]
-            ))  # fmt: skip
-            chips.append(chip)
-        said = text("compare.also" if chips else "compare.alone")
-        label = widgets.HTML(f'<span class="wb-hint">{escape(said)}</span>')
-        for old in self._chips.children:
-            old.close()
-        self._chips.children = (label, *chips)
+
+    def _show_chips(self) -> None:
+        """Show the strategies that are compared too, each as a button that takes it out."""
+        self._chips.show(
+            text("compare.also" if self._also else "compare.alone"),
+            {
+                name: (name, text("compare.remove", name=name), self._take_out)
+                for name in self._also
+            },
+            locked="compare" in self.limits.get("locked", ()),
+        )
+
+    def _take_out(self, name: str) -> None:
+        self._set_also([each for each in self._also if each != name])
+
+    @property
+    def _hidden(self) -> frozenset[str]:
+        return frozenset(self.limits.get("hidden", ()))
 
     def _workloads(self) -> list[tuple[str, str]]:
         own = []
@@ -257,49 +287,38 @@ class Controls:
         return [*own, *((f"{e.name}: {translate(e.title)}", e.name) for e in CATALOGUE.values())]
 
     def _option_boxes(self) -> Any:
-        groups = []
-        for group, title in self._groups.items():
-            names = [name for name in _options_of(group) if name not in self._hidden]
-            if names:
-                fields = box([self.options[name] for name in names], "wb-options")
-                groups.append(box([title, fields]))
-        return box(groups)
+        return box(
+            [
+                box([title, box([self.options[name] for name in names], "wb-options")])
+                for group, title in self._groups.items()
+                if (names := _options_of(group))
+            ]
+        )
 
     def _layout(self) -> Any:
-        hidden = self._hidden
-        first = ("workload", "batch", "steps", "repeats", "seed")
-        rows = []
-        for names in (first, ("workers", "threads")):
-            rows.append(
-                [
-                    box([self.fields[name], self.notes[name]], "wb-field", f"wb-{name}")
-                    for name in names
-                    if name not in hidden
-                ]
-            )
+        for name, field in self.fields.items():
+            self._places[name] = box([field, self.notes[name]], "wb-field", f"wb-{name}")
         for axis, field in self.axes.items():
             field.add_class(f"wb-axis-{axis}")
-        compare = [] if "compare" in hidden else [box([self._add, self._chips], "wb-compare")]
-        strategy = box(
+        self._places["compare"] = box([self._add, self._chips.root], "wb-compare")
+        self._places["strategy"] = box(
             [
                 self._axes_title,
                 box(list(self.axes.values()), "wb-axes"),
                 self.notes["strategy"],
                 self._impossible,
-                *compare,
+                self._places["compare"],
             ],
             "wb-strategy",
         )
-        for name in self._locked & {*self.fields}:
-            self.fields[name].disabled = True
-        for field in self.axes.values():
-            field.disabled = "strategy" in self._locked
-        self._add.disabled = "compare" in self._locked
+        first = ("workload", "batch", "steps", "repeats", "seed")
         return box(
             [
-                box(rows[0], "wb-fields"),
+                box([self._places[name] for name in first], "wb-fields"),
                 box(
-                    [*rows[1], *([] if "strategy" in hidden else [strategy])], "wb-fields", "wb-cut"
+                    [self._places[name] for name in ("workers", "threads", "strategy")],
+                    "wb-fields",
+                    "wb-cut",
                 ),
                 self._more.root,
                 self.notes["accumulate"],  # what is wrong must not be folded away

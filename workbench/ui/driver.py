@@ -154,17 +154,22 @@ class Driver:
         """Ask for what was measured before, by whomever, and return at once."""
         self._commands.put(lambda: self._attach(path))
 
-    def restore(self, code: str) -> Request | None:
-        """Return what a share code asks for; None if it is refused, which is told."""
+    def restore(self, code: str) -> tuple[Request, dict[str, list[str]]] | None:
+        """Return what a share code asks for, and which controls it hides and locks.
+
+        If it is refused it is None, which is told.
+        """
         with language.speaking(self.language):
             try:
-                own = self._made.get(OWN)
-                found = request(own, decode(code))
+                given = decode(code)
+                limits = {name: given.pop(name, []) for name in ("hidden", "locked")}
+                found = request(self._made.get(OWN), given)
             except PlanError as error:
                 self.told = language.translate(str(error))
                 return None
-            self.told = language.text("keep.restored")
-        return found
+            limited = any(limits.values())
+            self.told = language.text("keep.restored_limited" if limited else "keep.restored")
+        return found, limits
 
     def start_over(self) -> None:
         """Forget the weights of the training: the next one begins afresh."""

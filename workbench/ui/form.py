@@ -92,11 +92,12 @@ class Request:
         fixed = {"axes": (), "also": (), "workers": 1, "threads": None, "repeats": 1}
         return replace(self, steps=FEWEST_USEFUL_STEPS, **fixed)  # type: ignore[arg-type]
 
-    @property
-    def code(self) -> str:
-        """The share code of all this, or why there is none."""
+    def code(self, limits: Mapping[str, Any]) -> str:
+        """Return the share code of all this with what a teacher limits, or why there is none."""
         try:
-            return encode(self.controls)
+            return encode(
+                {**self.controls, **{name: names or None for name, names in limits.items()}}
+            )
         except PlanError as error:
             return translate(str(error))
 

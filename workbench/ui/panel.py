@@ -94,9 +94,9 @@ def app(
     language = speech.preferred(lang)
     with speech.speaking(language):
         asked = request(work, presets)
-        unseen = checked({"hidden": hidden, "locked": locked})
+        limits = checked({"hidden": hidden, "locked": locked})
         keep: set[str] = {name for name in ("batch", "steps", "seed") if name in presets}
-        panel = Panel(work, lab, asked, keep, language, unseen, predict_first)
+        panel = Panel(work, lab, asked, keep, language, limits, predict_first)
         cell = _cell()
         if cell:
             before = _of_cell.pop(cell, None)
@@ -120,7 +120,7 @@ class Panel:
         asked: Request,
         keep: set[str],
         language: str,
-        unseen: Mapping[str, Sequence[str]],
+        limits: Mapping[str, Sequence[str]],
         predict_first: bool = False,
     ) -> None:
         self.driver = Driver(work, lab, language)
@@ -140,10 +140,12 @@ class Panel:
             lock=self._lock_guess,
             language=self.speak,
         )
-        keep_fold = Keep(self.restore, self.export, self.attach)
+        keep_fold = Keep(
+            self.restore, self.export, self.attach, lambda limits: self.limit(**limits)
+        )
         own_name = None if work is None else work.name
         on_workload = self.driver.describe
-        self._view = View(asked, own_name, presses, keep_fold, on_workload, unseen, predict_first)
+        self._view = View(asked, own_name, presses, keep_fold, on_workload, limits, predict_first)
         self._spoken = language
         self._drawn: Request | None = None
         self._printed = (0.0, "")
@@ -198,15 +200,28 @@ class Panel:
 
     @property
     def code(self) -> str:
-        """The share code of what the controls say."""
-        return self._view.request().code
+        """The share code of what the controls say, and of which are hidden or locked."""
+        return self._view.code
 
     def restore(self, code: str) -> None:
-        """Set all controls as a share code says; what is wrong with it is told in the panel."""
+        """Set, hide and lock controls as a share code says; what is wrong with it is told."""
         found = self.driver.restore(code)
         if found is not None:
-            self._keep, self._kept_for = {"batch", "steps", "seed"}, found.workload
-            self._view.fill(found)
+            asked, limits = found
+            self._keep, self._kept_for = {"batch", "steps", "seed"}, asked.workload
+            with speech.speaking(self._language):
+                self._view.fill(asked)
+                self._view.limit(limits)
+
+    def limit(self, hidden: Sequence[str] = (), locked: Sequence[str] = ()) -> None:
+        """Hide and lock controls, named as for :func:`app`, and free all others.
+
+        Raises
+        ------
+        PlanError
+            For a control that there is not.
+        """
+        self._view.limit(checked({"hidden": hidden, "locked": locked}))
 
     def export(self, folder: str = EXPORTS) -> None:
         """Write what was measured last to ``folder``: tables, figures, report, trace."""

@@ -29,7 +29,8 @@ STYLE = (
   grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .wb-compare { flex-flow: row wrap; align-items: center; gap: 4px 8px; }
 .wb-compare .jupyter-button { width: auto; height: 28px; margin: 0; }
-.wb-compare .widget-hbox { flex-flow: row wrap; align-items: center; gap: 4px; height: auto; }
+.wb-compare .widget-hbox, .wb-limits .wb-chips { flex-flow: row wrap; align-items: center;
+  gap: 4px; height: auto; }
 .wb-chip { font-weight: 600; border: 1px solid currentColor; border-radius: 14px; }
 .wb-controls ul { margin: 2px 0 4px; padding-left: 20px; font-size: 13px; }
 .wb-fold > .widget-html { cursor: pointer; }
@@ -68,6 +69,10 @@ STYLE = (
 .wb-keep-row { flex-flow: row wrap; align-items: center; gap: 4px 8px; }
 .wb-keep-row .jupyter-button { width: auto; margin: 0; }
 .wb-keep-row .widget-text { flex: 0 1 420px; width: auto; }
+.wb-limits { gap: 4px; margin-bottom: 8px; }
+.wb-limits .jupyter-button { width: auto; }
+.wb-limits .widget-inline-hbox { width: auto; margin: 0; }
+.wb-limits .widget-label { width: auto; max-width: none; }
 .wb-details .widget-text { width: auto; }
 .wb-details .widget-label { width: auto; max-width: none; }
 .wb-badge { display: inline-block; font-weight: 600; padding: 3px 12px; margin: 6px 0 2px;

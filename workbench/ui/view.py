@@ -52,7 +52,7 @@ class View:
     on_workload:
         Called on the kernel's threads with the name of another workload that is chosen; must
         return at once.
-    unseen, predict_first:
+    limits, predict_first:
         Controls that are ``"hidden"`` and ``"locked"``, and whether Run waits for a guess.
     """
 
@@ -63,11 +63,11 @@ class View:
         presses: Presses,
         keep: Keep,
         on_workload: Any,
-        unseen: Mapping[str, Sequence[str]],
+        limits: Mapping[str, Sequence[str]],
         predict_first: bool = False,
     ) -> None:
         self.lock = threading.RLock()
-        self.controls = Controls(asked, own_name, unseen)
+        self.controls = Controls(asked, own_name, limits)
         self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
         self.keep = keep
@@ -110,6 +110,17 @@ class View:
         """Have the controls show what is asked for."""
         with self.lock:
             self.controls.fill(asked)
+
+    def limit(self, limits: Mapping[str, Sequence[str]]) -> None:
+        """Hide and lock controls, and free all others."""
+        with self.lock:
+            self.controls.limit(limits)
+
+    @property
+    def code(self) -> str:
+        """The share code of what the controls say."""
+        with self.lock:
+            return self.controls.request().code(self.controls.limits)
 
     def suggest(self, described: Described, keep: set[str]) -> None:
         """Tell about the chosen workload, and set what suits it, but for the controls in keep."""
@@ -154,7 +165,7 @@ class View:
             why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
             self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
             put(self._python, f"<pre>{escape(asked.python())}</pre>")
-            self.keep.show(asked.code, told)
+            self.keep.show(self.code, self.controls.limits, told)
             guess, price = self.actions.locked, float(self._price.value)
             if price != self._price_drawn:
                 self._price_drawn = price

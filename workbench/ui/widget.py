@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -59,3 +59,49 @@ class Fold:
     def say(self, title: str) -> None:
         """Set the title, which folds it."""
         put(self._title, f"<details><summary>{escape(title)}</summary></details>")
+
+
+class Chips:
+    """A row of buttons, each of which takes out what it names."""
+
+    def __init__(self) -> None:
+        self.root = widgets.HBox()
+        self._shown: object = None
+
+    def show(
+        self,
+        label: str,
+        chips: Mapping[str, tuple[str, str, Callable[[str], None]]],
+        locked: bool = False,
+    ) -> None:
+        """Show ``chips`` after a label, unless they are shown already.
+
+        Parameters
+        ----------
+        label:
+            What is said before them.
+        chips:
+            By name what is written on each, its tooltip, and what is called with its name when it
+            is pressed.
+        locked:
+            Whether none can be pressed.
+        """
+        asked = (label, [(name, *chip[:2]) for name, chip in chips.items()], locked)
+        if asked == self._shown:
+            return
+        self._shown = asked
+        before = self.root.children
+        self.root.children = (
+            widgets.HTML(f'<span class="wb-hint">{escape(label)}</span>'),
+            *(self._button(name, *chip, locked) for name, chip in chips.items()),
+        )
+        for old in before:
+            old.close()
+
+    def _button(
+        self, name: str, label: str, tip: str, press: Callable[[str], None], locked: bool
+    ) -> Any:
+        button = widgets.Button(description=f"{label} ✕", tooltip=tip, disabled=locked)
+        button.add_class("wb-chip")
+        button.on_click(lambda _button: press(name))
+        return button
