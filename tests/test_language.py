@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from string import Formatter
 
 import pytest
 from fake_comparison import row
+from sentences import errors_of
+from sentences import texts_of as strings_of
 
 import workbench
 from workbench.amdahl import fits
@@ -18,6 +21,8 @@ from workbench.strategies import OPTIONS, STRATEGIES
 from workbench.ui import language, texts
 from workbench.ui.language import LANGUAGES, speaking, texts_of, translate
 
+CHINESE = re.compile("[\u4e00-\u9fff]")
+HOLES = re.compile("⟦\\d+⟧")
 PACKAGE = Path(workbench.__file__).parent
 SOURCES = "\n".join(
     path.read_text() for room in ("ui", "dashboard", "cli") for path in PACKAGE.glob(f"{room}/*.py")
@@ -100,9 +105,57 @@ def test_what_rooms_below_say_is_said_in_chinese(sentence):
     assert set(english) <= known, said
 
 
+def test_every_error_of_the_sources_is_said_in_chinese():
+    """Each form of each sentence, found in the syntax of all sources, keeps all of its values."""
+    said = [
+        (f"{path.relative_to(PACKAGE)}:{line}", sentence)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, sentence in errors_of(path)
+    ]
+    assert len(said) > 380
+    with speaking("zh"):
+        translated = {(place, english): translate(english) for place, english in said}
+    assert [
+        key
+        for key, other in translated.items()
+        if not CHINESE.search(other)
+        or sorted(HOLES.findall(other)) != sorted(HOLES.findall(key[1]))
+    ] == []
+
+
+def test_no_translated_sentence_is_left_over():
+    """Every long piece of every template is in a text of the sources."""
+    paths = list(PACKAGE.rglob("*.py"))
+    said = [sentence for path in paths for _, sentence in errors_of(path)]
+    texts = "\n".join([*said, *(text for path in paths for text in strings_of(path))])
+    known = [
+        english
+        for name in ("errors", "data")
+        for english in json.loads((language.FOLDER / f"zh.{name}.json").read_text("utf-8"))
+    ]
+    assert len(known) > 380
+    assert [
+        (english, piece)
+        for english in known
+        for piece in re.split(r"\{\w+\}", english)
+        if len(piece) > 9 and piece.strip() not in texts
+    ] == []
+
+
+def test_values_that_are_sentences_are_translated_too():
+    sentence = "The share code is refused: strategy: Strategy 'dta=2': 'dta' is not a strategy. "
+    sentence += "There are: serial, data=N. Did you mean 'data'?"
+    with speaking("zh"):
+        assert translate(sentence) == (
+            "分享码被拒绝：strategy：策略 'dta=2'：'dta' 不是策略。有：serial, data=N。"
+            " 你是想写 'data' 吗？"
+        )
+
+
 def test_a_sentence_that_is_not_known_stays_and_english_is_untouched():
     with speaking("zh"):
-        assert translate("Nobody has said this before.") == "Nobody has said this before."
+        for sentence in ("Nobody has said this before.", "Nobody: has said this before."):
+            assert translate(sentence) == sentence
     assert translate("1 thread") == "1 thread"
 
 

@@ -11,6 +11,7 @@ from test_operator_networks import network
 from workbench.errors import PlanError
 from workbench.plan import Plan, in_binary_units
 from workbench.planning import plan
+from workbench.ui.language import speaking
 from workbench.ui.layer_picture import RANKS, picture
 
 
@@ -78,3 +79,20 @@ def test_every_layer_of_every_network_can_be_drawn(name: str) -> None:
     for planned in found.layers:
         if planned.layer.arguments:
             ElementTree.fromstring(picture(found, planned.layer.name).svg)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layer", "says"),
+    [
+        ("spatial=2", "down1.0", "取来"),
+        ("spatial=2", "down1.1", "相加"),
+        ("channel=2", "down1.0", "按卷积核切分"),
+        ("serial", None, "都是完整的"),
+    ],
+)
+def test_pictures_speak_chinese_too(strategy: str, layer: str | None, says: str) -> None:
+    with speaking("zh"):
+        _, svg, text = drawn(strategy, layer)
+    assert says in text
+    assert says in svg
+    assert not set(re.findall("[A-Za-z]{3,}", text.partition("\n")[2])) - {"rank", "KiB", "reflect"}

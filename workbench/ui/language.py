@@ -2,8 +2,8 @@
 
 A text is asked for by its key, :func:`text`, and given in the language of the thread that asks, see
 :func:`speaking`; so two panels may speak two languages. What rooms below say (errors, findings)
-they say in English; :func:`translate` knows the usual sentences by their templates, and leaves
-those that it does not know as they are.
+they say in English; :func:`translate` knows the sentences by their templates, and leaves those
+that it does not know as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,27 +93,40 @@ def texts_of(language: str) -> dict[str, str]:
 @cache
 def _templates(language: str) -> list[tuple[re.Pattern[str], str]]:
     """Return patterns of English sentences, each with its template in ``language``."""
-    path = FOLDER / f"{language}.sentences.json"
-    sentences: dict[str, str] = json.loads(path.read_text("utf-8"))
+    sentences: dict[str, str] = {}
+    for path in FOLDER.glob(f"{language}.*.json"):
+        sentences |= json.loads(path.read_text("utf-8"))
     return [(_pattern(english), other) for english, other in sentences.items()]
 
 
+_HOLE = re.compile(r"\{(\w+)\}")
+
+
 def _pattern(template: str) -> re.Pattern[str]:
-    pieces = re.split(r"\{(\w+)\}", template)
+    pieces = _HOLE.split(template)
     found = ""
     for number, piece in enumerate(pieces):
         again = number % 2 and piece in pieces[1:number:2]
         if again:
             found += f"(?P={piece})"
         else:
-            found += f"(?P<{piece}>.+?)" if number % 2 else re.escape(piece)
+            found += f"(?P<{piece}>.*?)" if number % 2 else re.escape(piece)
     return re.compile(found, re.DOTALL)
 
 
+@lru_cache(maxsize=4096)
 def _translated(sentence: str, language: str) -> str:
+    """Return a sentence by that of all templates that fit it which leaves least of its English.
+
+    Values that are sentences themselves, such as a remedy, are translated too.
+    """
+    ways = [sentence]
     for pattern, template in _templates(language):
         if match := pattern.fullmatch(sentence):
-            # Values that are sentences themselves, such as a remedy, are translated too.
-            values = {name: _translated(each, language) for name, each in match.groupdict().items()}
-            return template.format(**values)
-    return sentence
+            found = match.groupdict()
+            values = {name: _translated(each, language) for name, each in found.items()}
+            ways.append(template.format(**values))
+    return min(ways, key=lambda way: len(_ENGLISH.findall(way)))
+
+
+_ENGLISH = re.compile("[A-Za-z]")

@@ -11,6 +11,8 @@ from workbench.errors import PlanError
 from workbench.plan import LayerPlan, Plan, in_binary_units
 from workbench.strategies.wording import WORDS
 from workbench.ui.drawing import HATCH, RANKS, WIDTH, Picture, rect, svg, text, texts, words
+from workbench.ui.language import text as words_of
+from workbench.ui.language import translate
 from workbench.ui.placement_picture import placement_picture
 from workbench.windows import Halo, Run, Window, cells
 
@@ -45,7 +47,7 @@ def picture(
     if halo is None or plan.ranks == 1:
         lines = _without_halo(plan, planned)
         return Picture(svg(54 + 22 * len(lines), title, texts(lines, 54)), words(title, lines))
-    lines = [*_sentences(plan, planned, halo), "Hatched: fetched, drawn thicker than it is."]
+    lines = [*_sentences(plan, planned, halo), words_of("picture.hatched")]
     frame = _Frame(planned, halo)
     per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
     body, y = [], 60.0
@@ -76,22 +78,23 @@ def _title(planned: LayerPlan) -> str:
     layer = planned.layer
     shape = "×".join(map(str, layer.input_shape))
     out = "×".join(map(str, layer.output_shape))
-    return f"{layer.name} ({layer.kind}): {shape} to {out}"
+    return words_of("picture.title", name=layer.name, kind=layer.kind, shape=shape, out=out)
 
 
 def _without_halo(plan: Plan, planned: LayerPlan) -> list[str]:
     """Say what a layer does that fetches nothing."""
     own = [c for c in plan.collectives if c.name.startswith(f"{planned.layer.name}: ")]
     sent = sum(plan.sent_by(c, 0) for c in own)
-    words = {"gather": "is gathered on every rank and computed whole"}
-    words |= {
-        way: f"is {said}" for (role, way), said in WORDS.items() if role == planned.layer.role
-    }
-    cut = bool(planned.input)
-    alone = "is cut, and every rank computes its share alone" if cut else "is whole on every rank"
-    what = words.get(planned.choice, alone if not own else "adds up what the ranks have found")
-    lines = [f"This layer {what}."]
-    return [*lines, f"Rank 0 sends {in_binary_units(sent)} a step (predicted)."] if own else lines
+    ways = {way: said for (role, way), said in WORDS.items() if role == planned.layer.role}
+    if planned.choice == "gather":
+        line = words_of("picture.gather")
+    elif planned.choice in ways:
+        line = words_of("picture.split", way=translate(ways[planned.choice]))
+    elif own:
+        line = words_of("picture.adds")
+    else:
+        line = words_of("picture.alone" if planned.input else "picture.whole")
+    return [line, words_of("picture.sends", bytes=in_binary_units(sent))] if own else [line]
 
 
 def _sentences(plan: Plan, planned: LayerPlan, halo: Halo) -> Iterator[str]:
@@ -100,24 +103,30 @@ def _sentences(plan: Plan, planned: LayerPlan, halo: Halo) -> Iterator[str]:
     per_sample = array.numel // plan.batch.size // prod(window.size for window in halo.windows)
     rest = samples * per_sample * array.itemsize
     for index in range(halo.size):
-        own = " × ".join(f"{a}-{b - 1}" if b > a else "none" for a, b in halo.owned(index))
+        rows = (f"{a}-{b - 1}" if b > a else words_of("picture.none") for a, b in halo.owned(index))
         fetched = [
-            f"{in_binary_units(halo.rows_sent(owner, index) * rest)} of rank {owner}"
+            words_of(
+                "picture.of", bytes=in_binary_units(halo.rows_sent(owner, index) * rest), rank=owner
+            )
             for owner in halo.owners(index)
         ]
-        got = f"fetches {', '.join(fetched)}" if fetched else "fetches nothing"
-        yield f"rank {index} owns {own}; {got}"
+        got = words_of("picture.nothing")
+        if fetched:
+            got = words_of("picture.fetches", what=", ".join(fetched))
+        yield words_of("picture.owns", rank=index, own=" × ".join(rows), got=got)
     window = next((w for w in halo.windows if w.span > 1 or w.stride > 1), halo.windows[0])
-    back = ", and as much backward" if array.gradient else ", and nothing backward"
-    yield f"predicted bytes of a step, forward{back}; window along the cut: {_in_words(window)}"
+    key = "picture.both_ways" if array.gradient else "picture.forward"
+    yield words_of(key, window=_in_words(window))
 
 
 def _in_words(window: Window) -> str:
     if window.table:
-        return "of several sizes"
-    kind = "transposed, " if window.transposed else ""
-    padding = "" if window.mode == "zeros" else f" ({window.mode})"
-    return f"{kind}{window.span} rows, stride {window.stride}, padding {window.padding}{padding}"
+        return words_of("picture.several")
+    sizes = {"rows": window.span, "stride": window.stride, "padding": window.padding}
+    said = words_of("picture.window", **sizes)
+    if window.transposed:
+        said = words_of("picture.transposed", window=said)
+    return said if window.mode == "zeros" else f"{said} ({window.mode})"
 
 
 class _Frame:
@@ -148,7 +157,7 @@ class _Frame:
             for box in cells(self.halo.message(owner, index)):
                 fill = f"url(#{HATCH}{owner % len(RANKS)})"
                 parts.append(self._box(box, x, y, fill, RANKS[owner % len(RANKS)]))
-        parts.append(text(f"rank {index}", x, y - 8, bold=True))
+        parts.append(text(words_of("timeline.rank", rank=index), x, y - 8, bold=True))
         return "".join(parts)
 
     def _box(

@@ -9,7 +9,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench.plan import Plan
 from workbench.ui.form import Request
-from workbench.ui.language import text, translate
+from workbench.ui.language import current, speaking, text, translate
 from workbench.ui.layer_picture import picture
 from workbench.ui.traffic import traffic
 from workbench.ui.widget import Fold, box, hint, put
@@ -23,6 +23,7 @@ class PlanView:
         self._picture = widgets.HTML()
         self._plan: Plan | None = None
         self._shown: object = None
+        self._language = current()
         self._fold = Fold(box([self._layer, self._picture]), "wb-plan")
         self._tables = widgets.HTML()
         self._tables_fold = Fold(self._tables, "wb-traffic")
@@ -31,6 +32,7 @@ class PlanView:
 
     def speak(self) -> None:
         """Say everything in the language of this thread."""
+        self._language = current()
         self._fold.say(text("plan.title"))
         self._tables_fold.say(text("traffic.title"))
         self._layer.description = text("plan.layer")
@@ -58,5 +60,7 @@ class PlanView:
         self._draw()
 
     def _draw(self) -> None:
+        # Also on a kernel's thread, which speaks whatever it does.
         if self._plan is not None and self._layer.value:
-            self._picture.value = picture(self._plan, self._layer.value).svg
+            with speaking(self._language):
+                self._picture.value = picture(self._plan, self._layer.value).svg
