@@ -9,6 +9,8 @@ from fake_comparison import ROWS, FakeComparison, row
 
 from workbench.mesh import AXES
 from workbench.ui import figures, look, texts
+from workbench.ui.about import data_table
+from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 
 
 def test_speedup_columns_are_sorted_by_cores_and_mark_the_all_threads_baseline():
@@ -120,3 +122,24 @@ def test_the_speedup_figure_has_the_law_of_every_strategy_over_its_degrees():
     assert (columns["law_x"][n][0], columns["law_y"][n][0]) == (1, 1)
     assert columns["law_x"][n][-1] == columns["law_end"][n] > 4
     assert columns["law_y"][n][-1] == columns["law_top"][n]
+
+
+def test_accuracy_is_a_line_of_batches_and_a_marker_of_test_data():
+    history = [{"time_s": 0.5, "accuracy": 0.25}, {"time_s": 1.0}, {"time_s": 1.5, "accuracy": 0.5}]
+    batches = figures.batches_of(history, begins_s=1.0)
+    assert batches == [(1.5, 0.25), (2.5, 0.5)]
+    going = figures.Curve(
+        "data=2", look.OF_AXIS["data"], [1.5, 2.0, 2.5], [3.0] * 3, (), None, batches
+    )
+    ended = figures.Curve("serial", look.SERIAL, [4.0], [1.0], (), 0.75)
+    neither = figures.Curve("tensor=2", look.OF_AXIS["tensor"], [4.0], [1.0])
+    columns = accuracy_columns([going, ended, neither])
+    assert columns["label"] == ["data=2", "serial"]
+    assert columns["time_s"] == [[1.5, 2.5], []]
+    assert columns["batch_accuracy"] == [[25.0, 50.0], []]
+    assert columns["end_batch"][0] == 50.0
+    assert math.isnan(columns["end_batch"][1])
+    assert math.isnan(columns["accuracy"][0])
+    assert columns["accuracy"][1] == 75.0
+    assert "–" in data_table("accuracy", columns)
+    assert accuracy_chart().draw(columns)

@@ -32,6 +32,7 @@ ROOMS = (
     "preview",  # ranks' shares of a picture, put together
     "spans",  # timed pieces of a step
     "measured",  # the record of a run, live or read back
+    "accuracy",  # how many targets of a batch were right, over ranks
     "bubble",  # how much the ranks of a pipeline wait
     "speedup",  # from timed runs to a table
     "amdahl",  # the serial fraction of a strategy
@@ -66,6 +67,7 @@ ROOMS = (
     "sharing",  # share codes
     "cluster",  # Dask cluster, rank hosts, ranks
     "scoring",  # loss and accuracy over ranks
+    "judging",  # how many targets of its batch a rank got right
     "previewing",  # a rank's share of the picture that is shown
     "generators",  # what a user's own code draws from
     "telling",  # what the dashboard is told of runs
@@ -110,6 +112,7 @@ PURE = (
     "strategies",
     "spans",
     "measured",
+    "accuracy",
     "bubble",
     "speedup",
     "amdahl",
@@ -134,6 +137,7 @@ TORCH = (
         "planning",
         "layers",
         "scoring",
+        "judging",
         "loading",
         "previewing",
         "passes",

@@ -10,6 +10,7 @@ from torch import nn
 
 from workbench.cluster.context import RankContext
 from workbench.generators import seed_all
+from workbench.judging import Judge
 from workbench.keeping import RankState
 from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
@@ -62,7 +63,8 @@ class Outcome:
 
     ``rows`` hold one record per finished step, with this rank's own times; ``kept`` the shapes and
     dtypes of the arrays that it left on its worker; ``dropped_spans`` is how many spans there were
-    besides the newest, which are kept.
+    besides the newest, which are kept; ``judged`` by step how many targets of its part of the batch
+    this rank got right, and of how many.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Outcome:
     sent_bytes: dict[str, int] = field(default_factory=dict)
     score: Score | None = None
     stopped: bool = False
+    judged: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
 
@@ -123,6 +126,9 @@ class _Trainer:
         self.snapshots = Snapshots(context, self.updater.pace, job.snapshot_every)
         self.spans = SpanRecorder(job.record_spans)
         self.previewer = Previewer(context, self.plan, self.order, job.steps if job.preview else 0)
+        self.judge = Judge(
+            self.work.loss, job.first_step, job.steps, shares=bool(self.plan.class_cuts)
+        )
         self.passes = Passes(
             self.work,
             self.plan,
@@ -135,6 +141,7 @@ class _Trainer:
             self.updater,
             self.order,
             self.previewer,
+            self.judge,
         )
         self.outcome = Outcome()
         self.reported = 0
@@ -164,7 +171,9 @@ class _Trainer:
         began_s = sent_s = perf_counter()
         for step in range(first, first + self.job.steps):
             self.context.progress(step)
+            self.judge.begin(step)
             row = self._step(step, began_s)
+            began_s += self.judge.end(step)  # no part of the training
             self.outcome.rows.append(row)
             self.context.spend({kind: row[f"{kind}_s"] for kind in KINDS})
             self.previewer.send()
@@ -254,7 +263,7 @@ class _Trainer:
         return sum(self.comm.sent_bytes.values())
 
     def _report(self) -> None:
-        """Send what is new: rows from rank 0, the newest spans from every rank."""
+        """Send what is new: rows from rank 0, counts and the newest spans from every rank."""
         spans = self.spans.take()
         self.outcome.spans += spans
         surplus = max(0, len(self.outcome.spans) - MOST_KEPT)
@@ -262,5 +271,8 @@ class _Trainer:
         self.spans.dropped += surplus
         rows = self.outcome.rows[self.reported :] if self.context.rank == 0 else []
         self.reported = len(self.outcome.rows)
-        if rows or spans:
-            self.context.send("steps", {"rows": rows, "spans": spans[-LIVE_SPANS:]})
+        judged = self.judge.counts()
+        self.outcome.judged |= judged
+        if rows or spans or judged:
+            news = {"rows": rows, "spans": spans[-LIVE_SPANS:], "judged": judged}
+            self.context.send("steps", news)

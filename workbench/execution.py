@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from workbench.accuracy import BatchAccuracy, accuracies
 from workbench.cluster.placing import received_bytes
 from workbench.errors import PlanError, RunError
 from workbench.measured import Row, SpanRow
@@ -85,6 +86,7 @@ class Execution:
         self.moved_bytes: int | None = None
         self.start = start
         self._told = Told(self)
+        self._accuracy = BatchAccuracy(plan.ranks)
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
         self._gang: Gang | None = None
@@ -235,14 +237,14 @@ class Execution:
             return
         spans = _span_rows(rank, data["spans"])
         self._told.take(data["rows"], spans)
-        self.on_rows(data["rows"], spans)
+        self.on_rows([*data["rows"], *self._accuracy.add(rank, data["judged"])], spans)
 
     def _merge(self, end: GangEnd) -> Finished:
         if end.error is not None:
             raise end.error
         outcomes = end.results
         return Finished(
-            rows=_merged([outcome.rows for outcome in outcomes]),
+            rows=_merged([o.rows for o in outcomes], accuracies(o.judged for o in outcomes)),
             dropped_spans=sum(outcome.dropped_spans for outcome in outcomes),
             spans=[row for rank, o in enumerate(outcomes) for row in _span_rows(rank, o.spans)],
             kept={
@@ -264,14 +266,19 @@ def _check_workers(hosts: tuple[Host, ...], lab: Lab) -> None:
             )
 
 
-def _merged(per_rank: list[list[Row]]) -> list[Row]:
-    """Return one row per step: rank 0's, with mean times and the most bytes over the ranks."""
+def _merged(per_rank: list[list[Row]], accuracy: Mapping[int, float]) -> list[Row]:
+    """Return one row per step: rank 0's, with mean times and the most bytes over the ranks.
+
+    Rows of the steps of which ``accuracy`` is known have it too.
+    """
     merged = []
     for rows in zip(*per_rank, strict=True):
         row = dict(rows[0])
         for key in ("step_s", "compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
             row[key] = sum(r[key] for r in rows) / len(rows)
         row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
+        if (step := int(row["step"])) in accuracy:
+            row["accuracy"] = accuracy[step]
         merged.append(row)
     return merged
 

@@ -56,7 +56,11 @@ class Measured:
 
     @property
     def history(self) -> list[Row]:
-        """One row per finished step: times in seconds (means over the ranks), loss, bytes sent."""
+        """One row per finished step: times in seconds (means over the ranks), loss, bytes sent.
+
+        About every twentieth part of a run has ``accuracy`` too, where targets are classes: the
+        share of its own training batch that the model got right, before that step's update.
+        """
         with self._lock:
             return list(self._rows)
 
@@ -85,8 +89,23 @@ class Measured:
 
     def _add(self, rows: Iterable[Row], spans: Iterable[SpanRow]) -> None:
         with self._lock:
-            self._rows += rows
+            join(self._rows, rows)
             self._spans += spans
             surplus = max(0, len(self._spans) - MOST_KEPT * self.plan.ranks)
             del self._spans[:surplus]
             self.dropped_spans += surplus
+
+
+def join(rows: list[Row], news: Iterable[Row]) -> None:
+    """Add ``news`` to ``rows``; what is told of a step that is there goes into its row.
+
+    What is told of a step whose row was lost on the way is left out.
+    """
+    for row in news:
+        if "loss" in row:
+            rows.append(row)
+            continue
+        for place in range(len(rows) - 1, -1, -1):  # it is one of the newest
+            if rows[place]["step"] == row["step"]:
+                rows[place] = {**rows[place], **row}  # who reads it has the old one whole
+                break

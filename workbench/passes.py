@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
+from workbench.judging import Judge
 from workbench.layers.cross_entropy import shared_loss
 from workbench.layers.gather import gather, over_tensors
 from workbench.layers.groups import Groups
@@ -52,14 +53,16 @@ class Passes:
         updater: Updater,
         order: Order,
         previewer: Previewer,
+        judge: Judge,
     ) -> None:
         self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
         self.model, self.pipeline, self.share = model, pipeline, share
         self.weights = weights
         self.updater, self.gradients = updater, updater.gradients
         self.order, self.previewer = order, previewer
+        self.judge = judge
         self.loss = on_device(work.loss, context.device)
-        self.loss_of_share = shared_loss(self.loss, plan, groups)
+        self.loss_of_share = shared_loss(self.loss, plan, groups, judge.note)
         mesh, rank = plan.mesh, context.rank
         beside = mesh.group(rank, *(axis for axis, _ in mesh.axes if axis != "data"))
         self.together = {mesh.replica(other) for other in beside}
@@ -88,6 +91,7 @@ class Passes:
                 output = self._whole_output(output)
             output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
+            self.judge.take(output, y, len(rows.index))
             loss = self._loss(output, y, scale[micro])
             if loss is not None:
                 with self.weights.collecting():
@@ -118,6 +122,7 @@ class Passes:
             rows, x, y = micro_batches[micro]
             output = self._in_full(output)
             self.previewer.take(step, rows, x, output, y)
+            self.judge.take(output, y, len(rows.index))
             # Ranks of other stages have no loss to share this one with.
             loss = self._loss(output, y, scale[micro] * self.plan.mesh.degree("pipeline"))
             if loss is None:

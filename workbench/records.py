@@ -16,7 +16,7 @@ from typing import Any, Self, TextIO
 import psutil
 
 from workbench.errors import PlanError
-from workbench.measured import Row, SpanRow
+from workbench.measured import Row, SpanRow, join
 from workbench.speedup import Entry
 
 DEFAULT_FOLDER = "workbench-runs"
@@ -152,6 +152,8 @@ def drives(told: Mapping[str, Any]) -> bool | None:
 def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """Return summary and step records of a run folder; a last line that is cut off is left out.
 
+    While a run goes on, what becomes known of a step later has a line of its own.
+
     Raises
     ------
     FileNotFoundError
@@ -159,7 +161,9 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """
     folder = Path(folder)
     summary = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    return summary, [json.loads(line) for line in _whole_lines(folder / STEPS)]
+    rows: list[Row] = []
+    join(rows, map(json.loads, _whole_lines(folder / STEPS)))
+    return summary, rows
 
 
 def read_spans(folder: str | Path) -> list[SpanRow]:

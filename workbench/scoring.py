@@ -177,9 +177,19 @@ def predicted(
 ) -> tuple[Tensor, int] | None:
     """Return the class with the largest output for each target, and the number of classes.
 
-    None where that means nothing. Classes are in ``class_dim`` of the outputs, as the loss has
-    them; where the loss does not tell, in dim 1, as torch's cross entropy has them, or in the last
-    dim.
+    None where that means nothing; ``class_dim`` as for :func:`classes_in`.
+    """
+    dim = classes_in(outputs, targets, class_dim)
+    if dim is None or not isinstance(outputs, Tensor):
+        return None
+    return outputs.argmax(dim), outputs.shape[dim]
+
+
+def classes_in(outputs: object, targets: Tensor, class_dim: int | None = None) -> int | None:
+    """Return the dim of ``outputs`` that counts classes; None where there are none.
+
+    It is ``class_dim``, as the loss has it; where the loss does not tell, dim 1, as torch's cross
+    entropy has it, or the last dim.
     """
     if not isinstance(outputs, Tensor) or targets.is_floating_point():
         return None
@@ -189,7 +199,7 @@ def predicted(
     for dim in dims:
         rest = outputs.shape[:dim] + outputs.shape[dim + 1 :]
         if rest == targets.shape:
-            return outputs.argmax(dim), outputs.shape[dim]
+            return dim
     return None
 
 

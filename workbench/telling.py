@@ -86,6 +86,7 @@ class Told:
         """Take what a rank has sent."""
         if self._status == "starting":
             self._status = "running"
+        rows = [row for row in rows if "loss" in row]  # the others add to what was told
         self._steps += len(rows)
         if self._timed:
             keys = ("time_s", "loss", "samples_per_s")

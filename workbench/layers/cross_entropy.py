@@ -18,8 +18,14 @@ from workbench.windows import Run
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def shared_loss(loss: Loss, plan: Plan, groups: Groups) -> Loss:
-    """Return ``loss``, or what computes it of the rank's share of the classes if they are cut."""
+def shared_loss(
+    loss: Loss, plan: Plan, groups: Groups, note: Callable[[Tensor, Tensor], None]
+) -> Loss:
+    """Return ``loss``, or what computes it of the rank's share of the classes if they are cut.
+
+    Then ``note`` is told how far the output for each target lies from the largest of all classes,
+    0 or less, and the targets; of one that is left out that is 0.
+    """
     if not plan.class_cuts:
         return loss
     options = cross_entropy_options(loss)
@@ -35,7 +41,7 @@ def shared_loss(loss: Loss, plan: Plan, groups: Groups) -> Loss:
         own = output.movedim(dim, -1).reshape(-1, output.shape[dim])
         if own.dtype in (torch.bfloat16, torch.float16):
             own = own.float()  # as autocast has it for the whole loss
-        own_options = _Options(classes, made.shape[dim], comm, names, **options)
+        own_options = _Options(classes, made.shape[dim], comm, names, note, **options)
         result: Tensor = _CrossEntropy.apply(own, targets.reshape(-1), own_options)
         return result
 
@@ -51,6 +57,7 @@ class _Options:
         count: int,
         comm: Comm,
         names: tuple[str, str],
+        note: Callable[[Tensor, Tensor], None],
         *,
         weight: Tensor | None,
         ignore_index: int,
@@ -60,7 +67,7 @@ class _Options:
         self.start, self.stop = classes
         self.count, self.comm, self.names = count, comm, names
         self.weight, self.ignored, self.reduction = weight, ignore_index, reduction
-        self.smoothing = label_smoothing
+        self.smoothing, self.note = label_smoothing, note
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -88,6 +95,7 @@ class _CrossEntropy(torch.autograd.Function):
         if how.smoothing:
             sums.append(shifted.sum(1) if own_weight is None else shifted @ own_weight)
         summed = comm.all_reduce(torch.stack(sums), name=sums_name)
+        how.note(summed[1], targets)
         logarithms = summed[0].log()
         safe = targets.where(counted, 0)
         row_weight = counted.to(x) if weight is None else weight[safe].where(counted, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from math import isfinite
 from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
@@ -15,7 +16,7 @@ SHOWN = {
     "speedup": ("label", "cores", "speedup", "low", "high", "repeats"),
     "loss": ("label", "end_s", "end_loss"),
     "throughput": ("label", "end_s", "end_rate"),
-    "accuracy": ("label", "end_s", "accuracy"),
+    "accuracy": ("label", "end_s", "accuracy", "end_batch"),
     "share": ("label", "compute", "comm", "wait", "optimizer", "other", "total"),
     "timeline": ("label", "kind", "name", "start", "lasts", "sent"),
 }
@@ -72,6 +73,8 @@ def data_table(name: str, columns: Columns) -> str:
 def _written(cell: Any) -> str:
     return (
         f"{cell:,.4g}"
+        if isinstance(cell, float) and isfinite(cell)
+        else "–"
         if isinstance(cell, float)
         else f"{cell:,}"
         if isinstance(cell, int)

@@ -43,7 +43,11 @@ MAX_POINTS = 150
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss and throughput of a run against its training time in seconds, accuracy at its end."""
+    """Loss and throughput of a run against its training time in seconds, and its accuracy.
+
+    ``accuracy`` is that on test data at the end; ``batches`` has the time, and the accuracy on the
+    training batch in hand, of the steps of which it is known.
+    """
 
     label: str
     style: look.Style
@@ -51,6 +55,7 @@ class Curve:
     loss: Sequence[float]
     samples_per_s: Sequence[float] = ()
     accuracy: float | None = None
+    batches: Sequence[tuple[float, float]] = ()
 
 
 def speedup_chart() -> Chart:
@@ -238,10 +243,16 @@ def curves_of(comparison: Any) -> list[Curve]:
             [record["loss"] for record in history],
             [record["samples_per_s"] for record in history],
             run.accuracy,
+            batches_of(history),
         )
         for run in comparison.runs
         if run.work is comparison.work and (history := list(run.history))
     ]
+
+
+def batches_of(history: Sequence[Row], begins_s: float = 0.0) -> list[tuple[float, float]]:
+    """Return the time and the accuracy of the steps of which it is known."""
+    return [(begins_s + r["time_s"], r["accuracy"]) for r in history if "accuracy" in r]
 
 
 def share_chart() -> Chart:

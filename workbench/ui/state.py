@@ -227,6 +227,7 @@ def _training_curves(training: Training) -> list[figures.Curve]:
         history = run.history
         if history:
             times = [begins_s + row["time_s"] for row in history]
+            batches = figures.batches_of(history, begins_s)
             begins_s = times[-1]
             curves.append(
                 figures.Curve(
@@ -236,6 +237,7 @@ def _training_curves(training: Training) -> list[figures.Curve]:
                     [row["loss"] for row in history],
                     [row["samples_per_s"] for row in history],
                     run.accuracy,
+                    batches,
                 )
             )
     return curves
