@@ -176,6 +176,7 @@ def test_report_of_the_folder_of_a_run(tmp_path):
         (("run", "digits-cnn", "--strategy", "data=0"), "asks for degree 0"),
         (("run", "digits-cnn", "--strategy", "data=4", "--batch", "3"), "batch of 3"),
         (("run", "digits-cnn", "--strategy", "data=2", "--workers", "1"), "give --workers 2"),
+        (("run", "digits-cnn", "--strategy", "data=99"), "at most 64 are started"),
         (("run", "digits-cnn", "--steps", "0"), "'--steps'"),
         (("run", "digits-cnn", "--threads", "-1"), "'--threads'"),
         (("compare", "digits-cnn"), "STRATEGY"),

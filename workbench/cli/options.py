@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from workbench.arguments import MOST_WORKERS
 from workbench.errors import PlanError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -98,8 +99,14 @@ def enough_workers(workers: int | None, ranks: int, strategy: str) -> int:
     Raises
     ------
     PlanError
-        If ``--workers`` asks for fewer than there are ranks.
+        If ``--workers`` asks for fewer than there are ranks, or one machine has too few for them.
     """
+    if ranks > MOST_WORKERS:
+        raise PlanError(
+            f"{strategy} has {ranks} ranks and needs a worker for each, but at most {MOST_WORKERS} "
+            f"are started on one machine; choose smaller degrees, or run it on a cluster of your "
+            f"own: wb.start(client=...)."
+        )
     if workers is not None and workers < ranks:
         raise PlanError(
             f"{strategy} has {ranks} ranks and needs a worker for each, but --workers is "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from distributed import Client
 
 from workbench import machine
-from workbench.arguments import MOST_WORKERS, check_threads
+from workbench.arguments import check_threads, check_workers
 from workbench.cluster.control import Control
 from workbench.cluster.devices import visible_gpus
 from workbench.cluster.lab import Lab, lab_of
@@ -48,7 +47,7 @@ def start(
             f"container elsewhere."
         )
     if workers is not None:
-        _check_workers(workers)
+        check_workers(workers)
     if threads is not None:
         check_threads(threads)
     if client is None:
@@ -95,9 +94,3 @@ def _adopt(client: Client, threads: int | None) -> Lab:
             f"The client's cluster cannot host ranks: {error!r}; its scheduler and workers need "
             f"the same versions of Python and of this package as this process."
         ) from error
-
-
-def _check_workers(workers: Any) -> None:
-    whole = isinstance(workers, int) and not isinstance(workers, bool)
-    if not (whole and 1 <= workers <= MOST_WORKERS):
-        raise PlanError(f"workers={workers!r} must be a whole number from 1 to {MOST_WORKERS}.")
