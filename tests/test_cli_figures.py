@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from cli_fakes import Comparison, rows
 from rich.console import Console
 
 from workbench.cli import follow
+from workbench.cli.compare import comparison_figures
 from workbench.cli.figures import column, ranges
 from workbench.cli.tables import comparison_tables, cost_table
 from workbench.cli.terminal import Terminal
 from workbench.errors import RunError
 from workbench.records import finite
+from workbench.ui.language import speaking
 
 
 def terminal(width: int = 100, **options: Any) -> tuple[Terminal, io.StringIO]:
@@ -64,6 +67,19 @@ def test_costs_and_what_amdahl_says():
     without = io.StringIO()
     Console(file=without, width=80).print(cost_table(rows()))
     assert "price" not in without.getvalue()
+
+
+def test_the_terminal_speaks_chinese_too():
+    screen = io.StringIO()
+    found = Comparison("done")
+    found.rows = rows()
+    with speaking("zh"):
+        for shown in comparison_figures(found):
+            Console(file=screen, width=120).print(shown)
+    told = screen.getvalue()
+    for part in ("每步用时和加速比", "每轮", "为什么是这个速度", "理论速度的"):
+        assert part in told
+    assert not re.search("reaches|Most is lost|epoch|speedup", told)
 
 
 def test_numbers_of_a_column_have_the_same_decimals():

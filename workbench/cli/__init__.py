@@ -28,6 +28,7 @@ from workbench.cli.share import share
 from workbench.cli.sweep import sweep
 from workbench.cli.verify import verify
 from workbench.errors import PlanError, RunError
+from workbench.ui.language import translate
 
 TERMINATED = 143
 """Exit code after SIGTERM, as a shell gives it."""
@@ -54,11 +55,11 @@ class Commands(click.Group):
             with _terminable():
                 return super().invoke(ctx)
         except PlanError as error:
-            raise Refused(str(error)) from error
+            raise Refused(translate(str(error))) from error
         except RunError as error:
             if error.details:
                 click.echo(error.details.rstrip(), err=True)
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(translate(str(error))) from error
         except KeyboardInterrupt:
             raise Interrupted("Interrupted; all that was started is stopped.") from None
 

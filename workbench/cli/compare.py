@@ -18,6 +18,7 @@ from workbench.cli.terminal import Terminal, figures_command
 from workbench.errors import PlanError
 from workbench.findings import findings, sameness
 from workbench.timeline import write_trace
+from workbench.ui.language import text, translate
 
 if TYPE_CHECKING:
     from workbench.comparison import Comparison
@@ -167,11 +168,11 @@ def measure(
 
         def progress() -> Progressed:
             now = comparison.progress
-            return Progressed(now.done_steps, now.total_steps, now.eta_s, now.text)
+            return Progressed(now.done_steps, now.total_steps, now.eta_s, translate(now.text))
 
         def figures() -> RenderableType:
             rows = comparison.rows
-            return comparison_tables(rows) if rows else Text("Nothing is measured yet.", "dim")
+            return comparison_tables(rows) if rows else Text(text("term.nothing"), "dim")
 
         follow(comparison, terminal, progress, figures)
     return comparison
@@ -189,7 +190,7 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
 def comparison_figures(comparison: Comparison) -> list[RenderableType]:
     """Return what a reader sees: the tables and the findings."""
     rows = comparison.rows
-    sentences = [Text(sentence) for sentence in _sentences(comparison)]
+    sentences = [Text(translate(sentence)) for sentence in _sentences(comparison)]
     if not sentences:
         return [comparison_tables(rows)]
     return [

@@ -1,4 +1,4 @@
-"""Numbers in words for the terminal, which speaks English; reports speak the user's language."""
+"""Numbers in words for those lines of the terminal that are English in every language."""
 
 from __future__ import annotations
 
@@ -10,9 +10,3 @@ def count(number: int, noun: str) -> str:
     """Return a number with its noun: ``count(2, "thread") == "2 threads"``."""
     with speaking("en"):
         return texts.count(number, noun)
-
-
-def time_left(seconds: float) -> str:
-    """Return a rough time that stays: ``"about 12 s left"``."""
-    with speaking("en"):
-        return texts.time_left(seconds)

@@ -12,9 +12,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from workbench.cli.english import time_left
 from workbench.cli.terminal import Terminal
 from workbench.errors import PlanError, RunError
+from workbench.ui import texts
+from workbench.ui.language import text
 
 LOOK_EVERY_S = 0.1
 DRAWINGS_PER_S = 4
@@ -51,7 +52,7 @@ class Progressed:
     @property
     def time_left(self) -> str:
         """The time left, as a reader wants it."""
-        return "" if self.eta_s is None else time_left(self.eta_s)
+        return "" if self.eta_s is None else texts.time_left(self.eta_s)
 
 
 def follow(
@@ -104,7 +105,7 @@ def _lines(terminal: Terminal) -> Iterator[Callable[[Progressed], None]]:
     def show(progressed: Progressed) -> None:
         nonlocal last_at, last_line
         parts = (
-            f"step {progressed.done_steps} of {progressed.total_steps}",
+            text("term.progress", done=progressed.done_steps, total=progressed.total_steps),
             progressed.text,
             progressed.time_left,
         )
@@ -125,7 +126,7 @@ def _drawing(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("steps"),
+        TextColumn(text("term.steps")),
         TextColumn("{task.fields[left]}", style="dim"),
         console=terminal.err,
     )

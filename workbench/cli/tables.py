@@ -12,6 +12,7 @@ from rich.text import Text
 
 from workbench.cli.figures import NOTHING, byte_unit, column, ranges
 from workbench.spans import KINDS
+from workbench.ui.language import text
 from workbench.why import why
 
 Row = Mapping[str, Any]
@@ -27,19 +28,16 @@ def comparison_tables(rows: Sequence[Row]) -> RenderableType:
 def speed_table(rows: Sequence[Row]) -> Table:
     """Return time per step and speedups, measured; the first two rows are the baselines."""
     cores = rows[1]["threads"] if len(rows) > 1 else None
-    table = _table("Time per step and speedup, measured: median over repeats, and range")
-    table.add_column("strategy", overflow="fold")
-    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
-    table.add_column("device", no_wrap=True)
-    table.add_column("ms\nper step", justify="right", no_wrap=True)
-    table.add_column("min–max\nms", justify="right", no_wrap=True)
-    table.add_column("speedup\nvs 1 × 1", justify="right", no_wrap=True)
-    table.add_column("min–max", justify="right", no_wrap=True)
-    table.add_column(
-        "speedup\nvs " + ("all threads" if cores is None else f"1 × {cores}"),
-        justify="right",
-        no_wrap=True,
-    )
+    table = _table("speed")
+    table.add_column(text("term.strategy"), overflow="fold")
+    _number(table, text("term.ranks"))
+    table.add_column(text("term.device"), no_wrap=True)
+    _number(table, text("term.step_ms"))
+    _number(table, text("term.range_ms"))
+    _number(table, text("term.speedup"))
+    _number(table, text("term.range"))
+    whole = text("term.all_threads") if cores is None else f"1 × {cores}"
+    _number(table, text("term.over", base=whole))
     columns = zip(
         column(_milliseconds(rows, "step_s")),
         ranges(_milliseconds(rows, "step_s_min"), _milliseconds(rows, "step_s_max")),
@@ -68,11 +66,11 @@ def speed_table(rows: Sequence[Row]) -> Table:
 
 def account_table(rows: Sequence[Row]) -> Table:
     """Return where a rank's step goes."""
-    table = _table("Where a rank's time goes, % of a step")
-    table.add_column("strategy", overflow="fold")
-    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
+    table = _table("account")
+    table.add_column(text("term.strategy"), overflow="fold")
+    _number(table, text("term.ranks"))
     for share in SHARES:
-        table.add_column("update" if share == "optimizer" else share, justify="right", no_wrap=True)
+        _number(table, text(f"term.{share}"))
     for row in rows:
         cells = (_share(row[f"{share}_share"]) for share in SHARES)
         table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *cells)
@@ -82,14 +80,14 @@ def account_table(rows: Sequence[Row]) -> Table:
 def result_table(rows: Sequence[Row]) -> Table:
     """Return time, bytes and what comes out side by side, and whether that is as of serial."""
     unit, size = byte_unit([row["bytes_per_step"] for row in rows])
-    table = _table("What a step takes, what a rank sends, and what comes out")
-    table.add_column("strategy", overflow="fold")
-    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
-    table.add_column("ms\nper step", justify="right", no_wrap=True)
-    table.add_column(f"{unit} sent\nper step", justify="right", no_wrap=True)
-    table.add_column("loss at\nthe end", justify="right", no_wrap=True)
-    table.add_column("test acc.\n%", justify="right", no_wrap=True)
-    table.add_column("as serial?\n(max diff.)", justify="right", no_wrap=True)
+    table = _table("result")
+    table.add_column(text("term.strategy"), overflow="fold")
+    _number(table, text("term.ranks"))
+    _number(table, text("term.step_ms"))
+    _number(table, text("term.sent", unit=unit))
+    _number(table, text("term.loss"))
+    _number(table, text("term.accuracy"))
+    _number(table, text("term.same"))
     sent = [None if row["bytes_per_step"] is None else row["bytes_per_step"] / size for row in rows]
     columns = zip(
         column(_milliseconds(rows, "step_s")),
@@ -110,14 +108,14 @@ def result_table(rows: Sequence[Row]) -> Table:
 def cost_table(rows: Sequence[Row]) -> Table:
     """Return what an epoch takes of the cores, and what it costs where there is a price."""
     priced = any(row["price_per_epoch"] is not None for row in rows)
-    table = _table("What an epoch costs, at the measured time per step")
-    table.add_column("strategy", overflow="fold")
-    table.add_column("ranks\n× threads", justify="right", no_wrap=True)
-    names = {"epoch_s": "s\nper epoch", "core_s_per_epoch": "core-s\nper epoch"}
-    names |= {"price_per_epoch": "price of an\nepoch"} if priced else {}
-    names |= {"speedup": "speedup\nvs 1 × 1"}
+    table = _table("cost")
+    table.add_column(text("term.strategy"), overflow="fold")
+    _number(table, text("term.ranks"))
+    names = {"epoch_s": text("term.epoch_s"), "core_s_per_epoch": text("term.epoch_core_s")}
+    names |= {"price_per_epoch": text("term.price")} if priced else {}
+    names |= {"speedup": text("term.speedup")}
     for name in names.values():
-        table.add_column(name, justify="right", no_wrap=True)
+        _number(table, name)
     cells = {name: column([row[name] for row in rows]) for name in names}
     if priced:
         cells["price_per_epoch"] = [_price(row["price_per_epoch"]) for row in rows]
@@ -136,13 +134,12 @@ def why_table(rows: Sequence[Row], cores: int) -> Table:
 
     ``rows`` begin with that of one process with one thread; ``cores`` are those of the machine.
     """
-    table = _table("Why this speed: from the ideal step to the measured one, in ms")
-    table.add_column("strategy", overflow="fold")
-    table.add_column("ideal", justify="right", no_wrap=True)
+    table = _table("why")
+    table.add_column(text("term.strategy"), overflow="fold")
+    _number(table, text("term.ideal"))
     for kind in KINDS:
-        name = "update" if kind == "optimizer" else kind
-        table.add_column(f"+ {name}", justify="right", no_wrap=True)
-    table.add_column("= step", justify="right", no_wrap=True)
+        _number(table, f"+ {text(f'term.{kind}')}")
+    _number(table, text("term.is_step"))
     found = [why(row, rows[0], cores) for row in rows if row["strategy"] != "serial"]
     for each in found:
         parts_s = [each.ideal_s, *(each.beyond_s[kind] for kind in KINDS), each.step_s]
@@ -157,16 +154,25 @@ def same_result(row: Row) -> Text:
         return Text(NOTHING, "dim")
     proof = row.get("proof", "")
     if proof.startswith("not by design"):
-        return Text("no, by design", "yellow")
+        return Text(text("term.by_design"), "yellow")
     by = "" if difference is None else f" ({difference:.0e})" if difference else " (0)"
     if same and "bf16" in proof:
-        return Text(f"in float64{by}", "green")  # what the rounding of bf16 does is not in it
-    return Text(f"yes{by}", "green") if same else Text(f"NO{by}", "bold red")
+        return Text(
+            f"{text('term.float64')}{by}", "green"
+        )  # what the rounding of bf16 does is not in it
+    if same:
+        return Text(f"{text('term.yes')}{by}", "green")
+    return Text(f"{text('term.no')}{by}", "bold red")
 
 
-def _table(title: str) -> Table:
+def _number(table: Table, title: str) -> None:
+    """Add a column of numbers."""
+    table.add_column(title, justify="right", no_wrap=True)
+
+
+def _table(name: str) -> Table:
     return Table(
-        title=title,
+        title=text(f"term.title.{name}"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

@@ -86,7 +86,9 @@ def translate(sentence: str) -> str:
 @cache
 def texts_of(language: str) -> dict[str, str]:
     """Return all texts of a language by key."""
-    found: dict[str, str] = json.loads((FOLDER / f"{language}.json").read_text("utf-8"))
+    found: dict[str, str] = {}
+    for path in FOLDER.glob(f"*{language}.json"):
+        found |= json.loads(path.read_text("utf-8"))
     return found
 
 
