@@ -115,4 +115,6 @@ class FakeComparison:
             work=self.work,
             history=history,
             accuracy=of["test_accuracy"],
+            peak_memory_bytes=(3 * 2**20,) * of["ranks"],
+            predicted_memory_bytes=(2 * 2**20,) * of["ranks"],
         )

@@ -75,6 +75,7 @@ ROOMS = (
     "loading",  # a rank's samples, ahead of the step
     "pacing",  # whether ranks go on, wait or end
     "updating",  # from a rank's gradients to new weights
+    "peak_memory",  # what a rank took at most
     "passes",  # forward and backward of the micro-batches of a step
     "snapshots",  # what a rank leaves for a checkpoint while it goes on
     "engine",  # the step loop of a rank
@@ -141,6 +142,7 @@ TORCH = (
         "loading",
         "previewing",
         "passes",
+        "peak_memory",
         "pacing",
         "updating",
         "engine",

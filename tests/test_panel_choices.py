@@ -106,6 +106,7 @@ def test_train_goes_on_with_the_same_weights_under_another_strategy(opened, room
             work=work, plan=SimpleNamespace(strategy=strategy), threads=1, status="running",
             history=[], spans=[], label=strategy, first_step=0, step=0, steps=12, eta_s=None,
             kept={"all": 1}, error=None, preview=None, accuracy=None,
+            peak_memory_bytes=(), predicted_memory_bytes=(),
             lab=SimpleNamespace(closed=False),
         )  # fmt: skip
         kept.stop = lambda: setattr(kept, "status", "stopped")

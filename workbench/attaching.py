@@ -50,6 +50,8 @@ class AttachedRun(Measured):
         self.accuracy: float | None = summary["accuracy"]
         self.test_loss: float | None = summary.get("test_loss")
         self.first_step: int = summary.get("first_step", 0)
+        self.peak_memory_bytes = tuple(summary.get("peak_memory_bytes", ()))
+        self.predicted_memory_bytes = tuple(summary.get("predicted_memory_bytes", ()))
         self._rows = list(rows)
         self._read: list[SpanRow] | None = None
 

@@ -23,6 +23,7 @@ from workbench.loading import Loader
 from workbench.optimizers import WholeOptimizer
 from workbench.order import Order
 from workbench.passes import Passes, input_dtype
+from workbench.peak_memory import PeakMemory
 from workbench.plan import Plan
 from workbench.previewing import Previewer
 from workbench.recipe import load_payload
@@ -64,7 +65,8 @@ class Outcome:
     ``rows`` hold one record per finished step, with this rank's own times; ``kept`` the shapes and
     dtypes of the arrays that it left on its worker; ``dropped_spans`` is how many spans there were
     besides the newest, which are kept; ``judged`` by step how many targets of its part of the batch
-    this rank got right, and of how many.
+    this rank got right, and of how many; ``peak_memory_bytes`` what it took at most
+    during the steps, see :class:`workbench.peak_memory.PeakMemory`.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Outcome:
     sent_bytes: dict[str, int] = field(default_factory=dict)
     score: Score | None = None
     stopped: bool = False
+    peak_memory_bytes: int = 0
     judged: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ def train(context: RankContext, job: Job) -> Outcome:
 class _Trainer:
     def __init__(self, context: RankContext, job: Job) -> None:
         self.context, self.job, self.comm = context, job, context.comm
+        self.memory = PeakMemory(context.device)
         self.work, self.plan = load_payload(job.payload), job.plan
         self.groups = Groups(self.comm, self.plan.mesh)
         batch, dtype = self.plan.batch, input_dtype(self.work, self.plan)
@@ -166,6 +170,7 @@ class _Trainer:
         first = self.job.first_step
         seed_all(self.work.seed + self.plan.mesh.replica(self.context.rank) + SPREAD * first)
         self.state.restore_generators()
+        self.memory.begin()
         self.comm.barrier()
         self._record(True)
         began_s = sent_s = perf_counter()
@@ -190,6 +195,7 @@ class _Trainer:
                 break
         self._record(False)
         self._report()
+        self.outcome.peak_memory_bytes = self.memory.peak_bytes
         self.outcome.sent_bytes = dict(self.comm.sent_bytes)
         self.outcome.dropped_spans = self.spans.dropped
         self.outcome.kept = self._keep()

@@ -44,7 +44,8 @@ class Stopped(Exception):
 class Finished:
     """What all ranks together have done: exact, unlike what was seen live.
 
-    ``kept`` are shapes and dtypes of the shares left on workers: by name, then by rank.
+    ``kept`` are shapes and dtypes of the shares left on workers: by name, then by rank;
+    ``peak_memory_bytes`` is by rank.
     """
 
     rows: list[Row]
@@ -53,6 +54,7 @@ class Finished:
     kept: Mapping[str, Mapping[int, tuple[tuple[int, ...], str]]]
     score: Score | None
     stopped: bool
+    peak_memory_bytes: tuple[int, ...]
 
 
 class Execution:
@@ -253,6 +255,7 @@ class Execution:
             },
             score=outcomes[0].score,
             stopped=outcomes[0].stopped,
+            peak_memory_bytes=tuple(o.peak_memory_bytes for o in outcomes),
         )
 
 

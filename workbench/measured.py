@@ -38,6 +38,9 @@ class Measured:
         How many were asked for.
     dropped_spans:
         Spans that are not in ``spans``, which holds the newest 100,000 of each rank.
+    peak_memory_bytes:
+        Measured, by rank, once it has ended: the most resident memory of the rank's process during
+        the steps, above what it had before its model was made; on a GPU, what torch has allocated.
     """
 
     warm_up_steps = WARM_UP_STEPS
@@ -45,6 +48,7 @@ class Measured:
     def __init__(self, plan: Planned, *, steps: int, threads: int) -> None:
         self.plan, self.steps, self.threads = plan, steps, threads
         self.dropped_spans = 0
+        self.peak_memory_bytes: tuple[int, ...] = ()
         self._rows: list[Row] = []
         self._spans: list[SpanRow] = []
         self._lock = threading.Lock()

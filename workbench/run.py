@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -206,6 +207,11 @@ class Run(Steered):
         """The newest picture, where ``preview`` was asked for and the model makes pictures."""
         return self._execution.preview
 
+    @cached_property
+    def predicted_memory_bytes(self) -> tuple[int, ...]:
+        """What the plan says that each rank keeps, see ``plan.memory(rank)``."""
+        return tuple(self.plan.memory(rank).total_bytes for rank in range(self.plan.ranks))
+
     @property
     def backend(self) -> str:
         """How the ranks talk: ``"solo"``, ``"shared memory"``, ``"gloo"`` or ``"nccl"``."""
@@ -276,6 +282,8 @@ class Run(Steered):
             "step_s": self.step_s,
             "bytes_per_step": self.plan.bytes_per_step,
             "moved_bytes": self.moved_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "predicted_memory_bytes": self.predicted_memory_bytes,
             "accuracy": self.accuracy,
             "test_loss": self.test_loss,
             **({"checkpoints": [str(path) for path in self.checkpoints]} if self._periodic else {}),
@@ -344,6 +352,7 @@ class Run(Steered):
         with self._lock:
             self._rows, self._spans = finished.rows, finished.spans
             self.dropped_spans = finished.dropped_spans
+            self.peak_memory_bytes = finished.peak_memory_bytes
         self.kept = finished.kept
         if finished.score is not None:
             self.accuracy, self.test_loss = finished.score.accuracy, finished.score.loss

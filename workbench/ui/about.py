@@ -18,6 +18,7 @@ SHOWN = {
     "throughput": ("label", "end_s", "end_rate"),
     "accuracy": ("label", "end_s", "accuracy", "end_batch"),
     "share": ("label", "compute", "comm", "wait", "optimizer", "other", "total"),
+    "memory": ("label", "measured", "predicted"),
     "timeline": ("label", "kind", "name", "start", "lasts", "sent"),
 }
 """Columns of each figure that its table has; the texts ``data.COLUMN`` are their headings."""

@@ -64,6 +64,10 @@ SPANS = (
 """The pieces of a step, in the order in which they are stacked."""
 
 
+MEMORY = {"measured": "#0072B2", "predicted": "#8C8C8C"}
+"""Bars of memory; what is predicted is hatched too."""
+
+
 def style(row: Row) -> Style:
     """Return how a row of a comparison is drawn."""
     if row["strategy"] == "serial":

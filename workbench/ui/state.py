@@ -17,11 +17,17 @@ from workbench.ui.driver import Driver
 from workbench.ui.form import Request, check
 from workbench.ui.job import Job
 from workbench.ui.language import current, text, translate
+from workbench.ui.memory_figure import RankMemory, memory_of_runs
 from workbench.ui.texts import Row
 from workbench.ui.training import Training
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
+
+MEASURED = (
+    *("found", "refused", "rows", "points", "bars", "curves", "timeline", "memory", "preview"),
+)
+"""What of a state was measured."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class State:
         The rows of this run.
     timeline:
         One step of the strategy, or of the serial run while there is no other.
+    memory:
+        What ranks took at most, and what was predicted.
     preview:
         The newest picture that a model has made of one.
     gone:
@@ -82,6 +90,7 @@ class State:
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
     timeline: Timeline | None = None
+    memory: tuple[RankMemory, ...] = ()
     preview: Preview | None = None
     gone: bool = False
     can_go_on: bool = False
@@ -155,8 +164,7 @@ class Watcher:
         )
         if going is None or not going.runs:
             # Nothing is measured yet, or ever: what was measured before stays in the figures.
-            kept = ("found", "refused", "rows", "points", "bars", "curves", "timeline", "preview")
-            return replace(now, **{name: getattr(self._last, name) for name in kept})
+            return replace(now, **{name: getattr(self._last, name) for name in MEASURED})
         alike = [
             row
             for request, kept_rows in shown.values()
@@ -180,6 +188,7 @@ class Watcher:
             bars=tuple(rows),
             curves=tuple(curves),
             timeline=timeline_of(going.timelines),
+            memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
             preview=going.preview,
         )
 

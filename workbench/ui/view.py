@@ -28,6 +28,7 @@ from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
 from workbench.ui.language import text, translate
 from workbench.ui.live_figure import LiveFigure
+from workbench.ui.memory_figure import memory_chart, memory_columns
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
@@ -93,6 +94,7 @@ class View:
             accuracy_chart(),
             figures.share_chart(),
             timeline_chart(),
+            memory_chart(),
         )
         self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
         self._about = [About(chart.name) for chart in self._charts]
@@ -208,6 +210,7 @@ class View:
             accuracy_columns(state.curves),
             figures.share_columns(state.bars),
             timeline_columns(state.timeline),
+            memory_columns(state.memory),
         )
         for chart, about, data in zip(self._charts, self._about, columns, strict=True):
             chart.draw(data)
