@@ -151,6 +151,31 @@ def images() -> tuple[Any, Any]:
     return np.zeros((8, 1, 8, 8), np.float32), np.arange(8) % 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [(b"zh", "运行中"), (b"en", "Running"), (b"fr", "Running"), (b"\xff<b>", "Running")],
+)
+def test_a_page_speaks_what_its_address_asks_for(board, scheduler, asked, says, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_LANG", "en")
+    request = SimpleNamespace(arguments={"lang": [asked]})
+    context = SimpleNamespace(request=request, destroyed=False)
+    board.take(News(facts={"plan": plan(make(model=make_image_net, data=images()), "spatial=2")}))
+    for path in pages.PAGES:
+        doc = Document()
+        doc._session_context = lambda: context
+        pages.PAGES[path](scheduler, {}, doc)
+        [page] = doc.components
+        for _again in range(2):  # as it opens, and when there is news
+            words = " ".join(div.text for div in doc.select({"type": parts.Div}))
+            assert says in words
+            assert ('href="?lang=en"' in words) is (asked == b"zh")
+            assert ('href="?lang=zh"' in words) is (asked != b"zh")
+            board.take(News(facts={"done": 8}))
+            page.update()
+        if path.endswith("cut"):
+            assert ("取来" in words) is (asked == b"zh")
+
+
 def test_a_page_does_nothing_without_news(board, scheduler, monkeypatch):
     _doc, page = opened(scheduler, "/individual-workbench-speedup")
     drawn = []
@@ -271,6 +296,14 @@ def test_a_scheduler_that_runs_is_given_the_pages(without_pages: None):
         client.sync(getattr(client.scheduler, PUBLISH), news=pickle.dumps(News(facts=ABOUT)))
         [board] = [p for p in cluster.scheduler.plugins.values() if isinstance(p, Board)]
         assert board.facts == ABOUT
+        path = "/individual-workbench-cut"
+        get(f"{base}{path}?lang=zh")
+        servers = cluster.scheduler.http_application.applications
+        [server] = [s for s in servers if path in getattr(s, "app_paths", ())][-1:]
+        [session] = server.get_sessions(path)
+        words = " ".join(div.text for div in session.document.select({"type": parts.Div}))
+        assert "运行中" in words
+        assert 'href="?lang=en"' in words
 
 
 def test_a_scheduler_without_a_dashboard_stays_without_pages():

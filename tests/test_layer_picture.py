@@ -13,6 +13,7 @@ from workbench.plan import Plan, in_binary_units
 from workbench.planning import plan
 from workbench.ui.language import speaking
 from workbench.ui.layer_picture import RANKS, picture
+from workbench.ui.plan_view import PlanView
 
 
 def drawn(strategy: str, layer: str | None = None, name: str = "unet") -> tuple[Plan, str, str]:
@@ -96,3 +97,15 @@ def test_pictures_speak_chinese_too(strategy: str, layer: str | None, says: str)
     assert says in text
     assert says in svg
     assert not set(re.findall("[A-Za-z]{3,}", text.partition("\n")[2])) - {"rank", "KiB", "reflect"}
+
+
+def test_the_panel_draws_a_layer_in_its_language_also_when_another_is_chosen() -> None:
+    found = plan(network("unet"), "spatial=2")
+    with speaking("zh"):
+        view = PlanView()
+        view.speak()
+        view.show((None, found))  # type: ignore[arg-type]
+    assert "取来" in view._picture.value
+    before, view._layer.value = view._picture.value, "down1.3"
+    assert view._picture.value != before
+    assert "取来" in view._picture.value

@@ -19,7 +19,7 @@ from workbench.dashboard import parts
 from workbench.dashboard.board import Board
 from workbench.dashboard.parts import Part
 from workbench.ui import look
-from workbench.ui.language import text
+from workbench.ui.language import LANGUAGES, preferred, speaking, text
 
 EVERY_MS = 500
 """Between two looks at the board; nothing is done if it has no news."""
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class Page:
     """One open page: its parts, and what they have drawn last."""
 
-    def __init__(self, scheduler: Scheduler, shown: Sequence[Part]) -> None:
-        self._scheduler, self._parts = scheduler, shown
+    def __init__(self, scheduler: Scheduler, shown: Sequence[Part], language: str) -> None:
+        self._scheduler, self._parts, self._language = scheduler, shown, language
         self._drawn: tuple[int, int] | None = None
         self._broken: set[Part] = set()
 
@@ -45,8 +45,9 @@ class Page:
         if now == self._drawn:
             return
         self._drawn = now
-        for part in self._parts:
-            self._draw(part, board)
+        with speaking(self._language):
+            for part in self._parts:
+                self._draw(part, board)
 
     def _draw(self, part: Part, board: Board) -> None:
         try:
@@ -67,19 +68,33 @@ def _open(
     doc: Document,
 ) -> None:
     """Make a page for a browser that asks for it; with ``whole``, below the dashboard's own bar."""
+    language = _language(doc)
     try:
-        shown, root = build()
-        page = Page(scheduler, shown)
+        with speaking(language):
+            shown, root = build()
+        page = Page(scheduler, shown, language)
         page.update()
         doc.add_root(root)
         add_periodic_callback(doc, page, EVERY_MS)
     except Exception:
         logger.exception("A page of the workbench cannot be made.")
-        doc.add_root(Div(text=text("dashboard.broken")))
+        with speaking(language):
+            doc.add_root(Div(text=text("dashboard.broken")))
     doc.title = f"Dask: {title}"
     if whole:
         doc.template = env.get_template("simple.html")
         doc.template_variables.update(extra)
+
+
+def _language(doc: Document) -> str:
+    """Return what the page's address asks for, ``?lang=zh``, or else this process's language.
+
+    What anybody may write into an address is no reason to fail: unknown languages are left out.
+    """
+    request = getattr(doc.session_context, "request", None)  # None without a server
+    asked = [] if request is None else request.arguments.get("lang", [])
+    code = asked[-1].decode("ascii", "replace") if asked else ""
+    return code if code in LANGUAGES else preferred()
 
 
 def _whole() -> tuple[Sequence[Part], LayoutDOM]:

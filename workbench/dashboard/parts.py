@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Protocol
 
-from bokeh.layouts import column
+from bokeh.layouts import column, row
 from bokeh.models import LayoutDOM
 from bokeh.models.widgets import Div, Select
 
@@ -16,8 +16,8 @@ from workbench.ui import figures, look, texts
 from workbench.ui.chart import Chart, Columns
 from workbench.ui.drawing import WIDTH
 from workbench.ui.figures import Curve
-from workbench.ui.language import text, translate
-from workbench.ui.layer_picture import picture
+from workbench.ui.language import LANGUAGES, current, speaking, text, translate
+from workbench.ui.layer_picture import first_layer, picture
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
@@ -48,14 +48,31 @@ class FigurePart:
 
 
 class Headline:
-    """What goes on, in one line."""
+    """What goes on, in one line, and beside it the switch of the page's language."""
 
     def __init__(self) -> None:
-        self.root = Div(text=text("dashboard.nothing"), sizing_mode="stretch_width", styles=_STYLES)
+        self._line = Div(
+            text=text("dashboard.nothing"), sizing_mode="stretch_width", styles=_STYLES
+        )
+        switch = Div(text=_switch(), styles={**_STYLES, "white-space": "nowrap"})
+        self.root: LayoutDOM = row(self._line, switch, sizing_mode="stretch_width")
 
     def draw(self, board: Board) -> None:
         """Show what the board has now."""
-        self.root.text = escape(headline(board.facts))
+        self._line.text = escape(headline(board.facts))
+
+
+def _switch() -> str:
+    """Return links to this page in every language; that which it speaks is no link."""
+    spoken = current()
+    named = (
+        f'<b lang="{code}">{name}</b>'
+        if code == spoken
+        else f'<a href="?lang={code}" lang="{code}" style="color: inherit">{name}</a>'
+        for code, name in LANGUAGES.items()
+    )
+    label = escape(text("dashboard.language"))
+    return f'<span role="group" aria-label="{label}">{" | ".join(named)}</span>'
 
 
 class Footer:
@@ -75,6 +92,7 @@ class CutPart:
     def __init__(self) -> None:
         self._layer = Select(title=text("dashboard.layer"), visible=False)
         self._layer.on_change("value", lambda _name, _old, _new: self._picture())
+        self._language = current()
         self._shown = Div(
             text=text("plan.serial"),
             sizing_mode="stretch_width",
@@ -105,11 +123,12 @@ class CutPart:
             # One with a halo if there is any; else one whose weights are cut is worth a look.
             first = next((p.layer.name for p in layers if p.parameters), names[0])
             halos = any(p.layer.windows and p.halo(plan.mesh) for p in layers)
-            self._layer.value = picture(plan).text.partition(" (")[0] if halos else first
+            self._layer.value = first_layer(plan) if halos else first
 
     def _picture(self) -> None:
         if self._plan is not None and self._layer.value:
-            drawn = picture(self._plan, self._layer.value)
+            with speaking(self._language):  # also where somebody has chosen another layer
+                drawn = picture(self._plan, self._layer.value)
             strategy = f"<p><b>{escape(self._plan.strategy)}</b></p>"
             self._shown.text = f'{strategy}<div style="max-width: {WIDTH}px">{drawn.svg}</div>'
 

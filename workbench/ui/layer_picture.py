@@ -60,6 +60,17 @@ def picture(
     return Picture(svg(y + 22 * len(lines) + 8, title, "".join(body)), words(title, lines))
 
 
+def first_layer(plan: Plan) -> str:
+    """Return the name of the layer that is drawn if none is named.
+
+    Raises
+    ------
+    PlanError
+        If the plan has no layer.
+    """
+    return _chosen(plan, None).layer.name
+
+
 def _chosen(plan: Plan, name: str | None) -> LayerPlan:
     layers = [planned for planned in plan.layers if planned.layer.arguments]
     if not layers:

@@ -10,7 +10,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from workbench.plan import Plan
 from workbench.ui.form import Request
 from workbench.ui.language import current, speaking, text, translate
-from workbench.ui.layer_picture import picture
+from workbench.ui.layer_picture import first_layer, picture
 from workbench.ui.traffic import traffic
 from workbench.ui.widget import Fold, box, hint, put
 
@@ -52,7 +52,7 @@ class PlanView:
             self._picture.value = escape(said)
             return
         names = [planned.layer.name for planned in self._plan.layers if planned.layer.arguments]
-        first = picture(self._plan).text.partition(" (")[0]
+        first = first_layer(self._plan)
         before: Any = self._layer.value
         self._layer.options = list(dict.fromkeys(names))
         self._layer.value = before if before in names else first
