@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 
@@ -16,13 +17,17 @@ import workbench
 from workbench.amdahl import fits
 from workbench.catalogue import CATALOGUE
 from workbench.errors import PlanError
-from workbench.findings import findings
+from workbench.findings import findings, sameness
 from workbench.strategies import OPTIONS, STRATEGIES
 from workbench.ui import language, texts
 from workbench.ui.language import LANGUAGES, speaking, texts_of, translate
+from workbench.why import DOES, why
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 HOLES = re.compile("⟦\\d+⟧")
+KNOWN = {"rank", "data", "sharded", "tensor", "spatial", "pipeline", "serial", "stage", "split"}
+KNOWN |= {"accumulate", "balance", "measured", "Karp", "Flatt", "Python", "Transformer"}
+KNOWN |= {"channel", "dtype", "inf", "float", "columns", "GPU"}
 PACKAGE = Path(workbench.__file__).parent
 SOURCES = "\n".join(
     path.read_text() for room in ("ui", "dashboard", "cli") for path in PACKAGE.glob(f"{room}/*.py")
@@ -71,6 +76,14 @@ def test_registered_names_have_texts():
     assert {name for name in OPTIONS if not language.known(f"option.{name}")} == set()
 
 
+PROOFS = (
+    {"same_result": True, "max_difference": 3e-15},
+    {"same_result": True, "max_difference": None},
+    {"same_result": False, "max_difference": 0.2},
+    {"same_result": True, "max_difference": 0.0, "proof": "in float64, without bf16"},
+)
+
+
 def sentences() -> list[str]:
     """Return what rooms below say where all goes well, in all its forms."""
     base = [row("serial", 1, 1, 0.08), row("serial", 1, 2, 0.05)]
@@ -84,6 +97,8 @@ def sentences() -> list[str]:
     ]
     told = [said for each in rows for said in findings([*base, each], 2)]
     told += findings([base[0], rows[0]], 2)
+    told += [fit.sentence for fit in fits([row("data=2", 2, 1, 0.04, speedup=1.5)])]
+    told += [said for each in rows for said in sameness([{**each, **proof} for proof in PROOFS])]
     for at_two, at_four in ((1.8, 3.5), (1.8, 2.0), (1.2, 3.5), (0.5, 0.4), (2.1, 4.2)):
         degrees = [row("data=2", 2, 1, 0.04, speedup=at_two), row("data=4", 4, 1, 0.04)]
         degrees[1]["speedup"] = at_four
@@ -99,10 +114,7 @@ def test_what_rooms_below_say_is_said_in_chinese(sentence):
     with speaking("zh"):
         said = translate(sentence)
     english = re.findall(r"[A-Za-z]{3,}", said)
-    known = {"rank", "data", "sharded", "tensor", "spatial", "pipeline", "serial", "stage", "split"}
-    known |= {"accumulate", "balance", "measured", "Karp", "Flatt", "Python", "Transformer"}
-    known |= {"channel", "dtype", "inf"}
-    assert set(english) <= known, said
+    assert set(english) <= KNOWN, said
 
 
 def test_every_error_of_the_sources_is_said_in_chinese():
@@ -150,6 +162,36 @@ def test_values_that_are_sentences_are_translated_too():
             "分享码被拒绝：strategy：策略 'dta=2'：'dta' 不是策略。有：serial, data=N。"
             " 你是想写 'data' 吗？"
         )
+
+
+@pytest.mark.parametrize("kind", DOES)
+@pytest.mark.parametrize("axis", STRATEGIES)
+@pytest.mark.parametrize(
+    ("device", "cores", "reached"),
+    [("cpu", 2, "25% of what 2 cores"), ("cpu", 1, "50% of what 1 core"),
+     ("cuda", 2, "25% of what 2 GPUs"), ("none", 2, "25% of what 2 cores")],
+)  # fmt: skip
+def test_why_this_speed_says_in_both_languages_what_to_change(
+    device, cores, reached, axis, kind, monkeypatch
+):
+    """For every loss of every axis; where ranks are crowded, on GPUs, and without any advice."""
+    if device == "none":
+        device, advised = "cpu", {axis: replace(STRATEGIES[axis], remedies={})}
+        monkeypatch.setattr("workbench.why.STRATEGIES", advised)
+    nothing = {f"{kind}_share": 0.0 for kind in DOES}
+    alone = row("serial", 1, 1, 2.4, device=device) | nothing | {"compute_share": 1.0}
+    lost = {"compute_share": 0.2, f"{kind}_share": 1.0 if kind == "compute" else 0.8}
+    english = why(
+        row(f"{axis}=2", 2, 1, 4.8, device=device) | nothing | lost, alone, cores
+    ).sentence
+    assert english.startswith(f"{axis}=2 reaches {reached} can. Most is lost by {DOES[kind]}: ")
+    assert re.search(r": [\d,]+ of 4,800 ms a step \(\d\d%\)\. [A-Z]", english), english
+    with speaking("zh"):
+        said = translate(english)
+    assert re.search(
+        r"每步 4,800 毫秒中占 [\d,]+ 毫秒（\d\d%）。(请减少|可以试试|这个策略)", said
+    ), said
+    assert not set(re.findall("[A-Za-z]{4,}", said)) - KNOWN, said
 
 
 def test_a_sentence_that_is_not_known_stays_and_english_is_untouched():

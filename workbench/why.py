@@ -46,6 +46,10 @@ class Why:
         What each kind of span takes beyond its part of the ideal, in seconds of one rank's step;
         less than nothing where a share computes faster than its part of the whole. Together with
         ``ideal_s`` they are ``step_s``.
+    crowded:
+        Whether there are fewer cores than it asks for.
+    device:
+        ``"cpu"`` or ``"cuda"``, where cores are GPUs.
     """
 
     strategy: str
@@ -56,6 +60,7 @@ class Why:
     ideal_s: float
     beyond_s: Mapping[str, float]
     crowded: bool
+    device: str = "cpu"
 
     @property
     def efficiency(self) -> float:
@@ -70,18 +75,23 @@ class Why:
     @property
     def sentence(self) -> str:
         """What holds it back most, in numbers, and what to try."""
-        reached = f"{self.strategy} reaches {self.efficiency:.0%} of what {_cores(self.cores)} can"
+        reached = f"{self.strategy} reaches {self.efficiency:.0%} of what {self._cores} can"
         if self.efficiency >= NEARLY_ALL:
             return f"{reached}: there is little left to gain."
         lost_s = self.beyond_s[self.worst]
         return (
-            f"{reached}. Most is lost by {DOES[self.worst]}: {1e3 * lost_s:.3g} of "
-            f"{1e3 * self.step_s:.3g} ms a step ({lost_s / self.step_s:.0%}). {self._remedy()}"
+            f"{reached}. Most is lost by {DOES[self.worst]}: {_ms(lost_s)} of "
+            f"{_ms(self.step_s)} ms a step ({lost_s / self.step_s:.0%}). {self._remedy()}"
         )
+
+    @property
+    def _cores(self) -> str:
+        noun = "GPU" if self.device == "cuda" else "core"
+        return f"{self.cores} {noun}{'' if self.cores == 1 else 's'}"
 
     def _remedy(self) -> str:
         if self.crowded and self.worst in ("compute", "wait"):
-            return f"Use fewer ranks or threads: there are {_cores(self.cores)}."
+            return f"Use fewer ranks or threads: there are {self._cores}."
         # Of several axes the one that has most ranks is most likely the cause.
         axis = max(parse(self.strategy).axes, key=lambda each: each[1])[0]
         remedy = STRATEGIES[axis].remedies.get(self.worst)
@@ -115,6 +125,7 @@ def why(row: Row, alone: Row, machine_cores: int) -> Why:
         ideal_s=alone["step_s"] / cores,
         beyond_s=beyond_s,
         crowded=on_cpu and wanted > machine_cores,
+        device=row["device"],
     )
 
 
@@ -122,5 +133,6 @@ def _part_s(row: Row, kind: str) -> float:
     return float((row.get(f"{kind}_share") or 0.0) * row["step_s"])
 
 
-def _cores(number: int) -> str:
-    return f"{number} core{'' if number == 1 else 's'}"
+def _ms(seconds: float) -> str:
+    ms = 1e3 * seconds
+    return f"{ms:,.0f}" if ms >= 1000 else f"{ms:.3g}"
