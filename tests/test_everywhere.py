@@ -64,8 +64,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "done 4 2\n", "")
 
 
-def test_a_model_from_a_notebook_cell(tmp_path: Path) -> None:
-    cells = (TRAIN, "lab = wb.start(workers=2, threads=1)", "print(*train())", "lab.close()")
+def executed(tmp_path: Path, *cells: str) -> list[nbformat.NotebookNode]:
+    """Return the outputs of the cells of a notebook that runs without a browser."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     client = NotebookClient(
         notebook,
@@ -75,6 +75,21 @@ def test_a_model_from_a_notebook_cell(tmp_path: Path) -> None:
         store_widget_state=False,
     )
     client.execute()
-    printed = [o.text for c in notebook.cells for o in c.outputs if o.get("name") == "stdout"]
-    assert "".join(printed).strip() == "done 4 2"
-    assert not [o for c in notebook.cells for o in c.outputs if o.get("name") == "stderr"]
+    outputs = [output for cell in notebook.cells for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    return outputs
+
+
+def test_a_model_from_a_notebook_cell(tmp_path: Path) -> None:
+    cells = (TRAIN, "lab = wb.start(workers=2, threads=1)", "print(*train())", "lab.close()")
+    outputs = executed(tmp_path, *cells)
+    assert "".join(o.text for o in outputs if o.get("name") == "stdout").strip() == "done 4 2"
+
+
+def test_the_panel_of_a_notebook_is_a_sentence_where_there_are_no_widgets(tmp_path: Path) -> None:
+    """As the web shows a notebook that was saved, and front ends that know no widgets."""
+    shown = "panel = wb.app(workers=1, workload='digits-mlp')\npanel"
+    outputs = executed(tmp_path, "import workbench as wb", shown, "panel.close()")
+    [panel] = [o.data for o in outputs if "application/vnd.jupyter.widget-view+json" in o.data]
+    assert "The live panel cannot be shown here" in panel["text/html"]
+    assert "Parallel workbench panel" in panel["text/plain"]

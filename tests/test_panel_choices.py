@@ -312,7 +312,13 @@ def test_without_a_front_end_it_tells_its_state_as_text(opened, rooms, capsys):
     rooms.compared[0][-1].go_on("done")
     opened.wait(10)
     until(lambda: "data=2 2.00×" in capsys.readouterr().out, "the line")
-    assert "2.00×" in opened._repr_mimebundle_()["text/html"]
+    bundle = opened._repr_mimebundle_()
+    # What a page on the web and a front end without widgets choose instead of the widgets.
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} <= {*bundle}
+    assert "2.00×" in bundle["text/html"]
+    assert "<table" in bundle["text/html"]
+    assert bundle["text/html"].count("<svg") == 1
+    assert "Measured speedup" in bundle["text/html"].partition("<svg")[2]
     opened._ipython_display_()
     assert "Parallel workbench panel" in capsys.readouterr().out
 

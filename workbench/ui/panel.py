@@ -26,7 +26,7 @@ from workbench import machine
 from workbench.controls import checked
 from workbench.strategies.notation import parse
 from workbench.ui import language as speech
-from workbench.ui import table
+from workbench.ui import stills, table
 from workbench.ui.actions import Presses
 from workbench.ui.driver import CLOSE_LIMIT_S, Driver
 from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, request
@@ -280,14 +280,17 @@ class Panel:
         return f"<Parallel workbench panel{closed}: {state.text}>"
 
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
-        """Return the widgets, and for front ends without widgets the text and the table."""
+        """Return the widgets; for front ends without them a sentence, the table and figures."""
         bundle = dict(self._view.root._repr_mimebundle_() or {})
         state = self.state
         bundle["text/plain"] = repr(self)
         with speech.speaking(self._language):
             title, said = escape(text("static.title")), escape(text("static.text"))
             rows = table.rows_table(state.rows) if state.rows else ""
-        bundle["text/html"] = f"<p><b>{title}</b> {said}</p><p>{escape(state.text)}</p>{rows}"
+            measured = self.comparison
+            drawn = stills.svg(measured) if measured is not None and state.rows else ""
+        lines = f"<p><b>{title}</b> {said}</p><p>{escape(state.text)}</p>"
+        bundle["text/html"] = lines + rows + drawn
         return bundle
 
     def _ipython_display_(self) -> None:
