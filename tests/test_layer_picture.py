@@ -109,3 +109,13 @@ def test_the_panel_draws_a_layer_in_its_language_also_when_another_is_chosen() -
     before, view._layer.value = view._picture.value, "down1.3"
     assert view._picture.value != before
     assert "取来" in view._picture.value
+
+
+def test_shares_say_whose_they_are_for_the_timeline() -> None:
+    _, svg, _ = drawn("data=2,spatial=2", "down1.0")
+    assert re.findall(r'data-wb-ranks="(.*?)" tabindex="0"', svg) == ["0 2", "1 3"]
+    assert re.findall(r'<svg class="wb-layer" data-wb-layer="(.*?)" role="(.*?)"', svg) == [
+        ("down1.0", "group")
+    ]
+    _, whole, _ = drawn("data=2", "down1.0")
+    assert 'data-wb-layer="down1.0" role="img"' in whole

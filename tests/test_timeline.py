@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from workbench.errors import PlanError
 from workbench.spans import SpanRecorder
-from workbench.timeline import bars_of, steps_in, timeline_of, trace, usual_step, write_trace
+from workbench.timeline import (
+    Bar,
+    Timeline,
+    bars_of,
+    steps_in,
+    timeline_of,
+    trace,
+    usual_step,
+    write_trace,
+)
+from workbench.ui.about import data_table
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 
@@ -113,3 +123,13 @@ def test_of_very_many_bars_the_longest_are_drawn(monkeypatch):
     shown = timeline_of({"data=2": STEPS})
     columns = timeline_columns(shown)
     assert len(columns["start"]) == 2
+
+
+def test_bars_say_of_which_rank_and_layer_they_are():
+    bars = Bar(0, "compute", "", 0.0, 1.0, 0), Bar(1, "comm", "conv1: halo", 0.0, 1.0, 8)
+    columns = timeline_columns(Timeline("spatial=2", 1, bars))
+    assert columns["rank"] == [0, 1]
+    assert columns["layer"] == ["", "conv1"]
+    table = data_table("timeline", columns)
+    assert '<tr data-wb-ranks="0" tabindex="0">' in table
+    assert '<tr data-wb-ranks="1" data-wb-layer="conv1" tabindex="0">' in table

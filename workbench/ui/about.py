@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
+from itertools import repeat
 from math import isfinite
 from typing import Any
 
@@ -10,6 +12,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench.ui.chart import Columns
 from workbench.ui.language import text
+from workbench.ui.linking import marks
 from workbench.ui.widget import Fold, box, put
 
 SHOWN = {
@@ -60,8 +63,8 @@ def data_table(name: str, columns: Columns) -> str:
         return f'<p class="wb-hint">{escape(text(f"figure.{name}.empty"))}</p>'
     head = "".join(f'<th scope="col">{escape(text(f"data.{column}"))}</th>' for column in shown)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(_written(cell))}</td>' for cell in row)}</tr>"
-        for row in rows[:MOST_ROWS]
+        f"<tr{marked}>{''.join(f'<td>{escape(_written(cell))}</td>' for cell in row)}</tr>"
+        for row, marked in zip(rows[:MOST_ROWS], _marks(columns), strict=False)
     )
     left = len(rows) - MOST_ROWS
     more = f'<p class="wb-hint">{escape(text("data.more", count=left))}</p>' if left > 0 else ""
@@ -69,6 +72,17 @@ def data_table(name: str, columns: Columns) -> str:
         f'<div class="wb-scroll"><table class="wb-table"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}"
     )
+
+
+def _marks(columns: Columns) -> Iterator[str]:
+    """Yield whose each row is, where that is known; the keyboard gets to the first of each rank."""
+    if "rank" not in columns:
+        yield from repeat("")
+        return
+    before = None
+    for rank, layer in zip(columns["rank"], columns["layer"], strict=True):
+        yield marks([rank], layer, stop=rank != before)
+        before = rank
 
 
 def _written(cell: Any) -> str:

@@ -36,11 +36,12 @@ class Picture:
         return self.text
 
 
-def svg(height: float, title: str, body: str) -> str:
+def svg(height: float, title: str, body: str, marks: str = "") -> str:
     """Return a picture of ``WIDTH`` pixels with a title; ``url(#wb-hatch-N)`` hatches in colour N.
 
     The hatches of each picture get names of their own: those of another one on the page, which has
-    the same names and is hidden, would be taken and not be seen.
+    the same names and is hidden, would be taken and not be seen. ``marks`` are attributes of its
+    own, see :func:`workbench.ui.linking.marks`.
     """
     own = f"{HATCH}{next(_pictures)}-"
     body = body.replace(f"url(#{HATCH}", f"url(#{own}")
@@ -50,8 +51,9 @@ def svg(height: float, title: str, body: str) -> str:
         f'<line x1="0" y1="0" x2="0" y2="6" stroke="{color}" stroke-width="5"/></pattern>'
         for n, color in enumerate(RANKS)
     )
+    role = "group" if " tabindex=" in body else "img"  # nothing inside of an image has the focus
     return (
-        f'<svg class="wb-layer" role="img" aria-label="{escape(title)}" width="100%" '
+        f'<svg class="wb-layer"{marks} role="{role}" aria-label="{escape(title)}" width="100%" '
         f'style="max-width:{WIDTH}px" viewBox="0 0 {WIDTH} {height:.0f}" '
         f'font-family="{escape(look.FONT)}" fill="currentColor"><defs>{hatches}</defs>'
         f"{text(title, 12, 24, bold=True, size=18)}{body}</svg>"

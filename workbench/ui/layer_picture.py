@@ -13,6 +13,7 @@ from workbench.strategies.wording import WORDS
 from workbench.ui.drawing import HATCH, RANKS, WIDTH, Picture, rect, svg, text, texts, words
 from workbench.ui.language import text as words_of
 from workbench.ui.language import translate
+from workbench.ui.linking import marks
 from workbench.ui.placement_picture import placement_picture
 from workbench.windows import Halo, Run, Window, cells
 
@@ -46,7 +47,8 @@ def picture(
     title = _title(planned)
     if halo is None or plan.ranks == 1:
         lines = _without_halo(plan, planned)
-        return Picture(svg(54 + 22 * len(lines), title, texts(lines, 54)), words(title, lines))
+        whole = svg(54 + 22 * len(lines), title, texts(lines, 54), marks(layer=planned.layer.name))
+        return Picture(whole, words(title, lines))
     lines = [*_sentences(plan, planned, halo), words_of("picture.hatched")]
     frame = _Frame(planned, halo)
     per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
@@ -54,10 +56,16 @@ def picture(
     shown = range(halo.size)
     for start in range(0, halo.size, per_row):
         for place, index in enumerate(shown[start : start + per_row]):
-            body.append(frame.drawn(index, 14 + place * (frame.width + 28), y))
+            drawn = frame.drawn(index, 14 + place * (frame.width + 28), y)
+            of = [r for r in range(plan.ranks) if plan.mesh.coordinates(r)["spatial"] == index]
+            named = words_of("timeline.rank", rank=index)
+            mine = f'{marks(of, stop=True)} role="img" aria-label="{named}" pointer-events="all"'
+            body.append(f"<g{mine}>{drawn}</g>")
         y += frame.height + 48
     body.append(texts(lines, y + 8))
-    return Picture(svg(y + 22 * len(lines) + 8, title, "".join(body)), words(title, lines))
+    of_layer = marks(layer=planned.layer.name)
+    whole = svg(y + 22 * len(lines) + 8, title, "".join(body), of_layer)
+    return Picture(whole, words(title, lines))
 
 
 def first_layer(plan: Plan) -> str:

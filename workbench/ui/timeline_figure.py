@@ -24,6 +24,7 @@ from workbench.ui.chart import (
     blank_figure,
 )
 from workbench.ui.language import text, translate
+from workbench.ui.linking import layer_of, link
 
 NOWHERE = "nowhere"
 """A row that there is not: what stands there gives the legend its colours and is not drawn."""
@@ -56,7 +57,8 @@ class TimelineChart(Chart):
 def timeline_chart() -> Chart:
     """Return the figure of one step: a row for each rank, a bar for each span, time to the right.
 
-    It can be zoomed and moved along the time; the colours and hatches are those of all figures.
+    It can be zoomed and moved along the time; the colours and hatches are those of all figures. It
+    is linked with the picture of the cut, see :mod:`workbench.ui.linking`.
     """
     fig = blank_figure(
         "timeline",
@@ -69,7 +71,8 @@ def timeline_chart() -> Chart:
     bars = fig.hbar(
         y="label", left="start", right="stop", height=0.75, source=source,
         fill_color="color", line_color="color", hatch_pattern="hatch", hatch_color="white",
-        hatch_alpha=0.7, hatch_scale=8,
+        hatch_alpha=0.7, hatch_scale=8, nonselection_fill_alpha=0.2, nonselection_line_alpha=0.2,
+        nonselection_hatch_alpha=0.1,
     )  # fmt: skip
     add_hover(
         fig,
@@ -82,6 +85,7 @@ def timeline_chart() -> Chart:
             "hover.sends": "@sent{0,0} B",
         },
     )
+    link(fig, source)
     wheel = WheelZoomTool(dimensions="width")
     fig.add_tools(PanTool(dimensions="width"), wheel, BoxZoomTool(dimensions="width"))
     fig.add_tools(ResetTool())
@@ -112,6 +116,8 @@ def timeline_columns(shown: Timeline | None) -> Columns:
     of = text("timeline.of", label=translate(shown.label), step=shown.step + 1) if shown else ""
     return {
         "label": [text("timeline.rank", rank=bar.rank) for bar in drawn],
+        "rank": [bar.rank for bar in drawn],
+        "layer": [layer_of(bar.name) for bar in drawn],
         "of": [of for _ in drawn],
         "kind": [text(f"span.{span.kind}") for span in spans],
         "name": [bar.name or text("timeline.layers") for bar in drawn],

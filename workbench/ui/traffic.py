@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from workbench.plan import Plan, in_binary_units
 from workbench.ui.language import text
+from workbench.ui.linking import marks
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "total")
 MOST_RANKS = 16
@@ -25,7 +26,8 @@ def _memory(plan: Plan) -> str:
         sizes = (getattr(memory, f"{part}_bytes") for part in PARTS)
         rows.append([str(rank), *map(in_binary_units, sizes)])
     heads = [text("traffic.rank"), *(text(f"traffic.{part}") for part in PARTS)]
-    return _table(text("traffic.memory"), heads, rows)
+    ranks = [marks([rank], stop=True) for rank in range(len(rows))]
+    return _table(text("traffic.memory"), heads, rows, ranks)
 
 
 def _sent(plan: Plan) -> str:
@@ -51,10 +53,13 @@ def _sent(plan: Plan) -> str:
     return _table(title, heads, rows)
 
 
-def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], of: Sequence[str] = ()
+) -> str:
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        f"<tr{marked}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for row, marked in zip(rows, of or [""] * len(rows), strict=True)
     )
     return (
         f'<h4>{escape(title)}</h4><div class="wb-scroll"><table class="wb-table">'
