@@ -8,8 +8,9 @@ from itertools import count
 
 from workbench.ui import look
 
-RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676", "#8C564B")
-"""Colours of ranks, Okabe and Ito's; each share is labelled too, so no meaning hangs on colour."""
+RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#3D8FC4", "#767676", "#8C564B")
+"""Colours of ranks, each with a contrast of 3:1 on white and on dark: Okabe and Ito's, their orange
+and sky blue darker. Each share is labelled too, so no meaning hangs on colour."""
 
 WIDTH = 900
 """Pixels of a picture."""

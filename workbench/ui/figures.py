@@ -79,7 +79,7 @@ def speedup_chart() -> Chart:
     )
     fig.text(
         "law_end", "law_top", "law_text", source=source, x_offset=6, text_baseline="middle",
-        text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_color="color",
+        text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_color=look.INK,
     )  # fmt: skip
     fig.segment("cores", "low", "cores", "high", source=source, color="color", line_width=3)
     points = fig.scatter(
@@ -89,7 +89,7 @@ def speedup_chart() -> Chart:
     fig.text(
         "cores", "text_at", "text", source=source, text_align="center", text_baseline="middle",
         y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
-        text_font_style="bold", text_color="color",
+        text_font_style="bold", text_color=look.INK,
     )  # fmt: skip
     add_hover(
         fig,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from workbench.ui.texts import Row
 
 INK = "#767676"
-"""Text and axes where nothing better is known: readable on white and on black."""
+"""Text and axes where the theme's own colour is not known: 4.5:1 on white, 4.1:1 on JupyterLab's
+dark background. No colour has more than 4.4:1 on both."""
 
 FONT = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans CJK SC', "

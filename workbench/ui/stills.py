@@ -134,7 +134,7 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
             # Labels at one number of cores stand below each other and hide none.
             y = max(y, taken.get(cores, -math.inf) + 16)
             taken[cores] = y
-            canvas.text(label, x + 12, y, size=TEXT_SIZE, bold=True, color=color, halo=True)
+            canvas.text(label, x + 12, y, size=TEXT_SIZE, bold=True, halo=True)
     return used + PLOT + FOOT
 
 
