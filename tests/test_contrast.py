@@ -7,6 +7,7 @@ import re
 import pytest
 from bokeh.models import Text
 
+from workbench.dashboard import parts
 from workbench.ui import figures, look, report, table
 from workbench.ui.accuracy_figure import accuracy_chart
 from workbench.ui.canvas import GREY, PAPER
@@ -116,6 +117,10 @@ def test_the_report_is_read_in_both_schemes():
     assert len(inks) == 4
     for ink, page in zip(inks, (WHITE, WHITE, DARK, DARK), strict=True):
         assert contrast(color(ink), page) >= TEXT
+
+
+def test_text_of_dashboard_pages_is_read_on_the_background_of_dask():
+    assert contrast(color(parts.INK), color("#fafafa")) >= TEXT
 
 
 def test_text_in_figures_has_the_ink_and_not_the_colour_of_its_mark():

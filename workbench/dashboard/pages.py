@@ -24,6 +24,9 @@ from workbench.ui.language import LANGUAGES, preferred, speaking, text
 EVERY_MS = 500
 """Between two looks at the board; nothing is done if it has no news."""
 
+_INKS = {f"--bk-{of}text-color": parts.INK for of in ("axis-label-", "major-label-", "label-", "")}
+"""Titles, axes and legends as dark as other text: Dask's pages are light, whatever the theme."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ def _open(
             shown, root = build()
         page = Page(scheduler, shown, language)
         page.update()
+        root.styles = {**root.styles, **_INKS}  # type: ignore[dict-item]
         doc.add_root(root)
         add_periodic_callback(doc, page, EVERY_MS)
     except Exception:

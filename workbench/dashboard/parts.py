@@ -21,6 +21,9 @@ from workbench.ui.layer_picture import first_layer, picture
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
+INK = "#333"
+"""Text on Dask's light pages."""
+
 
 class Part(Protocol):
     """A piece of a page."""
@@ -137,7 +140,7 @@ _AS_WIDE = ":host .bk-clearfix { width: 100%; }"
 _STYLES: dict[str, str | None] = {
     "font-family": look.FONT,
     "font-size": look.TEXT_SIZE,
-    "color": "#333",
+    "color": INK,
 }
 
 
