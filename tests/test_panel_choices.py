@@ -143,6 +143,19 @@ def test_the_panel_changes_its_language_and_back(opened, rooms):
     until(lambda: "Batch is 0" in shown(opened), "English")
 
 
+def test_the_link_to_the_dashboard_carries_the_language(opened, rooms):
+    assert "href" not in opened._view._place.value
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    link = 'href="http://127.0.0.1:8787/workbench?lang='
+    until(lambda: f'{link}en"' in opened._view._place.value, "the link")
+    opened.speak("zh")
+    until(lambda: f'{link}zh"' in opened._view._place.value, "the language")
+    rooms.compared[0][-1].go_on("done")
+    rooms.labs[0].close()
+    until(lambda: "href" not in opened._view._place.value, "the end of the link")
+
+
 def test_a_share_code_restores_all_controls_and_a_forged_one_is_refused(opened, rooms):
     other = panel.app(workload="digits-mlp", strategy="pipeline=3", schedule="zb-h1", seed=5)
     code = other.code

@@ -188,6 +188,14 @@ class Driver:
         """Whether the cluster in use is closed, or was found without workers; asks nobody."""
         return self._lost or (self.lab is not None and self.lab.closed)
 
+    @property
+    def dashboard(self) -> str:
+        """Address of the page of all runs on the cluster in use; "" where there is none."""
+        lab = self.lab
+        if lab is None or lab.closed or not lab.feed.on:
+            return ""
+        return f"{lab.dashboard_link.removesuffix('/status')}/workbench"
+
     def close(self, wait: bool = True) -> None:
         """Stop what runs, leave the cluster to other panels or close it, and end the thread."""
         if not self._closed.is_set():

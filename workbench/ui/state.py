@@ -72,6 +72,8 @@ class State:
         Whether the cluster is gone, so that another must be started.
     can_go_on:
         Whether there is a training that another strategy can go on with.
+    dashboard:
+        Address of the page of the cluster that shows what runs, "" without one.
     """
 
     message: str
@@ -94,6 +96,7 @@ class State:
     preview: Preview | None = None
     gone: bool = False
     can_go_on: bool = False
+    dashboard: str = ""
 
     @property
     def busy(self) -> bool:
@@ -130,10 +133,14 @@ class Watcher:
         elif job is not None and (news or job.number not in self._ended):
             self._last = self._gather(job)
         self._spoken = spoken
-        gone, training = driver.cluster_gone, driver.training
-        can_go_on = training is not None and training.can_go_on
-        if (gone, can_go_on) != (self._last.gone, self._last.can_go_on):
-            self._last = replace(self._last, gone=gone, can_go_on=can_go_on)
+        training = driver.training
+        now: dict[str, Any] = {
+            "gone": driver.cluster_gone,
+            "can_go_on": training is not None and training.can_go_on,
+            "dashboard": driver.dashboard,
+        }
+        if any(getattr(self._last, name) != value for name, value in now.items()):
+            self._last = replace(self._last, **now)
         return self._last
 
     def _gather(self, job: Job) -> State:

@@ -26,7 +26,7 @@ from workbench.ui.described import Described
 from workbench.ui.form import Request
 from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
-from workbench.ui.language import text, translate
+from workbench.ui.language import current, text, translate
 from workbench.ui.live_figure import LiveFigure
 from workbench.ui.memory_figure import memory_chart, memory_columns
 from workbench.ui.placement_page import PlacementPage
@@ -173,7 +173,7 @@ class View:
                 self._price_drawn = price
                 put(self._details, _details(state, price))
             if state is not self._shown or guess is not self._drawn_guess:
-                put(self._place, f"<span>{escape(state.place)}</span>")
+                put(self._place, _place(state))
                 put(self._problem, _problem(state))
                 put(self._result, _result(state))
                 put(self._table, _runs(state))
@@ -244,6 +244,16 @@ class View:
             ],
             "wb-panel",
         )
+
+
+def _place(state: State) -> str:
+    """Return where it runs, and a link to the page of the dashboard in the language spoken here."""
+    said = f"<span>{escape(state.place)}</span>"
+    if not state.dashboard:
+        return said
+    address = escape(f"{state.dashboard}?lang={current()}")
+    named = escape(text("place.dashboard"))
+    return f'{said} · <a href="{address}" target="_blank" rel="noopener">{named}</a>'
 
 
 def _problem(state: State) -> str:
