@@ -92,6 +92,19 @@ def test_a_translation_has_the_same_code(path):
             assert solution(one) == solution(other)
 
 
+def test_those_who_teach_are_told_as_much_in_chinese():
+    """Heading by heading, item by item, and row by row."""
+
+    def shape(path):
+        lines = path.read_text("utf-8").splitlines()
+        begun = (re.match(r"#+ |\d\.|-|\|", line) for line in lines)
+        return [each[0] for each in begun if each]
+
+    original = shape(NOTEBOOKS / "INSTRUCTOR.md")
+    assert len(original) > 60
+    assert shape(NOTEBOOKS / "zh" / "INSTRUCTOR.md") == original
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_it_runs_and_its_checks_fail_until_they_are_answered(path, tmp_path, monkeypatch):
