@@ -15,9 +15,10 @@ import pytest
 from test_run import workload
 
 import workbench as wb
-from workbench.attaching import AttachedComparison, AttachedRun, as_comparison
+from workbench.attached_run import AttachedRun
+from workbench.attaching import AttachedComparison, as_comparison, followed
 from workbench.cluster.lab import Lab
-from workbench.records import RunFolder, driver, drives, read
+from workbench.records import RunFolder, Tail, drive, driver, drives, read
 from workbench.resuming import start_from
 from workbench.ui.report import report_html
 
@@ -71,6 +72,86 @@ def test_a_run_that_goes_on_and_one_whose_driver_is_gone(tmp_path: Path) -> None
     assert again.status == "interrupted"
     assert "interrupted, step 10 of 50" in repr(again)
     assert as_comparison(again).rows[0]["step_s"] == 0.01
+
+
+def test_a_run_that_goes_on_elsewhere_is_followed_to_its_end(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "one")
+    folder.write_summary(SUMMARY)
+    run: Any = wb.attach(folder.path)
+    assert (run.status, run.step) == ("starting", 0)
+    folder.add([step(1)], [span(0, 1)], ranks=2)
+    assert run.step == 0  # as it was read
+    assert (run.refresh().status, run.step) == ("running", 1)
+    with (folder.path / "steps.jsonl").open("a") as file:
+        file.write(json.dumps(step(2)) + '\n{"step": 1, "accuracy": 0.5}\n{"step": 3, "ti')
+    assert run.refresh().history == [step(1) | {"accuracy": 0.5}, step(2)]
+    assert run.spans == [span(0, 1)]
+    with pytest.raises(TimeoutError, match=r"still running after 0.01 s, at step 2 of 50"):
+        run.wait(0.01)
+    ended = SUMMARY | {"status": "done", "accuracy": 0.75, "peak_memory_bytes": [1, 2]}
+    rows = [step(n) for n in range(1, 9)]
+    folder.finish(ended, rows, [span(0, 8), span(1, 8)])
+    assert run.wait(10) is run
+    assert (run.status, run.history, run.accuracy) == ("done", rows, 0.75)
+    assert run.peak_memory_bytes == (1, 2)
+    assert run.spans == [span(0, 8), span(1, 8)]
+    assert not any(tmp_path.joinpath("one").glob(".*"))
+
+
+def test_a_look_takes_no_more_than_some_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lines"
+    file.write_text("one\ntwo\nthree\n")
+    monkeypatch.setattr("workbench.records.MOST_BYTES", 9)
+    tail = Tail(file)
+    assert [tail.look() for _ in range(3)] == [
+        (["one", "two"], True),
+        (["three"], False),
+        ([], False),
+    ]
+    other = tmp_path / "other"
+    other.write_text("four\n")
+    other.replace(file)
+    assert tail.look() == (["four"], True)
+
+
+def test_only_who_drives_a_run_can_stop_it(tmp_path: Path) -> None:
+    folder = going_on(tmp_path)
+    run: Any = wb.attach(folder.path)
+    with pytest.raises(wb.RunError, match=rf"driven by process {os.getpid()} on .*press Stop"):
+        run.stop()  # this process, but not as a run
+    stopped: list[str] = []
+
+    class Own:
+        def stop(self) -> None:
+            stopped.append("stopped")
+
+    own = Own()
+    drive(folder.path, own)
+    run.stop()
+    assert stopped == ["stopped"]
+    del own
+    gone(folder.path)
+    run.stop()  # interrupted: there is nothing to stop
+
+
+@pytest.mark.timeout(120)
+def test_a_comparison_is_followed_while_it_goes_on(lab: Lab, tmp_path: Path) -> None:
+    table = wb.compare(
+        workload(), ["data=2"], steps=8, repeats=1, prove=False, folder=tmp_path, wait=False
+    )
+    found: Any = wb.attach(table.folder)
+    assert found.status in ("starting", "running")
+    assert found.wait(100).status == "done"
+    assert found.rows == table.rows
+    assert [run.history for run in found.runs] == [run.history for run in table.runs]
+    assert found.progress.done_steps == table.progress.done_steps
+    found.stop()
+    again: Any = wb.attach(table.runs[0].folder)
+    one = followed(again)
+    assert one.refresh().status == "done"
+    assert one.progress.done_steps == 8
 
 
 def test_what_needs_weights_says_where_they_are(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ ROOMS = (
     "comparison",  # repeats, baselines, speedups, proofs
     "compare",  # the start of one
     "sweep",  # the start of one of all that can be done
+    "attached_run",  # a run as its folder tells it, followed
     "attaching",  # runs and comparisons as their folders tell them
     "ui",  # panel, figures, report
     "dashboard",  # pages in the Dask dashboard

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from panel_fakes import FakeLab, fake_rooms, shown, until
+from test_attaching import SUMMARY, going_on, step
 from test_sharing import forged
 
 from workbench.errors import PlanError
+from workbench.records import RunFolder
 from workbench.sharing import decode, encode
 from workbench.strategies import OPTIONS
 from workbench.ui import form, panel, training
@@ -184,6 +186,31 @@ def test_what_was_measured_before_is_shown_and_written(opened, rooms, tmp_path):
     opened.attach(str(file))
     until(lambda: "From a folder: Done" in shown(opened), "the old run")
     assert "data=2" in opened._view._table.value
+
+
+def test_a_run_that_goes_on_elsewhere_is_followed_and_blocks_nothing(opened, rooms, tmp_path):
+    folder = RunFolder.create(tmp_path, "one")
+    folder.write_summary(SUMMARY)
+    opened.attach(str(folder.path))
+    elsewhere = "Followed; started elsewhere"
+    until(lambda: f"{elsewhere}: Starting, 0 of 50" in shown(opened), "the run")
+    folder.add([step(n) for n in range(1, 11)], [], ranks=2)
+    until(lambda: f"{elsewhere}: Running, 10 of 50" in shown(opened), "its steps")
+    until(lambda: opened.state.curves, "its curve")
+    assert opened._view.actions.pause.disabled
+    assert not opened._view.actions.run.disabled
+    assert not opened._view.actions.stop.disabled
+    opened.pause()
+    opened.stop()
+    until(lambda: "only that can stop it: press Stop" in shown(opened), "where to stop it")
+    folder.finish(SUMMARY | {"status": "done"}, [step(n) for n in range(1, 12)], [])
+    until(lambda: "From a folder: Done, 11 of 50" in shown(opened), "its end")
+    assert opened._view.actions.stop.disabled
+    opened.attach(str(going_on(tmp_path, "two").path))
+    until(lambda: elsewhere in shown(opened), "another")
+    opened.run()  # is not held up by what goes on elsewhere
+    until(lambda: rooms.compared, "the comparison")
+    rooms.compared[0][-1].go_on("done")
 
 
 def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, rooms):

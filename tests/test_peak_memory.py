@@ -13,7 +13,7 @@ from equality import workload
 from fake_comparison import FakeComparison
 
 import workbench as wb
-from workbench.attaching import AttachedRun
+from workbench.attached_run import AttachedRun
 from workbench.cluster.lab import Lab
 from workbench.records import read
 from workbench.ui.memory_figure import (

@@ -6,94 +6,31 @@ What was measured is written down step by step, so nothing is lost with the kern
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Self
 
-from workbench.bubble import Bubble
-from workbench.compared import Compared, Facts, Progress
-from workbench.errors import PlanError, RunError
-from workbench.measured import WARM_UP_STEPS, Measured, Row, SpanRow
-from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, drives, read, read_spans
+from workbench.attached_run import (
+    OVER,
+    AttachedRun,
+    facts_of,
+    read_run,
+    readable,
+    status_of,
+    stop_driven,
+    wait_for,
+)
+from workbench.compared import Compared, Progress
+from workbench.errors import PlanError
+from workbench.measured import WARM_UP_STEPS, SpanRow
+from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, read_spans
 from workbench.speedup import FEWEST_STEPS, Entry
-from workbench.steering import ENDED
-
-
-@dataclass(frozen=True)
-class AttachedPlan:
-    """As much of a plan as its run's folder tells."""
-
-    strategy: str
-    ranks: int
-    bytes_per_step: int
-
-
-class AttachedRun(Measured):
-    """A run as its folder tells it: what was measured of it, and nothing that lies on workers.
-
-    Attributes are those of :class:`workbench.run.Run`. ``status`` may also be ``"interrupted"``:
-    whoever drove it is gone, and it will not go on.
-    """
-
-    preview = None
-    kept: Mapping[str, Any] = {}
-
-    def __init__(self, folder: Path, summary: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        plan = AttachedPlan(summary["strategy"], summary["ranks"], summary["bytes_per_step"])
-        super().__init__(plan, steps=summary.get("steps", len(rows)), threads=summary["threads"])
-        self.folder, self._summary = folder, dict(summary)
-        self.work = _facts(summary, summary["workload"])
-        self.status = _status(summary, bool(rows))
-        self.error: str | None = summary["error"]
-        self.device, self.backend = summary["device"], summary["backend"]
-        self.accuracy: float | None = summary["accuracy"]
-        self.test_loss: float | None = summary.get("test_loss")
-        self.first_step: int = summary.get("first_step", 0)
-        self.peak_memory_bytes = tuple(summary.get("peak_memory_bytes", ()))
-        self.predicted_memory_bytes = tuple(summary.get("predicted_memory_bytes", ()))
-        self._rows = list(rows)
-        self._read: list[SpanRow] | None = None
-
-    @property
-    def spans(self) -> list[SpanRow]:
-        """The spans in its folder: the newest 20,000 of each rank, the first of an interrupted."""
-        if self._read is None:
-            self._read = _readable(self.folder, read_spans)
-        return list(self._read)
-
-    @property
-    def bubble(self) -> Bubble | None:
-        """How much the ranks of a pipeline waited, beside theory, if the run has ended."""
-        found = self._summary.get("bubble")
-        return Bubble(**found) if found else None
-
-    def state(self, kind: str) -> NoReturn:
-        """Refuse to give weights.
-
-        Raises
-        ------
-        RunError
-            Always: they are not in the folder.
-        """
-        raise RunError(
-            f"The run {self.label} was read back from {self.folder}, which has its figures and not "
-            "its weights; those are kept with wb.save(run, path) and had again by wb.load(path)."
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Return the run in numbers, as it wrote them."""
-        return {**self._summary, "status": self.status, "steps_done": self.step}
-
-    def __repr__(self) -> str:
-        """Say how far it is."""
-        done = f"step {self.step} of {self.steps}"
-        return f"<AttachedRun {self.work.name} {self.label}: {self.status}, {done}>"
 
 
 class AttachedComparison(Compared):
-    """A comparison as its folder tells it, or as a JSON document does; nothing of it goes on.
+    """A comparison as its folder tells it, or as a JSON document does.
 
+    It is as it was when it was read, until :meth:`refresh` or :meth:`wait` reads what is new.
     Attributes are those of :class:`workbench.comparison.Comparison`; ``status`` may also be
     ``"interrupted"``. A document without a folder has rows and no runs, so no curves.
     """
@@ -108,7 +45,7 @@ class AttachedComparison(Compared):
         folder: Path | None = None,
     ) -> None:
         super().__init__(
-            _facts(document["workload"], document["workload"]["name"]),
+            facts_of(document["workload"], document["workload"]["name"]),
             entries,
             steps=document.get("steps", 0),
             repeats=document.get("repeats", 0),
@@ -117,19 +54,68 @@ class AttachedComparison(Compared):
             price_per_worker_hour=document.get("price_per_worker_hour"),
             unproved=document.get("unproved"),
         )
-        self.timelines = dict(timelines or {})
-        self.folder, self.error = folder, document["error"]
+        self.folder = folder
         self.work: Any = self.facts
-        self.runs: tuple[Any, ...] = tuple(run for entry in self.entries for run in entry.runs)
-        self._status = _status(document, bool(self.runs))
-        self._rows = list(document["rows"])
-        told = document.get("progress", {})
-        self._steps_done = told.get("done_steps", 0), told.get("total_steps", 0)
+        self.runs: tuple[Any, ...] = ()
+        self._take(document, entries, timelines or {})
 
     @property
     def status(self) -> str:
         """As of a run, or "interrupted"."""
         return self._status
+
+    @property
+    def step(self) -> int:
+        """Steps that have been made, of all runs."""
+        return self.progress.done_steps
+
+    def refresh(self) -> Self:
+        """Read what is new, if it has not ended: runs and their steps, rows, status."""
+        if self.status in OVER or self.folder is None:
+            return self
+        try:
+            document = json.loads((self.folder / COMPARISON).read_text(encoding="utf-8"))
+            runs = {run.folder.name: run for run in self.runs}
+            parts = _parts(document, self.folder, runs, self.timelines)
+        except (OSError, ValueError, PlanError):  # it is being taken away: nothing is new
+            return self
+        for run in self.runs:
+            run.refresh()
+        self._take(document, *parts)
+        return self
+
+    def wait(self, timeout_s: float | None = None) -> Self:
+        """Follow it until it has ended; as of :meth:`workbench.attached_run.AttachedRun.wait`."""
+        found: Self = wait_for(self, "The comparison", timeout_s)
+        return found
+
+    def stop(self) -> None:
+        """End it, if this process drives it; as of a run."""
+        driver = self._driver
+        stop_driven(
+            self,
+            f"The comparison is driven by process {driver.get('pid')} on {driver.get('host')}, "
+            "and only that can stop it: press Stop or call stop() there, or end that process.",
+        )
+
+    def _take(
+        self,
+        document: Mapping[str, Any],
+        entries: Sequence[Entry],
+        timelines: Mapping[str, list[SpanRow]],
+    ) -> None:
+        """Take what the folder tells."""
+        self.entries, self.timelines = list(entries), dict(timelines)
+        self.runs = tuple(run for entry in entries for run in entry.runs)
+        for run in self.runs:
+            if isinstance(run, AttachedRun):
+                run.work = self.work  # one workload, known by identity
+        self.refused, self.unproved = document.get("refused", {}), document.get("unproved")
+        self.error, self._driver = document["error"], document.get("driver", {})
+        self._rows = list(document["rows"])
+        told = document.get("progress", {})
+        self._steps_done = told.get("done_steps", 0), told.get("total_steps", 0)
+        self._status = status_of(document, bool(self.runs))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -138,8 +124,10 @@ class AttachedComparison(Compared):
 
     @property
     def progress(self) -> Progress:
-        """How far it came."""
-        return Progress(*self._steps_done, 0.0, self.status.capitalize())
+        """How far it came, or is."""
+        done, total = self._steps_done
+        done = max(done, sum(run.step for run in self.runs))
+        return Progress(done, total, 0.0 if self.status in OVER else None, self.status.capitalize())
 
 
 def attach(path: str | Path | None = None) -> AttachedRun | AttachedComparison:
@@ -165,7 +153,7 @@ def attach(path: str | Path | None = None) -> AttachedRun | AttachedComparison:
     if (asked / COMPARISON).is_file():
         return _comparison(asked / COMPARISON)
     if (asked / RUN).is_file():
-        return _run(asked)
+        return read_run(asked)
     found = [f for f in asked.iterdir() if _changed_s(f)] if asked.is_dir() else []
     if not found:
         raise PlanError(
@@ -188,6 +176,18 @@ def as_comparison(run: Any) -> AttachedComparison:
     PlanError
         If it has too few steps to time.
     """
+    found = followed(run)
+    if not found.rows:
+        fewest = WARM_UP_STEPS + FEWEST_STEPS
+        raise PlanError(
+            f"The run in {run.folder} has {run.step} finished steps, too few to time; a run of "
+            f"{fewest} or more can be reported."
+        )
+    return found
+
+
+def followed(run: Any) -> AttachedComparison:
+    """Return a run, which may have no step yet, as a comparison that is followed as the run is."""
     summary = run.summary()
     entry = Entry(
         run.plan.strategy,
@@ -199,7 +199,7 @@ def as_comparison(run: Any) -> AttachedComparison:
         backend=run.backend,
         complete=run.status == "done",
     )
-    facts = _facts(summary, summary["workload"])
+    facts = facts_of(summary, summary["workload"])
     document = {
         "machine": {},
         "workload": vars(facts),
@@ -209,18 +209,37 @@ def as_comparison(run: Any) -> AttachedComparison:
         "steps": run.steps,
         "repeats": 1,
     }
-    found = _OneRun(document, [entry], {run.label: run.spans} if run.spans else {}, run.folder)
-    found.work = run.work
-    if not found.rows:
-        fewest = WARM_UP_STEPS + FEWEST_STEPS
-        raise PlanError(
-            f"The run in {run.folder} has {run.step} finished steps, too few to time; a run of "
-            f"{fewest} or more can be reported."
-        )
-    return found
+    return _OneRun(run, document, entry)
 
 
 class _OneRun(AttachedComparison):
+    def __init__(self, run: Any, document: Mapping[str, Any], entry: Entry) -> None:
+        super().__init__(document, [entry], _timeline(run), run.folder)
+        self.work = run.work
+
+    @property
+    def status(self) -> str:
+        """That of the run."""
+        return str(self.runs[0].status)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        run = self.runs[0]
+        return Progress(run.step, run.steps, run.eta_s, self.status.capitalize())
+
+    def refresh(self) -> Self:
+        """Read what is new of the run."""
+        if self.status not in OVER:
+            run = self.runs[0].refresh()
+            self.entries[0].complete = run.status == "done"
+            self.error, self.timelines = run.error, _timeline(run)
+        return self
+
+    def stop(self) -> None:
+        """End the run, if this process drives it."""
+        self.runs[0].stop()
+
     def to_json(self) -> dict[str, Any]:
         """As of a comparison, with how much the ranks of a pipeline waited."""
         document = super().to_json()
@@ -235,19 +254,15 @@ class _OneRun(AttachedComparison):
         return [{**row, **dict.fromkeys(unknown)} for row in super().rows]
 
 
+def _timeline(run: Any) -> dict[str, list[SpanRow]]:
+    spans = run.spans
+    return {run.label: spans} if spans else {}
+
+
 def _comparison(file: Path) -> AttachedComparison:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        known = {*_folders(file.parent)}
-        entries = [_entry(line, file.parent, known) for line in document.get("lines", ())]
-        timelines = {
-            label: _readable(file.parent / name, read_spans)
-            for label, name in document.get("timelines", {}).items()
-            if name in known
-        }
-        found = AttachedComparison(document, entries, timelines, file.parent)
-        for run in found.runs:
-            run.work = found.work  # one workload, known by identity
+        found = AttachedComparison(document, *_parts(document, file.parent), file.parent)
         complete = bool(found.status and found.machine) and isinstance(found.rows, list)
     except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
@@ -256,24 +271,25 @@ def _comparison(file: Path) -> AttachedComparison:
     return found
 
 
-def _entry(line: Mapping[str, Any], folder: Path, known: set[str]) -> Entry:
-    names = [name for name in line["runs"] if name in known]  # never a path that leads elsewhere
-    return Entry(**{**line, "runs": [_run(folder / name) for name in names]})
-
-
-def _run(folder: Path) -> AttachedRun:
-    summary, rows = _readable(folder, read)
-    try:
-        return AttachedRun(folder, summary, rows)
-    except (KeyError, TypeError) as error:
-        raise PlanError(f"The run in {folder} cannot be read: {error!r}.") from error
-
-
-def _readable(folder: Path, reading: Callable[[Path], Any]) -> Any:
-    try:
-        return reading(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"The run in {folder} cannot be read: {error}.") from error
+def _parts(
+    document: Mapping[str, Any],
+    folder: Path,
+    runs: Mapping[str, AttachedRun] | None = None,
+    timelines: Mapping[str, list[SpanRow]] | None = None,
+) -> tuple[list[Entry], dict[str, list[SpanRow]]]:
+    """Return the lines with their runs, and the timelines; what has been read is kept."""
+    known, runs, timelines = {*_folders(folder)}, runs or {}, timelines or {}
+    entries = []
+    for line in document.get("lines", ()):
+        names = [name for name in line["runs"] if name in known]  # never a path that leads away
+        of_line = [runs.get(name) or read_run(folder / name) for name in names]
+        entries.append(Entry(**{**line, "runs": of_line}))
+    recorded = {
+        label: timelines.get(label) or readable(folder / name, read_spans)
+        for label, name in document.get("timelines", {}).items()
+        if name in known
+    }
+    return entries, recorded
 
 
 def _folders(parent: Path) -> list[str]:
@@ -286,17 +302,3 @@ def _changed_s(folder: Path) -> float:
     if not (files[0].is_file() or files[1].is_file()):
         return 0.0
     return max(file.stat().st_mtime for file in files if file.is_file())
-
-
-def _facts(told: Mapping[str, Any], name: str) -> Facts:
-    samples = told.get("samples") or told["batch_size"]
-    return Facts(name, told["batch_size"], samples, told.get("seed", 0), told.get("dtype", ""))
-
-
-def _status(told: Mapping[str, Any], begun: bool) -> str:
-    status = str(told["status"])
-    if status in ENDED or "driver" not in told:
-        return status
-    if drives(told["driver"]) is False:
-        return "interrupted"
-    return "running" if status == "starting" and begun else status

@@ -14,7 +14,7 @@ from workbench.errors import PlanError, RunError
 from workbench.execution import STOP_GRACE_S, Stopped
 from workbench.machine import describe
 from workbench.placement import Placement
-from workbench.records import ComparisonFolder, name_of
+from workbench.records import ComparisonFolder, drive, name_of
 from workbench.run import Run
 from workbench.speedup import Entry, seconds_left
 from workbench.state import largest_difference
@@ -106,6 +106,7 @@ class Comparison(Compared):
         self._placement = Placement(lab)
         self._record = ComparisonFolder.create(folder, name_of(work.name, "comparison"))
         self.folder = self._record.path
+        drive(self.folder, self)
         self._driver = threading.Thread(target=self._drive, name="comparison", daemon=True)
 
     def start(self) -> None:

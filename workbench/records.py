@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TextIO
+from weakref import WeakValueDictionary
 
 import psutil
 
@@ -27,7 +28,23 @@ LIVE_SPANS = 2_000
 MOST_SPANS = 20_000
 """Spans per rank that are written when it has ended: the newest."""
 
+MOST_BYTES = 2**26
+"""Of a file that are read in one look."""
+
 SPAN_KEYS = ("rank", "step", "kind", "name", "start_s", "stop_s", "sent_bytes")
+
+
+_DRIVEN: WeakValueDictionary[Path, Any] = WeakValueDictionary()
+
+
+def drive(folder: Path, what: Any) -> None:
+    """Note that this process drives the run or comparison of a folder."""
+    _DRIVEN[folder.resolve()] = what
+
+
+def driven(folder: Path | None) -> Any:
+    """Return the run or comparison of a folder that this process drives; None if it does not."""
+    return None if folder is None else _DRIVEN.get(folder.resolve())
 
 
 class Folder:
@@ -128,6 +145,28 @@ class ComparisonFolder(Folder):
             lines.append(told | {"runs": [run.folder.name for run in entry.runs]})
         whole = {**document, "lines": lines, "timelines": dict(recorded), "driver": driver()}
         self.replace(COMPARISON, json.dumps(finite(whole), indent=1) + "\n")
+
+
+class Tail:
+    """The lines that a file has got since the last look."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._at_bytes, self._inode = file, 0, 0
+
+    def look(self) -> tuple[list[str], bool]:
+        """Return whole lines, at most ``MOST_BYTES``, and whether they begin with the first one.
+
+        They do at the first look, and where another file was put in this one's place.
+        """
+        with self._file.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            all_again = inode != self._inode
+            self._inode, self._at_bytes = inode, 0 if all_again else self._at_bytes
+            file.seek(self._at_bytes)
+            news = file.read(MOST_BYTES)
+        whole = news[: news.rfind(b"\n") + 1]
+        self._at_bytes += len(whole)
+        return whole.decode("utf-8").splitlines(), all_again
 
 
 def driver() -> dict[str, Any]:

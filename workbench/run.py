@@ -24,7 +24,7 @@ from workbench.execution import (
 from workbench.measured import Row, SpanRow
 from workbench.placement import Placement, kept_arrays
 from workbench.planning import plan as make_plan
-from workbench.records import RunFolder, name_of
+from workbench.records import RunFolder, drive, name_of
 from workbench.resuming import Ended, Start, start_from
 from workbench.steering import ENDED, Status, Steered
 
@@ -171,6 +171,7 @@ class Run(Steered):
         name = name_of(work.name, plan.strategy)
         self._record = RunFolder.create(folder, name)
         self.folder = self._record.path
+        drive(self.folder, self)
         self.run_id = f"{self.folder.name}-{uuid4().hex[:8]}"
         self._execution = Execution(
             work,

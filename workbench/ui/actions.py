@@ -96,7 +96,8 @@ class Actions:
         put(self.pause, text("button.resume" if paused else "button.pause"), "description")
         put(self.pause, "play" if paused else "pause", "icon")
         put(self.step, not paused, "disabled")
-        put(self.stop, not state.busy or state.status == "stopping", "disabled")
+        can_stop = state.busy or state.status == "followed"
+        put(self.stop, not can_stop or state.status == "stopping", "disabled")
         training = state.busy and state.kind == "train"
         asked = state.request
         switch = training and asked is not None and asked.strategy != strategy

@@ -102,7 +102,7 @@ class Driver:
         """
         with self._lock:
             old = self.job
-            if old is not None and not old.ended:
+            if old is not None and old.here and not old.ended:
                 if not (kind == old.kind == "train" and request.axes != old.request.axes):
                     return old
                 old.stop_asked.set()
@@ -115,7 +115,8 @@ class Driver:
         """Ask for the end of what goes on and return at once."""
         job = self.job
         if job is not None and not job.ended:
-            job.stop_asked.set()
+            if job.here:
+                job.stop_asked.set()
             self._commands.put(job.stop)
 
     def pause(self) -> None:
@@ -128,7 +129,7 @@ class Driver:
 
     def _tell(self, what: Callable[[Any, bool], object]) -> None:
         job = self.job
-        if job is None or job.ended or job.going is None:
+        if job is None or job.ended or job.going is None or not job.here:
             return
         going = job.going
 
@@ -143,7 +144,7 @@ class Driver:
         self._given = self.lab = None
         self._lost = False
         job = self.job
-        if job is not None and job.ended and job.kind != "attached":
+        if job is not None and job.ended and job.here:
             self.run(job.request, job.kind)
 
     def export(self, folder: str) -> None:
@@ -221,7 +222,9 @@ class Driver:
 
     def _idle(self) -> None:
         """Do what has waited: a run for its turn, or else a try of what could be chosen."""
-        waiting = self._waiting
+        waiting, job = self._waiting, self.job
+        if job is not None:
+            job.follow()
         if waiting is not None:
             self._waiting = None
             self._begin(waiting)
@@ -235,7 +238,7 @@ class Driver:
         if problems:
             job.problems = problems
             return
-        if job.after is not None and not job.after.ended:
+        if job.after is not None and job.after.here and not job.after.ended:
             job.after.stop()
         if not TURNS.take(job):
             job.phase = ("phase.turn", {})
@@ -323,7 +326,7 @@ class Driver:
         self.told = shelf.write(self.job, folder)
 
     def _attach(self, path: str) -> None:
-        if self.job is not None and not self.job.ended:
+        if self.job is not None and self.job.here and not self.job.ended:
             self.told = language.text("keep.busy")
             return
         number = 1 if self.job is None else self.job.number + 1

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.attached_run import OVER
+from workbench.errors import RunError
 from workbench.steering import ENDED
 from workbench.ui.form import Request
 
@@ -33,6 +35,8 @@ class Job:
         What a developer wants beyond the sentence.
     going:
         What goes on, once something does.
+    notice:
+        What cannot be done with it, in a sentence.
     """
 
     number: int
@@ -43,6 +47,7 @@ class Job:
     problems: dict[str, str] = field(default_factory=dict)
     details: str = ""
     going: Comparison | Training | AttachedComparison | None = None
+    notice: str = ""
     stop_asked: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -50,8 +55,9 @@ class Job:
         """As of a run: "starting", "running", "stopping", "done", "stopped" or "failed"."""
         if self.problems:
             return "failed"
-        if self.kind == "attached":
-            return "done"  # whatever it is: nothing of it goes on here
+        if self.kind == "attached" and self.going is not None:
+            # What is over is shown, however it ended; else it goes on, but nothing of it here.
+            return "done" if self.going.status in OVER else "followed"
         if self.going is None:
             # A cluster that is being started is kept for the next run, so there is nothing to
             # wait for.
@@ -66,11 +72,29 @@ class Job:
         """Whether nothing more will come of it."""
         return self.status in ENDED
 
+    @property
+    def here(self) -> bool:
+        """Whether it has the panel's workers, or is to have them."""
+        return self.kind != "attached"
+
+    def follow(self) -> None:
+        """Read what is new of what goes on elsewhere."""
+        followed: Any = self.going
+        if not self.here and followed is not None and not self.ended:
+            followed.refresh()
+
     def stop(self) -> None:
-        """End what goes on within 2 s."""
+        """End what goes on within 2 s; of what is followed, say where it can be ended."""
+        if not self.here:
+            try:
+                if self.going is not None:
+                    self.going.stop()
+            except RunError as error:
+                self.notice = str(error)
+            return
         self.stop_asked.set()
-        if self.going is not None and self.kind != "attached":
-            self.going.stop()  # type: ignore[union-attr]
+        if self.going is not None:
+            self.going.stop()
 
 
 class Turns:

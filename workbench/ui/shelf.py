@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.attaching import AttachedComparison, as_comparison, attach
+from workbench.attached_run import OVER
+from workbench.attaching import AttachedComparison, as_comparison, attach, followed
 from workbench.errors import PlanError, RunError
 from workbench.ui.exporting import export
 from workbench.ui.form import Request
@@ -35,7 +36,10 @@ def read(path: str, number: int) -> tuple[Job | None, str]:
     """
     try:
         found = attach(path or None)
-        going = found if isinstance(found, AttachedComparison) else as_comparison(found)
+        if isinstance(found, AttachedComparison):
+            going = found
+        else:  # of a run that goes on there may be too little to time
+            going = as_comparison(found) if found.status in OVER else followed(found)
     except (PlanError, RunError, OSError) as error:
         return None, translate(str(error))
     facts = going.facts

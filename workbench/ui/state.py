@@ -10,6 +10,7 @@ from workbench import machine
 from workbench.amdahl import fits
 from workbench.findings import findings
 from workbench.preview import Preview
+from workbench.records import driven
 from workbench.steering import ENDED
 from workbench.timeline import Timeline, timeline_of
 from workbench.ui import figures, look, texts
@@ -41,7 +42,7 @@ class State:
     kind:
         "compare" or "train".
     status:
-        "idle", or as of a run.
+        "idle", "followed" while something goes on that was not started here, or as of a run.
     message:
         What goes on, with the time left.
     place:
@@ -101,7 +102,7 @@ class State:
     @property
     def busy(self) -> bool:
         """Whether a run is going on."""
-        return self.status not in ("idle", *ENDED)
+        return self.status not in ("idle", "followed", *ENDED)
 
     @property
     def text(self) -> str:
@@ -154,6 +155,8 @@ class Watcher:
         if going is not None and going.error is not None:
             problems["run"] = translate(str(going.error))
             details = str(getattr(going.error, "details", ""))
+        if job.notice:
+            problems["run"] = translate(job.notice)
         shown = {**self._ended, job.number: (job.request, rows)}
         if status in ENDED:
             self._ended = dict(list(shown.items())[-KEPT_RUNS:])
@@ -272,7 +275,11 @@ def _progress(job: Job, status: str) -> tuple[str, float]:
     if job.kind == "attached":
         steps = texts.count(progress.total_steps, "step")
         values = {"status": translate(progress.text), "done": f"{progress.done_steps:,}"}
-        return text("progress.attached", **values, steps=steps), done
+        if status != "followed":
+            return text("progress.attached", **values, steps=steps), done
+        where = "here" if driven(going.folder) else "elsewhere"
+        left = "" if progress.eta_s is None else f" · {texts.time_left(progress.eta_s)}"
+        return text(f"progress.followed.{where}", **values, steps=steps) + left, done
     if status in ("starting", "running"):
         left = "" if progress.eta_s is None else f" · {texts.time_left(progress.eta_s)}"
         return f"{translate(progress.text)}{left}", done
