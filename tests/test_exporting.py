@@ -111,11 +111,18 @@ def test_nothing_is_drawn_outside(comparison: FakeComparison) -> None:
 
 
 @pytest.mark.parametrize("kind", [s.marker for s in (*look.OF_AXIS.values(), look.HYBRID)])
-@pytest.mark.parametrize("dash", [s.dash for s in (*look.OF_AXIS.values(), look.HYBRID)])
+@pytest.mark.parametrize(
+    "dash",
+    [
+        *(s.dash for s in look.OF_AXIS.values()),
+        *(d for d, _ in look.OF_DEGREE.values()),
+        look.HIGHER[0],
+    ],
+)
 def test_every_look_can_be_drawn(kind: str, dash: str) -> None:
     raster = Raster(20, 20, "")
     for canvas in (Svg(20, 20, ""), raster):
-        marker(canvas, kind, 10, 10, 8, "#0072B2", True)
+        marker(canvas, kind, 10, 10, 8, "#0072B2", 0.5)
         canvas.line([(0, 0), (20, 20)], "#0072B2", 2, dash)
         for one in look.SPANS:
             hatched(canvas, 0, 0, 20, 20, one.color, one.hatch)

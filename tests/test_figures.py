@@ -98,6 +98,24 @@ def test_each_axis_has_a_look_of_its_own():
     assert len({span.hatch for span in look.SPANS}) == len(look.SPANS)
 
 
+def test_degrees_of_one_axis_differ_in_dash_and_marker():
+    for axis in AXES:
+        of = [look.style({"strategy": f"{axis}={n}", "threads": 1}) for n in (2, 3, 4, 8)]
+        assert len({(style.color, style.marker) for style in of}) == 1
+        assert len({style.dash for style in of}) == 4
+        assert len({style.fill for style in of}) == 3
+    assert look.style({"strategy": "data", "threads": 1}) is look.OF_AXIS["data"]
+    curves = [
+        figures.Curve(name, look.style({"strategy": name, "threads": 1}), [1.0], [2.0])
+        for name in ("data=2", "data=4")
+    ]
+    columns = figures.loss_columns(curves)
+    assert columns["dash"] == ["solid", "dotted"]
+    assert columns["fill"] == [1.0, 0.0]
+    rows = [ROWS[0], row("data=2", 2, 1, 0.04), row("data=4", 4, 1, 0.03)]
+    assert figures.speedup_columns(rows)["fill"] == [1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize(("known", "state"), [(True, "yes"), (False, "no"), (None, "unknown")])
 def test_the_badge_follows_the_proof(known, state):
     found, sentence = texts.badge([ROWS[0], row("data=2", 2, 1, 0.04, same_result=known)])

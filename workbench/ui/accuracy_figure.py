@@ -9,7 +9,6 @@ from typing import Any
 from bokeh.models import ColumnDataSource, DataRange1d
 from bokeh.models.annotations import Legend, LegendItem
 
-from workbench.ui import look
 from workbench.ui.chart import (
     Chart,
     Columns,
@@ -68,5 +67,5 @@ def accuracy_columns(curves: Sequence[Curve]) -> Columns:
         "color": [curve.style.color for curve in known],
         "dash": [curve.style.dash for curve in known],
         "marker": [curve.style.marker for curve in known],
-        "fill": [0.0 if curve.style is look.SERIAL_ALL_THREADS else 1.0 for curve in known],
+        "fill": [curve.style.fill for curve in known],
     }

@@ -21,7 +21,7 @@ class Key:
     color: str
     dash: str = ""
     marker: str = ""
-    filled: bool = True
+    fill: float = 1.0
     hatch: str | None = None
 
 
@@ -110,4 +110,4 @@ def _show(canvas: Canvas, key: Key, x: float, y: float) -> None:
     if key.dash:
         canvas.line([(x, y), (x + 28, y)], key.color, 2.2, key.dash)
     if key.marker:
-        marker(canvas, key.marker, x + 14, y, 11, key.color, key.filled)
+        marker(canvas, key.marker, x + 14, y, 11, key.color, key.fill)

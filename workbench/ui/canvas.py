@@ -144,16 +144,23 @@ def hatched(
 
 
 def marker(
-    canvas: Canvas, kind: str, x: float, y: float, size: float, color: str, filled: bool
+    canvas: Canvas, kind: str, x: float, y: float, size: float, color: str, fill: float
 ) -> None:
-    """Draw one of Bokeh's markers, ``size`` pixels wide."""
+    """Draw one of Bokeh's markers, ``size`` pixels wide; ``fill`` from 0, hollow, to 1."""
     half = size / 2
     if kind == "cross":
         canvas.line([(x - half, y), (x + half, y)], color, 3)
         canvas.line([(x, y - half), (x, y + half)], color, 3)
         return
     points = [(x + half * dx, y + half * dy) for dx, dy in _SHAPES[kind]]
-    canvas.polygon(points, color if filled else PAPER, color, 2)
+    canvas.polygon(points, _mixed(color, fill), color, 2)
+
+
+def _mixed(color: str, share: float) -> str:
+    """Return so much of a colour on paper."""
+    parts = zip(*(bytes.fromhex(each[1:]) for each in (color, PAPER)), strict=True)
+    mixed = bytes(round(share * own + (1 - share) * paper) for own, paper in parts)
+    return f"#{mixed.hex().upper()}"
 
 
 def width_of(text: str, size: float) -> float:

@@ -132,7 +132,7 @@ def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
             row["repeats"],
             style.color,
             style.marker,
-            0.0 if alone else 1.0,
+            style.fill,
             *_law(laws.get(n), texts.cores(known[-1])),
         )
         _add(columns, point)
@@ -226,7 +226,7 @@ def loss_columns(curves: Sequence[Curve]) -> Columns:
         "color": [curve.style.color for curve in drawn],
         "dash": [curve.style.dash for curve in drawn],
         "marker": [curve.style.marker for curve in drawn],
-        "fill": [0.0 if curve.style is look.SERIAL_ALL_THREADS else 1.0 for curve in drawn],
+        "fill": [curve.style.fill for curve in drawn],
     }
 
 

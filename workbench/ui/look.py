@@ -7,7 +7,7 @@ of 3:1 on white and on JupyterLab's dark background.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.ui.texts import Row
 
@@ -25,15 +25,19 @@ TEXT_SIZE = "14px"
 
 @dataclass(frozen=True)
 class Style:
-    """How one kind of strategy is drawn: Bokeh's names for marker, dash and hatch."""
+    """How one kind of strategy is drawn: Bokeh's names for marker and dash.
+
+    ``fill`` is how much of its colour the marker is filled with, from 0 to 1.
+    """
 
     color: str
     marker: str
     dash: str
+    fill: float = 1.0
 
 
 SERIAL = Style("#767676", "circle", "solid")
-SERIAL_ALL_THREADS = Style("#767676", "circle", "dotted")
+SERIAL_ALL_THREADS = Style("#767676", "circle", "dotted", 0.0)
 HYBRID = Style("#D55E00", "cross", "dashdot")
 OF_AXIS = {
     "data": Style("#0072B2", "square", "solid"),
@@ -43,7 +47,14 @@ OF_AXIS = {
     "spatial": Style("#CC79A7", "diamond", "solid"),
     "channel": Style("#CC79A7", "star", "dashed"),
 }
-"""Replicas are blue, cuts of the model green, of an operator purple, products of axes orange."""
+"""Replicas are blue, cuts of the model green, of an operator purple, products of axes orange.
+
+That is how they look at degree 2; at other degrees, dash and filling are others.
+"""
+
+OF_DEGREE = {3: ("dotdash", 0.5), 4: ("dotted", 0.0)}
+HIGHER = ("dashdot", 0.5)
+"""Dash and filling by the degree of one axis, and of all degrees that are not listed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,13 @@ def style(row: Row) -> Style:
     if row["strategy"] == "serial":
         return SERIAL if row["threads"] == 1 else SERIAL_ALL_THREADS
     axes = [part.partition("=")[0] for part in row["strategy"].split(",")]
-    return OF_AXIS.get(axes[0], HYBRID) if len(axes) == 1 else HYBRID
+    if len(axes) > 1 or axes[0] not in OF_AXIS:
+        return HYBRID
+    found, degree = OF_AXIS[axes[0]], row["strategy"].partition("=")[2]
+    if degree in ("", "2"):  # a law is that of all degrees
+        return found
+    dash, fill = OF_DEGREE.get(int(degree), HIGHER) if degree.isdecimal() else HIGHER
+    return replace(found, dash=dash, fill=fill)
 
 
 CROSS = "✗"

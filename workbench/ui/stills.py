@@ -129,7 +129,7 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
         low, high = frame.at(cores, columns["low"][n]), frame.at(cores, columns["high"][n])
         canvas.line([low, high], color, 3)
         x, y = frame.at(cores, columns["speedup"][n])
-        marker(canvas, columns["marker"][n], x, y, 13, color, columns["fill"][n] > 0)
+        marker(canvas, columns["marker"][n], x, y, 13, color, columns["fill"][n])
         if label := labels[n]:
             # Labels at one number of cores stand below each other and hide none.
             y = max(y, taken.get(cores, -math.inf) + 16)
@@ -153,7 +153,7 @@ def _loss(canvas: Canvas, top: float, comparison: Any) -> float:
             columns["color"][n],
             dash=columns["dash"][n],
             marker=columns["marker"][n],
-            filled=columns["fill"][n] > 0,
+            fill=columns["fill"][n],
         )
     title = text("figure.loss.title")
     used = head(canvas, MARGIN, top + MARGIN, WIDTH - 2 * MARGIN, title, list(keys.values()))
@@ -171,7 +171,7 @@ def _loss(canvas: Canvas, top: float, comparison: Any) -> float:
         points = frame.points(columns["time_s"][n], columns["loss"][n])
         canvas.line(points, color, 2.2, columns["dash"][n])
         end = frame.at(columns["end_s"][n], columns["end_loss"][n])
-        marker(canvas, columns["marker"][n], *end, 11, color, columns["fill"][n] > 0)
+        marker(canvas, columns["marker"][n], *end, 11, color, columns["fill"][n])
     return used + PLOT + FOOT
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from bokeh.models import ColumnDataSource, DataRange1d
 from bokeh.models.annotations import Legend, LegendItem
 
-from workbench.ui import look
 from workbench.ui.chart import (
     Chart,
     Columns,
@@ -59,7 +58,7 @@ def throughput_columns(curves: Sequence[Curve]) -> Columns:
         "color": [curve.style.color for curve in drawn],
         "dash": [curve.style.dash for curve in drawn],
         "marker": [curve.style.marker for curve in drawn],
-        "fill": [0.0 if curve.style is look.SERIAL_ALL_THREADS else 1.0 for curve in drawn],
+        "fill": [curve.style.fill for curve in drawn],
     }
 
 
