@@ -141,7 +141,7 @@ _DETAILS: dict[str, Cell] = {
     "strategy": _strategy,
     **{kind: partial(_share, kind) for kind in ("compute", "comm", "wait", "optimizer", "load")},
     "sent": lambda row: in_binary_units(row["bytes_per_step"] or 0),
-    "backend": lambda row: escape(row.get("backend") or "–"),
+    "backend": lambda row: escape(translate(row.get("backend") or "–")),
     "loss": _loss,
     "accuracy": _accuracy,
     "repeats": _repeats,
