@@ -1,69 +1,27 @@
-"""JupyterLab on a free port, and headless Chromium that may reach nothing else."""
+"""One browser and one JupyterLab for all tests; each has a page and a kernel of its own."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
+from served import CHROMIUM, Watched, chromium, served, write_notebook
 
-import workbench
-from workbench.ui.lab import lab_command, lab_environment, place_notebooks
-
-FLAGS = (
-    "--no-sandbox",
-    "--headless",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-LOCAL = ("127.0.0.1", "localhost")
-
-
-class Watched:
-    """A page, with what it complained of and what it asked of other machines."""
-
-    def __init__(self, page):
-        self.page = page
-        self.errors: list[str] = []
-        self.strayed: list[str] = []
-        page.route("**/*", self._filter)
-        page.on("console", self._listen)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-
-    def _filter(self, route):
-        url = urlsplit(route.request.url)
-        if url.scheme in ("file", "data", "blob") or url.hostname in LOCAL:
-            route.continue_()
-        else:
-            self.strayed.append(route.request.url)
-            route.abort()
-
-    def _listen(self, message):
-        if message.type == "error":
-            self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+from workbench.ui.lab import lab_command, place_notebooks
 
 
 @pytest.fixture(scope="session")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: nothing to look at the panel with")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield browser
-        browser.close()
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -74,53 +32,46 @@ def watched(browser) -> Iterator[Watched]:
 
 
 @pytest.fixture(scope="session")
-def jupyter(tmp_path_factory, browser) -> Iterator[str]:
+def notebooks(tmp_path_factory) -> Path:
+    """The folder that JupyterLab shows."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory, notebooks: Path, browser) -> Iterator[str]:
     """Start JupyterLab as `workbench lab` does, and give its address, token included."""
-    root = tmp_path_factory.mktemp("lab")
-    notebook = place_notebooks(root / "notebooks")
+    notebook = place_notebooks(notebooks)
     notebook.write_text(notebook.read_text().replace("wb.app()", "wb.app(repeats=1)"))
-    own = {
-        name: str(root / name.lower())
-        for name in (
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTER_DATA_DIR",
-            "JUPYTER_RUNTIME_DIR",
-            "JUPYTERLAB_SETTINGS_DIR",
-            "JUPYTERLAB_WORKSPACES_DIR",
-            "IPYTHONDIR",
-        )
-    }
-    own["PYTHONPATH"] = str(Path(workbench.__file__).parents[1])  # the kernel's is the tested one
-    own["WORKBENCH_FAST"] = "1"
-    log = root / "lab.log"
-    with log.open("w") as sink:
-        server = subprocess.Popen(
-            lab_command(root / "notebooks", port=0, browser=False),
-            env={**lab_environment(), **own},
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield _address(server, log)
-    finally:
-        _end(server)
+    root = tmp_path_factory.mktemp("lab")
+    command = lab_command(notebooks, port=0, browser=False)
+    command.append("--LabApp.expose_app_in_browser=True")  # commands by name, see hands.do
+    with served(command, root, r"http://127\.0\.0\.1:\d+/\S*\?token=\w+") as address:
+        yield address
 
 
-def _address(server: subprocess.Popen, log: Path) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and server.poll() is None:
-        found = re.search(r"http://127\.0\.0\.1:\d+/\S*\?token=\w+", log.read_text())
-        if found:
-            return found[0]
-        time.sleep(0.1)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}")
+@pytest.fixture
+def notebook(notebooks: Path, jupyter: str, request) -> Iterator[Callable[..., str]]:
+    """Return what makes a notebook of code cells and gives its address; its kernel ends after."""
+    base, _, query = jupyter.partition("?")
+    base = base.partition("/lab")[0]
+    name = re.sub(r"\W", "-", request.node.name)
+
+    def make(*cells: str) -> str:
+        file = write_notebook(notebooks / f"{name}.ipynb", *cells)
+        return f"{base}/lab/workspaces/{name}/tree/{file}?{query}"  # none that others have opened
+
+    yield make
+    end_kernels(base, query.partition("token=")[2])
 
 
-def _end(server: subprocess.Popen) -> None:
-    server.send_signal(signal.SIGTERM)  # it shuts its kernels down, and they their clusters
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(5)
+def end_kernels(base: str, token: str) -> None:
+    """End every kernel of a Jupyter server, and with it the cluster that it has started."""
+
+    def ask(path: str, method: str) -> bytes:
+        headers = {"Authorization": f"token {token}"}
+        asked = urllib.request.Request(f"{base}/api/{path}", method=method, headers=headers)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return answer.read()
+
+    for kernel in json.loads(ask("kernels", "GET")):
+        ask(f"kernels/{kernel['id']}", "DELETE")

@@ -10,36 +10,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the fakes are beside the other tests
 
 from fake_comparison import FakeComparison
+from hands import LIMIT_MS, POINTS, press, says, set_number
 
 from workbench.ui.report import write_report
 
 pytestmark = pytest.mark.timeout(300)
 
 TITLES = "() => Bokeh.documents.flatMap(d => d.roots().map(root => root.title?.text ?? ''))"
-POINTS = """() => Bokeh.documents.flatMap(
-    document => Array.from(document.get_model_by_name("wb-speedup")?.data.cores ?? []))"""
-LIMIT_MS = 120_000
-"""For what needs many runs; a machine with other work to do is slow, and not broken."""
 
 
 def open_notebook(page, address):
     """Open the notebook, touch nothing, and wait for the panel."""
     page.goto(address)
     page.locator(".wb-run").wait_for(timeout=60_000)
-
-
-def press(page, name):
-    page.locator(".wb-buttons").get_by_role("button", name=name).click()
-
-
-def says(page, text):
-    page.locator(".wb-message").get_by_text(text).wait_for(timeout=LIMIT_MS)
-
-
-def set_number(page, control, value):
-    box = page.locator(f".wb-{control} input")
-    box.fill(str(value))
-    box.press("Tab")
 
 
 def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
