@@ -32,6 +32,19 @@ def test_of_many_strategies_on_as_many_cores_the_fastest_are_named_one_above_the
     assert len({at for at in columns["text_at"][1:]}) == 1  # above the tallest whisker
 
 
+@pytest.mark.parametrize(
+    ("threads_speedup", "clear"),
+    [(1.1, 1.1), (0.5, 0.88), (1.6, 0.88)],
+    ids=["in the way", "below", "far above"],
+)
+def test_names_are_not_written_over_the_point_of_all_threads(threads_speedup, clear):
+    at = {"speedup": threads_speedup, "speedup_min": threads_speedup}
+    rows = [ROWS[0], row("serial", 1, 2, 0.05, **at, speedup_max=threads_speedup)]
+    columns = figures.speedup_columns([*rows, row("data=2", 2, 1, 0.1)])
+    assert columns["text"][-1] == "data=2 0.80×"
+    assert columns["text_at"][-1] == pytest.approx(clear)
+
+
 def test_a_row_without_a_speedup_is_not_drawn():
     assert figures.speedup_columns([row("data=2", 2, 1, 0.04, speedup=None)])["cores"] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -222,7 +223,12 @@ def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, r
     until(lambda: "The cluster is gone" in shown(opened), "the sentence")
     cluster = opened._view.actions.cluster
     until(lambda: cluster.layout.display != "none", "the button")
+    rooms.gate = threading.Event()
     cluster.click()
+    until(lambda: "Starting a cluster" in shown(opened), "the start of another")
+    assert cluster.layout.display == "none"
+    assert "The cluster is gone" not in shown(opened)
+    rooms.gate.set()
     until(lambda: len(rooms.labs) == 2 and len(rooms.compared) == 2, "the new cluster")
     rooms.compared[1][-1].go_on("done")
 

@@ -37,6 +37,9 @@ BEYOND = 1.5
 MOST_NAMED = 3
 """Strategies that are named at one number of cores, the fastest; hovering names the others."""
 
+NAME_PX, PLOT_PX = 17.0, 230.0
+"""Height of a name of a point, and about that of the figure's plot."""
+
 MAX_POINTS = 150
 """Points drawn of one loss curve; more would not be seen, and all are sent again on each change."""
 
@@ -155,23 +158,31 @@ SPEEDUP = (
 def _names(known: Sequence[Row]) -> list[tuple[str, float, float]]:
     """Return the text of each point, where it is drawn, and how many pixels below.
 
-    Strategies above the whiskers of all that used as many cores, the fastest on top, and the
-    baseline below its own: the lines pass between them.
+    Strategies above the whiskers of all that used as many cores, the fastest on top, and above the
+    point of all threads where that would be in their way; the baseline below its own.
     """
     found = []
+    highest = max(
+        (max(texts.cores(r), _or(r["speedup_max"], r["speedup"])) for r in known), default=1
+    )
     for row in known:
         if texts.is_baseline(row):
             # The dotted line has its name in the legend; text at its point would only collide.
             told = "" if row["threads"] > 1 else text("row.baseline")
             found.append((told, _or(row["speedup_min"], row["speedup"]), 18.0))
             continue
-        beside = [other for other in known if texts.cores(other) == texts.cores(row)]
-        beside = [other for other in beside if not texts.is_baseline(other)]
+        as_many = [other for other in known if texts.cores(other) == texts.cores(row)]
+        beside = [other for other in as_many if not texts.is_baseline(other)]
         beside.sort(key=lambda other: -other["speedup"])
         place, named = beside.index(row), beside[:MOST_NAMED]
         above = max(_or(other["speedup_max"], other["speedup"]) for other in beside)
+        names_end = above + NAME_PX * (len(named) + 1) / PLOT_PX * highest
+        for other in as_many:
+            low, high = (_or(other[f"speedup_{end}"], other["speedup"]) for end in ("min", "max"))
+            if low <= names_end:
+                above = max(above, high)
         told = f"{texts.row_label(row)} {row['speedup']:.2f}×" if place < len(named) else ""
-        found.append((told, above, -14.0 - 17.0 * (len(named) - 1 - place)))
+        found.append((told, above, -14.0 - NAME_PX * (len(named) - 1 - place)))
     return found
 
 

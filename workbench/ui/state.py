@@ -136,7 +136,8 @@ class Watcher:
         self._spoken = spoken
         training = driver.training
         now: dict[str, Any] = {
-            "gone": driver.cluster_gone,
+            # What goes on finds another cluster, or tells that it cannot.
+            "gone": driver.cluster_gone and not self._last.busy,
             "can_go_on": training is not None and training.can_go_on,
             "dashboard": driver.dashboard,
         }

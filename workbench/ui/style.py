@@ -56,6 +56,7 @@ STYLE = (
 .wb-buttons { flex-flow: row wrap; align-items: center; gap: 8px; margin-top: 8px; }
 .wb-buttons .jupyter-button, .wb-trouble .jupyter-button { height: 36px; width: auto;
   min-width: 84px; padding: 0 12px; font-size: 15px; margin: 0; }
+.wb-trouble .jupyter-button { align-self: flex-start; margin-top: 6px; }
 .wb-predict { flex-flow: row wrap; align-items: center; gap: 4px 8px; margin-top: 8px; }
 .wb-predict .widget-inline-hbox { width: auto; margin: 0; }
 .wb-predict .widget-label { width: auto; max-width: none; }
