@@ -9,7 +9,7 @@ import pytest
 from panel_fakes import FakeLab, FakeWork, fake_rooms, shown, until
 
 from workbench.errors import RunError
-from workbench.ui import driver, form, panel
+from workbench.ui import driver, form, panel, view
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -211,7 +211,25 @@ def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
     time.sleep(0.6)
     assert len(sent) == 3  # header, metadata and content of one patch
     assert not any(len(message) > 1 for message in sent)  # no binary buffers
+    # A browser tells of nothing that it works out itself, such as where the axes end.
+    figures = [chart.figure for chart in opened._view._charts]
+    assert not any(part.syncable for fig in figures for part in fig.references())
     comparison.status = "done"
+
+
+def test_what_people_read_is_renewed_less_often_and_at_the_end(opened, rooms, monkeypatch):
+    monkeypatch.setattr(view, "READ_S", 1e9)
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    comparison = rooms.compared[0][-1]
+    comparison.go_on()
+    charts = {chart.name: chart.source for chart in opened._view._charts}
+    until(lambda: charts["speedup"].data["cores"], "the points")
+    assert charts["share"].data["label"] == []
+    assert "data=2" not in opened._view._table.value
+    comparison.status = "done"
+    until(lambda: "data=2" in opened._view._table.value, "the table")
+    until(lambda: charts["share"].data["label"], "the bars")
 
 
 def test_an_own_workload_comes_first_and_is_named_in_the_python_line(rooms):

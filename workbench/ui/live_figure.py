@@ -18,6 +18,9 @@ class LiveFigure(BokehModel):
 
     def __init__(self, model: LayoutDOM, lock: threading.RLock, **options: Any) -> None:
         self._lock = lock
+        for part in model.references():
+            # It tells of its axes with every change of the data, which nobody here asks for.
+            part.syncable = False
         super().__init__(model, **options)
 
     def close(self) -> None:

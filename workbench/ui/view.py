@@ -7,6 +7,7 @@ Nothing here knows Dask or threads; a :class:`~workbench.ui.state.State` goes in
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -37,6 +38,14 @@ from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.widget import Fold, all_of, box, hint, problem, put
+
+READ_S = 1.0
+"""How often what people read is renewed while a run goes on: tables, and the figures of one step.
+
+What moves is drawn at every tick. A message that Jupyter drops breaks a figure, so they are few.
+"""
+
+READ = ("share", "timeline")
 
 
 class View:
@@ -71,6 +80,7 @@ class View:
         self.controls = Controls(asked, own_name, limits)
         self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
+        self._read_at = -READ_S
         self.keep = keep
         self._price = widgets.BoundedFloatText(value=0.0, min=0.0, max=1e6, step=0.1)
         self._price_drawn = 0.0
@@ -176,10 +186,13 @@ class View:
                 put(self._place, _place(state))
                 put(self._problem, _problem(state))
                 put(self._result, _result(state))
-                put(self._table, _runs(state))
-                put(self._details, _details(state, price))
                 put(self._pictures, pictures.strip(state.preview))
-                self._draw(state, guess)
+                renewed = not state.busy or time.monotonic() >= self._read_at + READ_S
+                if renewed:
+                    self._read_at = time.monotonic()
+                    put(self._table, _runs(state))
+                    put(self._details, _details(state, price))
+                self._draw(state, guess, renewed)
                 self._shown, self._drawn_guess = state, guess
             # Last: who reads "Done" finds all that was measured.
             self.actions.show(state, asked.strategy)
@@ -202,7 +215,7 @@ class View:
             for widget in all_of(self.root):
                 widget.close()
 
-    def _draw(self, state: State, guess: Guess | None) -> None:
+    def _draw(self, state: State, guess: Guess | None, renewed: bool) -> None:
         columns = (
             figures.speedup_columns(state.points, guess),
             figures.loss_columns(state.curves),
@@ -212,9 +225,16 @@ class View:
             timeline_columns(state.timeline),
             memory_columns(state.memory),
         )
-        for chart, about, data in zip(self._charts, self._about, columns, strict=True):
-            chart.draw(data)
-            about.show(data)
+        drawn = zip(self._charts, self._figures, self._about, columns, strict=True)
+        for chart, live, about, data in drawn:
+            empty = chart.empty.visible
+            if renewed or chart.name not in READ:
+                chart.draw(data)
+            if chart.empty.visible != empty:
+                # A further view starts from what was sent whole, and gets only new data later.
+                live.update_from_model(chart.figure)
+            if renewed:
+                about.show(data)
         ended = not state.busy and self._shown is not None and self._shown.busy
         if ended:
             self.redraw()
