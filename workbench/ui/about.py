@@ -10,6 +10,7 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from workbench.ui import table
 from workbench.ui.chart import Columns
 from workbench.ui.language import text
 from workbench.ui.linking import marks
@@ -69,7 +70,7 @@ def data_table(name: str, columns: Columns) -> str:
     left = len(rows) - MOST_ROWS
     more = f'<p class="wb-hint">{escape(text("data.more", count=left))}</p>' if left > 0 else ""
     return (
-        f'<div class="wb-scroll"><table class="wb-table"><thead><tr>{head}</tr></thead>'
+        f'{table.SCROLL}<table class="wb-table"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more}"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from workbench.ui import texts
+from workbench.ui import table, texts
 from workbench.ui.language import text
 from workbench.ui.texts import Row
 
@@ -29,7 +29,7 @@ def cost_table(rows: Sequence[Row]) -> str:
         told = "".join(f"<td>{cell}</td>" for cell in (escape(texts.row_label(row)), *cells))
         body += f"<tr>{told}</tr>"
     return (
-        '<div class="wb-scroll"><table class="wb-table">'
+        f'{table.SCROLL}<table class="wb-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -149,7 +150,8 @@ def voila_command(
 ) -> list[str]:
     """Return the command that starts Voilà on a notebook in ``folder``.
 
-    Its page names a style sheet on the network. ``voila.json`` in our configuration has a content
+    Voilà does not tell which port it got of those that are free, so one is chosen here. Its page
+    names a style sheet on the network. ``voila.json`` in our configuration has a content
     security policy under which the browser asks nobody but this server.
     """
     command = [
@@ -160,7 +162,7 @@ def voila_command(
         "--show_tracebacks=True",
     ]
     if port is not None:
-        command.append(f"--port={port}")
+        command.append(f"--port={port or _free_port()}")
     if not browser:
         command.append("--no-browser")
     return command
@@ -179,6 +181,12 @@ def lab_environment(lang: str | None = None) -> dict[str, str]:
     paths = [*map(str, ours), os.environ.get("JUPYTER_CONFIG_PATH")]
     joined = os.pathsep.join(path for path in paths if path)
     return {**os.environ, **chosen, "JUPYTER_CONFIG_PATH": joined}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _notebooks() -> Path:

@@ -46,7 +46,7 @@ def schemes_table(schemes: Schemes, chosen: str) -> str:
         body += f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     titles = "".join(f'<th scope="col">{escape(text(f"where.{each}"))}</th>' for each in columns)
     return (
-        '<div class="wb-scroll"><table class="wb-table">'
+        f'{table.SCROLL}<table class="wb-table">'
         f"<caption>{escape(text('where.caption'))}</caption>"
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )

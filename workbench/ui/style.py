@@ -58,8 +58,9 @@ STYLE = (
   min-width: 84px; padding: 0 12px; font-size: 15px; margin: 0; }
 .wb-trouble .jupyter-button { align-self: flex-start; margin-top: 6px; }
 .wb-predict { flex-flow: row wrap; align-items: center; gap: 4px 8px; margin-top: 8px; }
-.wb-predict .widget-inline-hbox { width: auto; margin: 0; }
-.wb-predict .widget-label { width: auto; max-width: none; }
+.wb-predict .widget-inline-hbox { width: auto; margin: 0; max-width: 100%; height: auto;
+  flex-flow: row wrap; }
+.wb-predict .widget-label { width: auto; max-width: 100%; height: auto; white-space: normal; }
 .wb-predict input[type=number] { width: 80px; flex: none; }
 .wb-predict .widget-text { flex: 0 1 260px; }
 .wb-predict .jupyter-button { width: auto; margin: 0; }

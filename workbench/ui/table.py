@@ -22,6 +22,9 @@ STYLE = """
 """
 """CSS for the table; colours come from JupyterLab's theme where there is one."""
 
+SCROLL = '<div class="wb-scroll" tabindex="0">'
+"""Begins what is wider than its place; arrow keys move it, which the keyboard must reach first."""
+
 
 def rows_table(rows: Sequence[Row]) -> str:
     """Return what matters most of the rows as one HTML table; all text is escaped.
@@ -46,7 +49,7 @@ def _table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> 
         for row in rows
     )
     return (
-        '<div class="wb-scroll"><table class="wb-table">'
+        f'{SCROLL}<table class="wb-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

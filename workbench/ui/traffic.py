@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from workbench.plan import Plan, in_binary_units
+from workbench.ui import table
 from workbench.ui.language import text
 from workbench.ui.linking import marks
 
@@ -62,6 +63,6 @@ def _table(
         for row, marked in zip(rows, of or [""] * len(rows), strict=True)
     )
     return (
-        f'<h4>{escape(title)}</h4><div class="wb-scroll"><table class="wb-table">'
+        f'<h4>{escape(title)}</h4>{table.SCROLL}<table class="wb-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
