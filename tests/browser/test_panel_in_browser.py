@@ -55,7 +55,7 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     # Predict first: the guess is locked, and stands on the figure before anything is measured.
     page.locator(".wb-predict input[type=number]").fill("1.5")
     page.locator(".wb-predict input[type=number]").press("Tab")
-    page.locator(".wb-lock").click()
+    page.locator(".wb-predict .wb-lock").click()
     page.wait_for_function(f"() => ({POINTS})().length === 1", timeout=20_000)
 
     # Run: the cluster starts, points appear while it goes on, the badge at the end.
