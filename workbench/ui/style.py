@@ -58,9 +58,8 @@ STYLE = (
   min-width: 84px; padding: 0 12px; font-size: 15px; margin: 0; }
 .wb-trouble .jupyter-button { align-self: flex-start; margin-top: 6px; }
 .wb-predict { flex-flow: row wrap; align-items: center; gap: 4px 8px; margin-top: 8px; }
-.wb-predict .widget-inline-hbox { width: auto; margin: 0; max-width: 100%; height: auto;
-  flex-flow: row wrap; }
-.wb-predict .widget-label { width: auto; max-width: 100%; height: auto; white-space: normal; }
+.wb-predict .widget-inline-hbox { width: auto; margin: 0; }
+.wb-predict .widget-label { width: auto; max-width: none; }
 .wb-predict input[type=number] { width: 80px; flex: none; }
 .wb-predict .widget-text { flex: 0 1 260px; }
 .wb-predict .jupyter-button { width: auto; margin: 0; }
@@ -83,7 +82,8 @@ STYLE = (
 .wb-panel p { margin: 2px 0; font-size: 15px; }
 .wb-charts { display: grid; gap: 8px 16px; margin-top: 8px;
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.wb-chart { min-width: 0; } .wb-chart-share, .wb-chart-timeline { grid-column: 1 / -1; }
+.wb-chart { min-width: 0; }
+.wb-chart-share, .wb-chart-timeline, .wb-chart-memory { grid-column: 1 / -1; }
 .wb-chart > div { width: 100%; } .wb-about { gap: 0; }
 .wb-panel h4 { font-size: 14px; font-weight: 600; margin: 8px 0 2px; }
 /* Figures take their colours when they are painted; a change of size paints them again. */
@@ -100,6 +100,8 @@ body[data-jp-theme-light="false"] .wb-chart { padding-right: 1px; }
 @container (max-width: 400px) {
   .wb-panel .wb-fields, .wb-panel .wb-cut, .wb-panel .wb-axes {
     grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .wb-predict .widget-inline-hbox { max-width: 100%; height: auto; flex-flow: row wrap; }
+  .wb-predict .widget-label { max-width: 100%; height: auto; white-space: normal; }
 }
 @container (max-width: 720px) {
   .wb-fields, .wb-cut { grid-template-columns: repeat(4, minmax(0, 1fr)); }
