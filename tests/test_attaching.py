@@ -18,8 +18,10 @@ import workbench as wb
 from workbench.attached_run import AttachedRun
 from workbench.attaching import AttachedComparison, as_comparison, followed
 from workbench.cluster.lab import Lab
-from workbench.records import RunFolder, Tail, drive, driver, drives, read
+from workbench.gathered import Gathered
+from workbench.records import ComparisonFolder, RunFolder, Tail, drive, driver, drives, read
 from workbench.resuming import start_from
+from workbench.speedup import Entry
 from workbench.ui.report import report_html
 
 pytestmark = pytest.mark.timeout(90)
@@ -306,3 +308,47 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path, file: str) ->
     (folder / "steps.jsonl").write_text("")
     with pytest.raises(wb.PlanError, match=r"The run in .* cannot be read: KeyError"):
         wb.attach(folder)
+
+
+def comparison_of(parent: Path, name: str, host: str, step_s: float) -> AttachedComparison:
+    """Return a comparison of one serial run, as another machine may have left it."""
+    folder = ComparisonFolder.create(parent, name)
+    run = RunFolder.create(folder.path, "run")
+    run.finish(
+        SUMMARY | {"strategy": "serial", "ranks": 1, "status": "done"},
+        [step(n) | {"step_s": step_s} for n in range(1, 11)],
+        [],
+    )
+    entry = Entry("serial", 1, 1, "cpu", 0, [wb.attach(run.path)], complete=True)
+    facts = {"name": "digits-cnn", "batch_size": 128, "samples": 1000, "seed": 0}
+    document = {"machine": {"cores": 2}, "workload": facts, "status": "done", "error": None}
+    folder.write({**document, "rows": []}, [entry], {})
+    file = folder.path / "comparison.json"
+    told = json.loads(file.read_text())
+    told["driver"]["host"] = host
+    file.write_text(json.dumps(told))
+    found = wb.attach(folder.path)
+    assert isinstance(found, AttachedComparison)
+    return found
+
+
+def test_what_stands_against_comparing_is_told(tmp_path: Path) -> None:
+    one = comparison_of(tmp_path, "one", "here", 0.01)
+    other = comparison_of(tmp_path, "other", "there", 0.02)
+    assert Gathered([one]).cautions == []
+    found = Gathered([one, other])
+    assert [row["part"] for row in found.rows] == [0, 1]
+    assert dict(found.cautions) == {
+        "machines": {"named": "here, there"},
+        "baselines": {"named": "1 process × 1 thread 10 ms, 1 process × 1 thread 20 ms"},
+    }
+    assert found.status == "done"
+    folder = RunFolder.create(tmp_path, "single")
+    folder.write_summary(SUMMARY | {"workload": "photo-denoise"})
+    single: Any = wb.attach(folder.path)
+    mixed = Gathered([one, single])
+    assert mixed.status == "running"
+    assert "workloads" in dict(mixed.cautions)
+    folder.finish(SUMMARY | {"workload": "photo-denoise", "status": "done"}, [step(1)], [])
+    assert mixed.refresh().status == "done"
+    assert mixed.progress.done_steps == 10 + 1

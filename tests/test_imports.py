@@ -97,6 +97,7 @@ ROOMS = (
     "sweep",  # the start of one of all that can be done
     "attached_run",  # a run as its folder tells it, followed
     "attaching",  # runs and comparisons as their folders tell them
+    "gathered",  # several of them, side by side
     "ui",  # panel, figures, report
     "dashboard",  # pages in the Dask dashboard
     "cli",  # the command `workbench`

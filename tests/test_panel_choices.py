@@ -214,6 +214,29 @@ def test_a_run_that_goes_on_elsewhere_is_followed_and_blocks_nothing(opened, roo
     rooms.compared[0][-1].go_on("done")
 
 
+def test_chosen_earlier_runs_stand_side_by_side(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n, (strategy, ranks) in enumerate((("serial", 1), ("data=2", 2), ("data=4", 4))):
+        folder = RunFolder.create("workbench-runs", f"2026-0{n + 1}-{strategy}")
+        rows = [step(k) | {"step_s": 0.08 / (n + 1)} for k in range(1, 11)]
+        told = SUMMARY | {"strategy": strategy, "ranks": ranks, "status": "done"}
+        folder.finish(told, rows, [])
+    keep = opened._view.keep
+    until(lambda: len(keep._earlier.options) == 3, "the list")
+    assert keep._earlier.options[0] == "2026-03-data=4"  # the newest first
+    keep._earlier.value = keep._earlier.options
+    keep._compare.click()
+    until(lambda: len(opened.state.points) == 3, "the points")
+    speedups = {row["strategy"]: round(row["speedup"], 6) for row in opened.state.points}
+    assert speedups == {"serial": 1.0, "data=2": 2.0, "data=4": 3.0}
+    assert opened.state.found == ()
+    assert [curve.label for curve in opened.state.curves][1:] == ["data=2", "data=4"]
+    keep._earlier.value = keep._earlier.options[:2]
+    keep._compare.click()
+    until(lambda: "no speedup is known" in shown(opened), "the caution")
+    until(lambda: "data=4" in opened._view._table.value, "the table")
+
+
 def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, rooms):
     opened.run()
     until(lambda: rooms.compared, "the comparison")

@@ -69,6 +69,11 @@ class AttachedComparison(Compared):
         """Steps that have been made, of all runs."""
         return self.progress.done_steps
 
+    @property
+    def hosts(self) -> list[str]:
+        """The machines that it was driven on, as far as it tells."""
+        return [str(self._driver["host"])] if "host" in self._driver else []
+
     def refresh(self) -> Self:
         """Read what is new, if it has not ended: runs and their steps, rows, status."""
         if self.status in OVER or self.folder is None:

@@ -39,8 +39,9 @@ class Measured:
     dropped_spans:
         Spans that are not in ``spans``, which holds the newest 100,000 of each rank.
     peak_memory_bytes:
-        Measured, by rank, once it has ended: the most resident memory of the rank's process during
-        the steps, above what it had before its model was made; on a GPU, what torch has allocated.
+        Measured, by rank, once it has ended: the most resident memory that the rank's process had
+        for itself during the steps, above what it had before its model was made; on a GPU, what
+        torch has allocated.
     """
 
     warm_up_steps = WARM_UP_STEPS

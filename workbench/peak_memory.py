@@ -15,9 +15,11 @@ _CLEAR_PEAK = "5"
 class PeakMemory:
     """The most memory from :meth:`begin` on, above what there was when this was made.
 
-    On a GPU it is what torch's allocator has given out. On a CPU it is resident memory of the
-    process, and so also what torch keeps for itself, the samples in hand, and those pages of shared
-    memory (the rank's data, the mailboxes of messages) that it has touched.
+    On a GPU it is what torch's allocator has given out. On a CPU it is the resident memory that the
+    process has for itself: with what torch keeps for later and the samples in hand, without pages
+    of files (torch's own code, mapped data) and of shared memory (the rank's data, the mailboxes of
+    messages). Linux tells the peak of all together, so of these as much is taken off as there is
+    when :attr:`peak_bytes` is asked for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,13 +40,13 @@ class PeakMemory:
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
         else:
-            peak = _status_bytes("VmHWM")
+            peak = _status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem")
         return max(0, peak - self._before_bytes)
 
     def _now_bytes(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
-        return _status_bytes("VmRSS")
+        return _status_bytes("RssAnon")
 
 
 def _status_bytes(name: str) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from workbench.compare import compare
@@ -21,6 +21,7 @@ from workbench.planning import plan
 from workbench.sharing import decode
 from workbench.sweep import sweep
 from workbench.ui import language, shelf
+from workbench.ui.blame import RefusedError, blame
 from workbench.ui.described import Described, described
 from workbench.ui.form import Request, check, request, tries
 from workbench.ui.job import TURNS, Job, Kind
@@ -68,6 +69,8 @@ class Driver:
         The cluster in use, once there is one.
     told:
         What came of the last share code, export or attachment.
+    earlier:
+        Runs and comparisons that can be chosen.
     language:
         What the driver's sentences are said in.
     """
@@ -80,6 +83,7 @@ class Driver:
         self.refused: dict[tuple[Request, str], str] = {}
         self.lab = lab
         self.told = ""
+        self.earlier = shelf.Earlier()
         self.language = language
         self._given = lab
         self._lost = False
@@ -151,9 +155,9 @@ class Driver:
         """Ask for files of what was measured last and return at once."""
         self._commands.put(lambda: self._export(folder))
 
-    def attach(self, path: str) -> None:
+    def attach(self, *paths: str) -> None:
         """Ask for what was measured before, by whomever, and return at once."""
-        self._commands.put(lambda: self._attach(path))
+        self._commands.put(lambda: self._attach(paths))
 
     def restore(self, code: str) -> tuple[Request, dict[str, list[str]]] | None:
         """Return what a share code asks for, and which controls it hides and locks.
@@ -225,6 +229,7 @@ class Driver:
         waiting, job = self._waiting, self.job
         if job is not None:
             job.follow()
+        self.earlier.look()
         if waiting is not None:
             self._waiting = None
             self._begin(waiting)
@@ -246,7 +251,7 @@ class Driver:
             return
         try:
             self._carry_out(job)
-        except _RefusedError as refused:
+        except RefusedError as refused:
             job.problems = {refused.control: refused.sentence}
             job.details = refused.details
         except Exception as error:
@@ -258,20 +263,20 @@ class Driver:
 
     def _carry_out(self, job: Job) -> None:
         asked = job.request
-        with _blame("workload"):
+        with blame("workload"):
             self._make(asked.workload)
-        with _blame("batch"):
+        with blame("batch"):
             work = self._changed(asked)
             plan(work, "serial")
-        with _blame("strategy"):
+        with blame("strategy"):
             strategies = {"compare": asked.strategies, "train": [asked.strategy], "sweep": []}
             ranks = [plan(work, each, **asked.choices).ranks for each in strategies[job.kind]]
-        with _blame("workers"):
+        with blame("workers"):
             lab = self._open_lab(job)
             if job.stop_asked.is_set():
                 return
             lab.hosts_for(max(ranks, default=asked.workers))
-        with _blame("run"):
+        with blame("run"):
             job.going = self._going(job, work, lab)
         if job.stop_asked.is_set():
             job.stop()
@@ -325,12 +330,12 @@ class Driver:
     def _export(self, folder: str) -> None:
         self.told = shelf.write(self.job, folder)
 
-    def _attach(self, path: str) -> None:
+    def _attach(self, paths: tuple[str, ...]) -> None:
         if self.job is not None and self.job.here and not self.job.ended:
             self.told = language.text("keep.busy")
             return
         number = 1 if self.job is None else self.job.number + 1
-        job, self.told = shelf.read(path, number)
+        job, self.told = shelf.read(paths, number)
         self.job = job or self.job
 
     def _describe(self, name: str) -> None:
@@ -380,20 +385,3 @@ class Driver:
                 found = found.with_(**asked.changes)
             self._variants = dict([*self._variants.items(), (asked.task, found)][-MOST_VARIANTS:])
         return found
-
-
-class _RefusedError(Exception):
-    """What was asked cannot be done; names the control that asked for it."""
-
-    def __init__(self, control: str, sentence: str, details: str) -> None:
-        super().__init__(sentence)
-        self.control, self.sentence, self.details = control, sentence, details
-
-
-@contextmanager
-def _blame(control: str) -> Iterator[None]:
-    """Mark what a block refuses as the fault of one control."""
-    try:
-        yield
-    except (PlanError, RunError) as error:
-        raise _RefusedError(control, str(error), getattr(error, "details", "")) from error

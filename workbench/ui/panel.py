@@ -227,9 +227,12 @@ class Panel:
         """Write what was measured last to ``folder``: tables, figures, report, trace."""
         self.driver.export(folder)
 
-    def attach(self, path: str = "") -> None:
-        """Show what was measured before, see :func:`workbench.attach`; the newest if left out."""
-        self.driver.attach(path)
+    def attach(self, *paths: str) -> None:
+        """Show what was measured before, see :func:`workbench.attach`; the newest if left out.
+
+        Of several paths all are shown, in one table and one figure.
+        """
+        self.driver.attach(*paths)
 
     def guess(self, speedup: float, because: str = "") -> None:
         """Lock a guess of the chosen strategy's speedup over one thread."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
 from workbench.attached_run import OVER
 from workbench.attaching import AttachedComparison, as_comparison, attach, followed
 from workbench.errors import PlanError, RunError
+from workbench.gathered import Gathered
+from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN
 from workbench.ui.exporting import export
 from workbench.ui.form import Request
 from workbench.ui.job import Job
@@ -13,6 +21,10 @@ from workbench.ui.training import Training
 
 EXPORTS = "workbench-exports"
 """Where files go if nothing else is typed."""
+
+LOOK_EVERY_S = 2.0
+MOST_LISTED = 40
+"""Earlier runs to choose from, the newest."""
 
 
 def write(job: Job | None, folder: str) -> str:
@@ -29,13 +41,48 @@ def write(job: Job | None, folder: str) -> str:
     return text("keep.exported", count=len(files), folder=where)
 
 
-def read(path: str, number: int) -> tuple[Job | None, str]:
-    """Return what was measured at ``path`` as a job of that number, and a sentence on it.
+class Earlier:
+    """The folders of the newest runs and comparisons, the newest first.
 
-    An empty path is the newest; without anything there is no job.
+    Attributes
+    ----------
+    folders:
+        Their names below the default folder, as of the last look.
     """
+
+    def __init__(self) -> None:
+        self.folders: tuple[str, ...] = ()
+        self._looked_s = 0.0
+
+    def look(self) -> None:
+        """Look again, if the last look was a while ago."""
+        if time.monotonic() - self._looked_s > LOOK_EVERY_S:
+            self.folders, self._looked_s = _listed(), time.monotonic()
+
+
+def _listed() -> tuple[str, ...]:
+    try:
+        names = sorted((each.name for each in os.scandir(DEFAULT_FOLDER)), reverse=True)
+    except OSError:
+        return ()
+    found = (
+        name
+        for name in names
+        if any(Path(DEFAULT_FOLDER, name, file).is_file() for file in (RUN, COMPARISON))
+    )
+    return tuple(islice(found, MOST_LISTED))
+
+
+def read(paths: Sequence[str], number: int) -> tuple[Job | None, str]:
+    """Return what was measured at ``paths`` as a job of that number, and a sentence on it.
+
+    An empty path is the newest; several are shown side by side. Without anything there is no job.
+    """
+    path = paths[0] if paths else ""
     try:
         found = attach(path or None)
+        if len(paths) > 1:
+            found = Gathered([attach(each) for each in paths])
         if isinstance(found, AttachedComparison):
             going = found
         else:  # of a run that goes on there may be too little to time
@@ -44,5 +91,5 @@ def read(path: str, number: int) -> tuple[Job | None, str]:
         return None, translate(str(error))
     facts = going.facts
     asked = Request(facts.name, (), 1, facts.batch_size, going.steps, max(1, going.repeats))
-    where = str(going.folder or path)
+    where = ", ".join(paths) if len(paths) > 1 else str(going.folder or path)
     return Job(number, asked, "attached", going=going), text("keep.attached", folder=where)

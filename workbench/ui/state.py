@@ -9,6 +9,7 @@ from typing import Any
 from workbench import machine
 from workbench.amdahl import fits
 from workbench.findings import findings
+from workbench.gathered import Gathered
 from workbench.preview import Preview
 from workbench.records import driven
 from workbench.steering import ENDED
@@ -69,6 +70,8 @@ class State:
         What ranks took at most, and what was predicted.
     preview:
         The newest picture that a model has made of one.
+    earlier:
+        Folders of earlier runs and comparisons, the newest first.
     gone:
         Whether the cluster is gone, so that another must be started.
     can_go_on:
@@ -95,6 +98,7 @@ class State:
     timeline: Timeline | None = None
     memory: tuple[RankMemory, ...] = ()
     preview: Preview | None = None
+    earlier: tuple[str, ...] = ()
     gone: bool = False
     can_go_on: bool = False
     dashboard: str = ""
@@ -140,6 +144,7 @@ class Watcher:
             "gone": driver.cluster_gone and not self._last.busy,
             "can_go_on": training is not None and training.can_go_on,
             "dashboard": driver.dashboard,
+            "earlier": driver.earlier.folders,
         }
         if any(getattr(self._last, name) != value for name, value in now.items()):
             self._last = replace(self._last, **now)
@@ -187,6 +192,8 @@ class Watcher:
         else:
             told = [*findings(rows, machine.cores()), *_amdahl(alike)]
             found = [translate(said) for said in told]
+            if isinstance(going, Gathered):
+                found = [text(f"gathered.{word}", **values) for word, values in going.cautions]
             curves = figures.curves_of(going)
         return replace(
             now,
@@ -195,7 +202,7 @@ class Watcher:
             refused=tuple(getattr(going, "refused", {}).items()),
             rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
             # Of each strategy the newest measurement: older ones stay in the table.
-            points=tuple({texts.row_label(row): row for row in alike}.values()),
+            points=tuple({(row.get("part"), texts.row_label(row)): row for row in alike}.values()),
             bars=tuple(rows),
             curves=tuple(curves),
             timeline=timeline_of(going.timelines),

@@ -178,6 +178,7 @@ class View:
             self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
             put(self._python, f"<pre>{escape(asked.python())}</pre>")
             self.keep.show(self.code, self.controls.limits, told)
+            self.keep.list_earlier(state.earlier)
             guess, price = self.actions.locked, float(self._price.value)
             if price != self._price_drawn:
                 self._price_drawn = price
