@@ -87,13 +87,18 @@ OF_IMAGES = [
     "sharded=2,spatial=2",
     "sharded=2,channel=3",
     "data=2,sharded=2,spatial=2",
+    "pipeline=2,spatial=2",
+    "pipeline=2,spatial=2x2",
+    "pipeline=3,spatial=2",
+    "pipeline=2,channel=2",
+    "data=2,pipeline=2,spatial=2",
+    "sharded=2,pipeline=2,spatial=2",
     "data=2,sharded=2,channel=2",
 ]
 REFUSED = [
     "spatial=2,channel=2",
     "tensor=2,spatial=2",
     "tensor=2,channel=2",
-    "pipeline=2,spatial=2",
 ]
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},

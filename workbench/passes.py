@@ -86,10 +86,7 @@ class Passes:
             share = self.share
             share.step, share.micro = step, micro
             share.start, share.rows = rows.start, len(rows.index)
-            output = self.model(x)
-            if self.plan.made != self.plan.output:
-                output = self._whole_output(output)
-            output = self._in_full(output)
+            output = self._for_loss(self.model(x))
             self.previewer.take(step, rows, x, output, y)
             self.judge.take(output, y, len(rows.index))
             loss = self._loss(output, y, scale[micro])
@@ -120,7 +117,7 @@ class Passes:
 
         def finish(micro: int, output: Any) -> list[Tensor]:
             rows, x, y = micro_batches[micro]
-            output = self._in_full(output)
+            output = self._for_loss(output)
             self.previewer.take(step, rows, x, output, y)
             self.judge.take(output, y, len(rows.index))
             # Ranks of other stages have no loss to share this one with.
@@ -136,8 +133,10 @@ class Passes:
         pipeline.work_off()
         return sum(losses)
 
-    def _in_full(self, output: Any) -> Any:
-        """Return a model's output for a loss, which is taken in float32 at least."""
+    def _for_loss(self, output: Any) -> Any:
+        """Return a model's output for a loss, which may need the whole, in float32 at least."""
+        if self.plan.made != self.plan.output:
+            output = self._whole_output(output)
         return over_tensors(output, exactly) if self.plan.low else output
 
     def _loss(self, output: Tensor, y: Tensor, scale: float) -> Tensor | None:

@@ -302,6 +302,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         exposed=tuple(dict.fromkeys((*found.exposed, *(each.name for each in found.written)))),
         resized=found.resized,
         meetings=found.meetings,
+        passed=found.passed if start.stages else (),
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # What is left of a parameter when all others have cut it is cut over the replicas.

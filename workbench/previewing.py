@@ -29,7 +29,9 @@ class Previewer:
     def __init__(self, context: RankContext, plan: Plan, order: Order, steps: int) -> None:
         self.context, self.plan = context, plan
         self.shape = plan.output_shape[1:]
-        self.where = {axis: n for axis, n in plan.mesh.coordinates(context.rank).items() if n}
+        where = plan.mesh.coordinates(context.rank).items()
+        # Of a pipeline only the last stage has a picture to take.
+        self.where = {axis: place for axis, place in where if place and axis != "pipeline"}
         first = not any(axis in self.where for axis in BATCH_AXES)
         pictures = len(self.shape) == 3 and self.shape[0] in (1, 3) and first
         self.steps = preview_steps(plan, order, steps) if pictures and steps else frozenset()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.layers.ghosts import on_meta
+from workbench.plan.stages import Source
 from workbench.traced import (
     POSITIONS,
     Adapted,
@@ -74,6 +75,9 @@ class Profile:
         Parameters that code writes to.
     meetings:
         Code in which arrays meet of which one has its positions cut.
+    passed:
+        What modules that are no part of a layer were given and have returned, as far as it has
+        labels: where a pipeline may cut.
     """
 
     layers: tuple[Layer, ...]
@@ -89,6 +93,7 @@ class Profile:
     parted: tuple[tuple[str, int], ...] = ()
     written: tuple[Write, ...] = ()
     meetings: tuple[Meeting, ...] = ()
+    passed: tuple[tuple[Source, Traced], ...] = ()
 
 
 def profile(
@@ -266,6 +271,7 @@ def _run(
         tuple((label.removeprefix("out:"), n) for label, n in names.parted.items()),
         writes.found(),
         positions.meetings,
+        calls.passed.found(names.canonical),
     )
 
 

@@ -222,7 +222,7 @@ def _run(
     model = parallelize(model, plan, groups, share)
     pipeline: Pipeline | None = None
     if plan.stages:
-        calls = Trace(module, mine).calls
+        calls = Trace(module, inputs).calls
         pipeline = Pipeline(model, plan, groups, calls, weights, torch.device("cpu"))
     own = {name: p for name, p in model.named_parameters() if plan.holds(name, rank)}
     gradients = GradientBuckets(own, plan.buckets, groups, plan.summed_in_layers)

@@ -22,6 +22,9 @@ from workbench.errors import PlanError, RunError
 from workbench.plan.stages import Call, Size, Source
 
 Receive = Callable[[Source, "Spec"], Tensor]
+Shape = tuple[int, ...]
+Own = Callable[[Source, Shape], Shape]
+"""Given the shape of the whole of something: that of the rank's share."""
 
 
 class Uncarried(PlanError):
@@ -218,6 +221,8 @@ class Stages:
         The call with which each stage after the first one begins.
     device:
         Where the stages compute.
+    own:
+        What shape shares have; those of the whole if left out.
 
     Attributes
     ----------
@@ -233,8 +238,10 @@ class Stages:
         calls: Mapping[Call, Record],
         entries: Sequence[Call],
         device: torch.device,
+        own: Own = lambda source, whole: whole,
     ) -> None:
         self.model, self.calls, self.entries, self.device = model, calls, tuple(entries), device
+        self.own = own
         self.begins = [-1, *(calls[entry].enter for entry in entries)]
         self._stage_at = {entry: number for number, entry in enumerate(entries, start=1)}
         self.ends = [*self.begins[1:], 10**9]
@@ -334,7 +341,8 @@ class Stages:
         return pytree.tree_unflatten(leaves, tree)
 
     def _ghost(self, spec: Spec, source: Source) -> Ghost:
-        shape = torch.empty(spec.size.of(self.samples), dtype=spec.dtype, device=_META)
+        own = self.own(source, spec.size.of(self.samples))
+        shape = torch.empty(own, dtype=spec.dtype, device=_META)
         found = Ghost.of(shape, self, source)
         found.spec = spec
         return found

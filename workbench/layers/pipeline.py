@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.errors import RunError
 from workbench.layers.ghosts import Record, Spec, Stages
 from workbench.layers.groups import Groups
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.plan import Plan
 from workbench.plan.memory import TOGETHER
-from workbench.plan.stages import Call, Source
+from workbench.plan.stages import Call, Crossing, Source
 from workbench.schedules import SCHEDULES, Action
 from workbench.strategies.pipeline import AXIS
 
@@ -60,7 +61,9 @@ class Pipeline:
         self.plan, self.comm, self.device = plan, groups.over(AXIS), device
         self.weights = weights
         entries = [stage.entry for stage in plan.stages if stage.entry is not None]
-        self.stages = Stages(model, calls, entries, device)
+        self.rank = groups.rank
+        self.shapes: dict[tuple[Source, tuple[int, ...]], tuple[int, ...]] = {}
+        self.stages = Stages(model, calls, entries, device, self._own)
         self.ranks, self.last = plan.mesh.degree(AXIS), len(plan.stages) - 1
         self.place = plan.mesh.place(groups.rank, AXIS)
         schedule = SCHEDULES[plan.option("schedule", "1f1b")]
@@ -150,7 +153,7 @@ class Pipeline:
             following = self.coming[source].popleft()
             number, micro, back = following
             found = self.plan.crossings[number]
-            shape = found.size.of(len(self.inputs[micro][0]))
+            shape = self._own(found.source, found.size.of(len(self.inputs[micro][0])))
             dtype: torch.dtype = getattr(torch, found.dtype)
             if dtype.is_floating_point and not self.plan.low:
                 dtype = self.real
@@ -170,9 +173,27 @@ class Pipeline:
         for number, crossing in enumerate(self.plan.crossings):
             if crossing.start == action.stage:
                 sent = captured[crossing.source]
+                self._check(action.micro, crossing, sent)
                 self._post((number, action.micro, False), sent.detach())
                 if crossing.gradient:
                     kept.sent[number] = sent
+
+    def _own(self, source: Source, whole: tuple[int, ...]) -> tuple[int, ...]:
+        own = self.shapes.get((source, whole))
+        if own is None:
+            own = self.shapes[source, whole] = self.plan.passed_shape(source, whole, self.rank)
+        return own
+
+    def _check(self, micro: int, crossing: Crossing, sent: Tensor) -> None:
+        """Check that the next stage gets what it makes room for."""
+        planned = self._own(crossing.source, crossing.size.of(len(self.inputs[micro][0])))
+        if tuple(sent.shape) != planned:
+            raise RunError(
+                f"Stage {crossing.stop} gets the {crossing.source} with shape {tuple(sent.shape)} "
+                f"of rank {self.rank}, where the plan has {planned}. Let that array not be made of "
+                "numbers that code gives, or cut the model elsewhere (split_at).",
+                rank=self.rank,
+            )
 
     def _compute(self, action: Action, kept: _Kept) -> dict[Source, Tensor]:
         """Run the stage; what it receives, or has received before, are the leaves of its graph."""

@@ -23,8 +23,8 @@ class Collective:
 
     With ``per_sample``, numbers are those of one sample, and the collective happens once in each
     micro-batch, for as many samples as the rank has in it. ``arrays`` are the parameters that it is
-    about: a rank puts in its shares of them. ``by_place`` is ``numel`` for each place on the
-    axis that cuts features, where that decides. ``places`` are those on the pipeline whose ranks
+    about: a rank puts in its shares of them. ``by_rank`` is ``numel`` for each rank of the mesh,
+    where places on other axes decide too. ``places`` are those on the pipeline whose ranks
     take part, if not all do. ``part`` is what of ``arrays`` travels, if not all their numbers, see
     :class:`workbench.plan.replicas.Compression`.
     """
@@ -39,7 +39,7 @@ class Collective:
     shares: tuple[int, ...] = ()
     per_sample: bool = False
     arrays: tuple[str, ...] = ()
-    by_place: tuple[int, ...] = ()
+    by_rank: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
     part: str = ""
 

@@ -121,7 +121,8 @@ def _activations(plan: Plan, rank: int) -> int:
             for (_, array), planned in received.items()
         )
         first[stage.number] = sum(
-            prod(crossing.size.of(rows)) * crossing.itemsize
+            prod(plan.passed_shape(crossing.source, crossing.size.of(rows), rank))
+            * crossing.itemsize
             for crossing in plan.crossings
             if crossing.stop == stage.number
         )

@@ -16,7 +16,7 @@ from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import explain
 from workbench.plan.memory import Memory, memory_of
 from workbench.plan.replicas import WHOLE, Averaging, Compression
-from workbench.plan.stages import Crossing, Stage
+from workbench.plan.stages import Crossing, Source, Stage
 from workbench.traced import Adapted, Array, Flat, Label, Layer, Meeting, Mix, Resized, Traced
 from workbench.windows import Halo, Run, Window
 
@@ -88,8 +88,9 @@ class Plan:
     ``exposed`` are parameters and buffers that code reads where no layer that has them is called.
     ``cut_labels`` says which labels are cut, and ``whole`` which flattened dims are gathered all
     the same. ``updates`` says which share of a whole parameter a rank updates, by name. ``stages``
-    are those of a pipeline, ``crossings`` what one computes for another, and ``held`` the places on
-    the pipeline whose ranks have a parameter or buffer, by name. ``optimizer_state`` is how many
+    are those of a pipeline, ``crossings`` what one computes for another, ``passed`` what modules
+    are given and return of which ranks have shares, and ``held`` the places on the pipeline whose
+    ranks have a parameter or buffer, by name. ``optimizer_state`` is how many
     numbers the optimizer keeps for each of a parameter's, and how many bytes beside. ``made`` says
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
     ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
@@ -125,6 +126,7 @@ class Plan:
     updates: tuple[tuple[str, Cut], ...] = ()
     stages: tuple[Stage, ...] = ()
     crossings: tuple[Crossing, ...] = ()
+    passed: tuple[tuple[Source, Traced], ...] = ()
     held: tuple[tuple[str, tuple[int, ...]], ...] = ()
     optimizer_state: tuple[int, int] = (0, 0)
     compression: Compression = WHOLE
@@ -203,9 +205,8 @@ class Plan:
             shapes = [self.owned(arrays[name], rank).shape for name in collective.arrays]
             own = self.compression.numbers(collective.part, shapes)
             collective = replace(collective, numel=own)
-        if collective.by_place:
-            own = collective.by_place[mesh.place(rank, mesh.feature_axis)]
-            collective = replace(collective, numel=own)
+        if collective.by_rank:
+            collective = replace(collective, shares=tuple(collective.by_rank[r] for r in group))
         return collective.sent_bytes(len(group), group.index(rank), samples)
 
     def share(self, shape: Sequence[int], cuts: Iterable[Cut], rank: int) -> tuple[Run, ...]:
@@ -220,6 +221,21 @@ class Plan:
             place = self.mesh.place(rank, cut.axis, cut.part)
             found[cut.dim] = balanced_units(shape[cut.dim], count, place, cut.units)
         return tuple(found)
+
+    def passed_shape(self, source: Source, whole: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Return the shape that ``rank`` has of what a module is given or returns.
+
+        ``whole`` is the shape that it has where nothing is cut, for any number of samples.
+        """
+        array = next((array for passed, array in self.passed if passed == source), None)
+        if array is None:
+            return tuple(whole)
+        own = self.share(array.shape, self.cuts_of(array), rank)
+        # A dim may count the samples too, of which the array has those of the whole batch.
+        return tuple(
+            size * (stop - start) // traced if traced else size
+            for size, traced, (start, stop) in zip(whole, array.shape, own, strict=True)
+        )
 
     def copies(self, cuts: Iterable[Cut]) -> int:
         """Return how many ranks hold each share of an array that is cut so."""

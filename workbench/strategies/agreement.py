@@ -78,7 +78,7 @@ def _at_stages(plan: Plan) -> Callable[[Collective], Collective]:
 
     def at_stage(moved: Collective) -> Collective:
         mine = places.get(moved.name.partition(": ")[0])
-        if mine is None:
+        if mine is None or moved.places:
             return moved
         call = seen[moved.name, moved.phase]
         seen[moved.name, moved.phase] += 1
@@ -167,7 +167,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
-                    by_place=_by_channels(plan, planned, sums.numel),
+                    by_rank=_by_channels(plan, planned, sums.numel),
                 )
             )
     return found
@@ -180,7 +180,7 @@ def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:
 
 
 def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
-    """Return the numbers of each place on the feature axis where a layer has some channels."""
+    """Return the numbers of each rank where a layer has some channels."""
     axis = plan.mesh.feature_axis
     if planned.layer.role != "channelwise" or not any(c.axis == axis for c in planned.input):
         return ()
@@ -188,7 +188,8 @@ def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
     each, rest = divmod(numel, channels)
     units = next(c.units for c in planned.input if c.axis == axis)
     sizes = shares(channels, plan.mesh.degree(axis), units)
-    return tuple(each * size + rest for size in sizes)
+    places = (plan.mesh.place(rank, axis) for rank in range(plan.ranks))
+    return tuple(each * sizes[place] + rest for place in places)
 
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:

@@ -11,6 +11,8 @@ p ranks and m micro-batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
 
 from workbench.errors import PlanError
 from workbench.plan import Collective, Plan
@@ -24,12 +26,6 @@ MICRO_BATCHES_PER_RANK = 4
 
 def cut(plan: Plan) -> Plan:
     """Give every rank its stages; ``plan.stages`` says where the model is divided."""
-    if plan.mesh.degree("spatial") > 1:
-        raise PlanError(
-            f"{plan.mesh} cuts layers and positions of images, which is not offered together; use "
-            f"spatial={plan.mesh.degree('spatial') * plan.mesh.degree(AXIS)}, or data with one of "
-            "the two."
-        )
     if plan.option("recompute", "no") == "yes" and any(
         planned.layer.batch_statistics for planned in plan.layers
     ):
@@ -37,6 +33,8 @@ def cut(plan: Plan) -> Plan:
             f"{plan.mesh} with recompute='yes' would count every batch twice in the statistics of "
             "BatchNorm; use recompute='no', or GroupNorm."
         )
+    passed = tuple((source, array) for source, array in plan.passed if plan.cuts_of(array))
+    plan = replace(plan, passed=passed)
     ranks = plan.mesh.degree(AXIS)
     found = []
     for crossing in plan.crossings:
@@ -49,17 +47,23 @@ def cut(plan: Plan) -> Plan:
 
 
 def _message(plan: Plan, name: str, sender: int, crossing: Crossing) -> Collective:
-    sizes = [0] * plan.mesh.degree(AXIS)
-    sizes[sender] = crossing.size.numel
+    """Return a message to the next rank: what this one has of it, to who has the same of others."""
+    whole = crossing.size.of(1)
+    sizes = [
+        prod(plan.passed_shape(crossing.source, whole, rank))
+        if plan.mesh.place(rank, AXIS) == sender
+        else 0
+        for rank in range(plan.ranks)
+    ]
     return Collective(
         name,
         "exchange",
         (AXIS,),
-        crossing.size.numel,
+        max(sizes),
         crossing.itemsize,
         "forward" if sender == crossing.start % plan.mesh.degree(AXIS) else "backward",
         times=plan.batch.accumulate,
-        shares=tuple(sizes),
+        by_rank=tuple(sizes),
         per_sample=crossing.size.per_sample,
     )
 

@@ -69,7 +69,7 @@ def _updates(plan: Plan, cuts: dict[str, Cut]) -> Iterator[Collective]:
     for each in places:
         arrays = [a for a in plan.arrays if a.name in cuts and each in plan.holders(a.name)]
         if arrays:
-            own = [_largest(plan, arrays, cuts, place) for place in _places(plan)]
+            own = [_largest(plan, arrays, cuts, rank) for rank in range(plan.ranks)]
             gathered = _collective("updated parameters", "all_gather", own, kept, "update", times=1)
             yield replace(gathered, places=(each,) if len(places) > 1 else ())
 
@@ -130,20 +130,9 @@ def _cuts(plan: Plan) -> Iterator[tuple[str, Cut]]:
             yield array.name, Cut(free[0], AXIS)
 
 
-def _places(plan: Plan) -> range:
-    return range(plan.mesh.degree(plan.mesh.feature_axis))
-
-
-def _rank_at(plan: Plan, place: int) -> int:
-    """Return a rank at ``place`` on the axis that cuts features."""
-    axis = plan.mesh.feature_axis
-    return next(r for r in range(plan.mesh.size) if plan.mesh.place(r, axis) == place)
-
-
-def _largest(plan: Plan, arrays: Iterable[Array], cuts: dict[str, Cut], place: int) -> int:
-    """Return the numbers in the largest share of ``arrays``: that of the first rank."""
-    degree, rank = plan.mesh.degree(AXIS), _rank_at(plan, place)
-    total = 0
+def _largest(plan: Plan, arrays: Iterable[Array], cuts: dict[str, Cut], rank: int) -> int:
+    """Return the numbers in the largest of the shares of ``arrays`` that ``rank`` has one of."""
+    degree, total = plan.mesh.degree(AXIS), 0
     for array in arrays:
         others = [c for c in plan.parameter_cuts(array.name) if c.axis != AXIS]
         ranges = plan.share(array.shape, others, rank)
@@ -164,7 +153,7 @@ def _of_layer(
 ) -> list[Collective]:
     """Return what one call of a layer gathers and adds up."""
     degree, name, micro = plan.mesh.degree(AXIS), planned.layer.name, plan.batch.accumulate
-    own = [_largest(plan, arrays, cuts, place) for place in _places(plan)]
+    own = [_largest(plan, arrays, cuts, rank) for rank in range(plan.ranks)]
     itemsize, kept = (
         max(find(array) for array in arrays)
         for find in (lambda array: array.itemsize, plan.kept_itemsize)
@@ -199,7 +188,7 @@ def _collective(
         itemsize,
         phase,  # type: ignore[arg-type]
         times=times,
-        by_place=tuple(numels) if len(numels) > 1 else (),
+        by_rank=tuple(numels),
     )
 
 

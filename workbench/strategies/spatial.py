@@ -232,8 +232,12 @@ def _at_the_ends(plan: Plan) -> Plan:
     if {(c.axis, c.part) for c in made} == {(c.axis, c.part) for c in target}:
         return replace(plan, output=made, target=target)
     whole = LayerPlan(Layer("output", "", (), ()))
+    gathered = _gathering(plan, whole, plan.outputs[0], "whole")
+    if plan.stages:  # ranks of other stages have no outputs
+        last = (len(plan.stages) - 1) % plan.mesh.degree("pipeline")
+        gathered = [replace(moved, places=(last,)) for moved in gathered]
     return plan.adding(
-        collectives=_gathering(plan, whole, plan.outputs[0], "whole"),
+        collectives=gathered,
         notes=["the loss is no sum over positions, so the output is gathered on every rank"],
     )
 

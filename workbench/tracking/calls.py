@@ -15,6 +15,7 @@ from workbench.tracking.agreeing import settled
 from workbench.tracking.faults import refusal
 from workbench.tracking.graph import nodes_of, reached
 from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.passed import Passed
 from workbench.tracking.positions import gathering, goes_by_position
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.saved import Saved
@@ -25,6 +26,7 @@ from workbench.tracking.watch import Watch, tensors_in
 
 if TYPE_CHECKING:
     from workbench.layers.carrier import Carrier, Declared
+    from workbench.plan.stages import Call
 
 
 @dataclass
@@ -32,6 +34,7 @@ class _Open:
     """A call that has not returned yet."""
 
     module: nn.Module
+    called: Call
     args: Sequence[Any]
     flops: int
     inside: int = 0
@@ -64,6 +67,8 @@ class Calls:
         For each layer that answers for itself what its calls returned, in order.
     sizes:
         For each other module the sizes that its code gives, call by call.
+    passed:
+        What modules are given and return.
 
     Parameters
     ----------
@@ -88,6 +93,7 @@ class Calls:
         self._found: list[_Found] = []
         self.saved = Saved(watch.made, model.parameters())
         self._open: list[_Open] = []
+        self.passed = Passed()
         for module in self.names:
             _carrier_of(module)  # what it imports and tries is none of the model's faults
         watch.where = self._where
@@ -152,7 +158,10 @@ class Calls:
         return self.names[module], type(module).__name__
 
     def _enter(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        call = _Open(module, [*args, kwargs], self.watch.flops)
+        called = self.passed.begin(self.names[module])
+        if not self.watch.blind:
+            self.passed.note(called, "argument", (args, kwargs))
+        call = _Open(module, called, [*args, kwargs], self.watch.flops)
         if self._open:
             self._open[-1].sizes.inside.append(self.names[module])
         given = tensors_in(call.args)
@@ -189,6 +198,8 @@ class Calls:
         is_leaf = next(module.children(), None) is None
         replaced = None if self.watch.blind else self._of_positions(call, output)
         output = output if replaced is None else replaced
+        if not self.watch.blind:
+            self.passed.note(call.called, "result", output)
         if (call.opaque or call.carrier) and self.watch.inputs:
             self.returned.setdefault(module, []).append(spec_of(output, tags_of))
         if enclosing := [other for other in self._open if other.opaque]:

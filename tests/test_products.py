@@ -1,0 +1,130 @@
+"""Products of axes that cut the same arrays, or layers and images: each carries what it has."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import UNet
+from rank_threads import run_on_threads
+from test_operator_training import contrast
+from test_pipeline import WAYS, assert_equal, vector
+from torch import Tensor, nn
+
+from workbench.verify import verify
+from workbench.workload import Workload
+
+OPTIMIZERS = {
+    "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "adam": partial(torch.optim.Adam, lr=0.01),
+}
+
+
+class Skips(nn.Module):
+    """Strides, a shortcut around them all, sums between modules, and a head that needs it all."""
+
+    def __init__(self, width: int = 4, stride: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, width, 3, padding=1)
+        self.short = nn.Conv2d(width, width, 1, stride)
+        self.down = nn.Conv2d(width, width, 3, stride, 1)
+        self.norm = nn.GroupNorm(1, width)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 5)
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        side = self.short(hidden)
+        hidden = torch.relu(self.norm(self.down(hidden)) + side)
+        hidden = self.pool(self.last(hidden) + side[:, :3]).flatten(1)
+        return self.out(torch.tanh(self.head(hidden)))
+
+
+def skips(optimizer: str = "momentum", **options: Any) -> Workload:
+    torch.manual_seed(0)
+    return vector(Skips(**options), 2, 7, 5).with_(optimizer=OPTIMIZERS[optimizer])
+
+
+def u_net() -> nn.Module:
+    net = UNet(4)
+    for module in list(net.modules()):
+        for attribute, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, attribute, nn.GroupNorm(1, child.num_features))
+    return net
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("strategy", ["pipeline=2,spatial=2", "pipeline=2,spatial=3"])
+def test_every_schedule_of_stages_that_have_parts_of_images(
+    strategy: str, way: str, optimizer: str
+) -> None:
+    assert_equal(skips(optimizer), strategy, **WAYS[way])
+
+
+@pytest.mark.parametrize("entry", ["down", "norm", "last"])
+def test_what_crosses_is_what_a_rank_has(entry: str) -> None:
+    found = assert_equal(skips(), "pipeline=2,spatial=2", split_at=entry)
+    source, height = {
+        "down": ("argument of down", 7),
+        "norm": ("result of down", 4),
+        "last": ("argument of last", 4),
+    }[entry]
+    crossing = next(c for c in found.crossings if str(c.source) == source)
+    rows = [found.passed_shape(crossing.source, crossing.size.of(2), rank) for rank in range(4)]
+    assert [shape[2] for shape in rows] == [-(-height // 2), height // 2] * 2
+    assert {shape[0] for shape in rows} == {2}
+
+
+@pytest.mark.parametrize("strategy", ["pipeline=2,spatial=2x2", "data=2,pipeline=2,spatial=2"])
+def test_eight_ranks_on_a_u_net(strategy: str) -> None:
+    found = assert_equal(vector(u_net(), 3, 8, 8, batch=4), strategy, accumulate=2)
+    assert len(found.crossings) > 1
+
+
+def test_a_loss_of_all_positions_is_computed_by_the_last_stage() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    made = vector(net, 3, 7, 6).with_(loss=contrast)
+    found = assert_equal(made, "pipeline=2,spatial=2")
+    gathered = next(c for c in found.collectives if c.name == "output: whole")
+    assert gathered.places == (1,)
+
+
+def test_ranks_without_a_row_take_part() -> None:
+    assert_equal(skips(), "pipeline=2,spatial=9", spatial_dims=2, accumulate=1)
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 6),
+    stride=st.integers(1, 3),
+    ranks=st.sampled_from(("2", "3", "2x2")),
+    entry=st.sampled_from(("short", "down", "norm", "last", "head", "out")),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_sizes_and_any_cut(
+    height: int, width: int, stride: int, ranks: str, entry: str
+) -> None:
+    torch.manual_seed(0)
+    net, x = Skips(stride=stride).double(), torch.randn(2, 2, height, width, dtype=torch.float64)
+    proof = verify(net, x, strategy=f"pipeline=2,spatial={ranks}", split_at=entry)
+    assert proof.refusal is None
+    assert proof.same_result, proof
+    assert proof.sent_bytes == proof.predicted_bytes
+
+
+def test_a_picture_is_taken_by_the_last_stage() -> None:
+    source = np.random.default_rng(0)
+    x = source.random(size=(4, 3, 7, 6))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    made = Workload(model=net, data=(x, x), loss=nn.MSELoss(), batch_size=4, dtype="float64")
+    run = run_on_threads(made, "pipeline=2,spatial=2", 1, preview=True)
+    sent = [[kind for kind, _ in outlet.messages] for outlet in run.outlets]
+    assert [kinds.count("preview") for kinds in sent] == [0, 0, 1, 1]
