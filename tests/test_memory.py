@@ -181,6 +181,8 @@ WORK = {"residual": residual, "gpt": gpt, "block": block, "images": images, "fus
         ("images", "channel=2", {}),
         ("images", "data=2,channel=2", {}),
         ("images", "spatial=2", {}),
+        ("images", "channel=2,spatial=2", {}),
+        ("images", "tensor=2,spatial=2", {}),
         ("images", "pipeline=2,spatial=2", {"accumulate": 4}),
         ("images", "pipeline=2,spatial=2", {"accumulate": 4, "recompute": "yes"}),
         ("images", "pipeline=2", {"accumulate": 4}),

@@ -15,7 +15,10 @@ from workbench.errors import PlanError
 from workbench.planning import plan
 from workbench.workload import Workload
 
-STRATEGIES = ("spatial=2", "spatial=3", "spatial=2x2", "data=2,spatial=2", "channel=2")
+STRATEGIES = (
+    *("spatial=2", "spatial=3", "spatial=2x2", "data=2,spatial=2", "channel=2"),
+    *("tensor=2,spatial=2", "channel=2,spatial=2x2", "pipeline=2,spatial=2"),
+)
 
 
 def segmenter() -> nn.Module:

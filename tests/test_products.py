@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import UNet
+from networks import ResNet, UNet
+from operator_cases import CHANNELS, CONVOLUTIONS, LAYERS, images, prove
 from rank_threads import run_on_threads
+from test_operator_parallel import takes
 from test_operator_training import contrast
 from test_pipeline import WAYS, assert_equal, vector
 from torch import Tensor, nn
@@ -128,3 +130,74 @@ def test_a_picture_is_taken_by_the_last_stage() -> None:
     run = run_on_threads(made, "pipeline=2,spatial=2", 1, preview=True)
     sent = [[kind for kind, _ in outlet.messages] for outlet in run.outlets]
     assert [kinds.count("preview") for kinds in sent] == [0, 0, 1, 1]
+
+
+FEATURES = ["tensor=2", "tensor=3", "channel=2", "channel=3"]
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("ranks", ["2", "3", "2x2"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_channels_of_parts_of_images(features: str, ranks: str, optimizer: str) -> None:
+    found = assert_equal(skips(optimizer), f"{features},spatial={ranks}")
+    both = [p for p in found.layers if {"spatial"} < {cut.axis for cut in p.input}]
+    assert both  # some layer reads some channels of some rows
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["data=2,tensor=2,spatial=2", "sharded=2,channel=2,spatial=2", "pipeline=2,tensor=2,spatial=2"],
+)
+def test_eight_ranks_on_three_axes(strategy: str) -> None:
+    assert_equal(skips(), strategy)
+
+
+def test_ranks_without_a_row_have_channels_all_the_same() -> None:
+    assert_equal(skips(), "tensor=2,spatial=6", spatial_dims=2, accumulate=1)
+
+
+def test_the_linear_layers_of_a_head_are_split_and_convolutions_cut_both_ways() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 3 * 4, 64),
+        nn.ReLU(),
+        nn.Linear(64, 4),
+    )
+    found = assert_equal(vector(net, 3, 6, 8), "tensor=2,spatial=2")
+    ways = {planned.layer.name: planned.choice for planned in found.layers}
+    assert (ways["0"], ways["2"]) == ("filters", "channels")
+    assert (ways["4"], ways["5"], ways["7"]) == ("gather", "filters", "channels")
+    (cut,) = found.parameter_cuts("5.weight")
+    assert (cut.dim, cut.axis) == (0, "tensor")
+
+
+@pytest.mark.parametrize("strategy", ["tensor=2,spatial=2", "channel=2,spatial=2"])
+def test_whole_networks(strategy: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 20, 16, dtype=torch.float64)
+    for net in (ResNet(), UNet()):
+        assert prove(net, x, strategy=strategy).refusal is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(LAYERS))
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_every_layer_has_some_channels_of_some_rows(kind: str, data: st.DataObject) -> None:
+    dims = data.draw(st.sampled_from((1, 2, 2, 3)))
+    torch.manual_seed(0)
+    layer = data.draw(LAYERS[kind](dims))
+    batch, _, *sides = data.draw(images(dims))
+    around = [CONVOLUTIONS[dims - 1](CHANNELS, CHANNELS, 1) for _ in range(2)]
+    if isinstance(layer, (*CONVOLUTIONS, nn.modules.conv._ConvTransposeNd)):
+        around[1] = CONVOLUTIONS[dims - 1](layer.out_channels, CHANNELS, 1)
+    net = nn.Sequential(around[0], layer, around[1]).double()
+    ranks = data.draw(st.sampled_from(("2", "3", *(("2x2",) if dims > 1 else ()))))
+    features = data.draw(st.sampled_from(("tensor=2", "channel=2", "channel=3")))
+    x = torch.randn(batch, CHANNELS, *sides, dtype=torch.float64)
+    if takes(net, x):
+        prove(net, x, strategy=f"{features},spatial={ranks}")

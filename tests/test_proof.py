@@ -93,13 +93,15 @@ OF_IMAGES = [
     "pipeline=2,channel=2",
     "data=2,pipeline=2,spatial=2",
     "sharded=2,pipeline=2,spatial=2",
+    "tensor=2,spatial=2",
+    "tensor=3,spatial=2",
+    "channel=2,spatial=2x2",
+    "data=2,tensor=2,spatial=2",
+    "sharded=2,tensor=2,spatial=2",
+    "pipeline=2,channel=2,spatial=2",
     "data=2,sharded=2,channel=2",
 ]
-REFUSED = [
-    "spatial=2,channel=2",
-    "tensor=2,spatial=2",
-    "tensor=2,channel=2",
-]
+REFUSED = ["tensor=2,channel=2"]
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "micro-batches": {"accumulate": 3},

@@ -326,7 +326,6 @@ def test_convolutions_are_split_too() -> None:
             "'self_attn' has 2; use tensor=2",
         ),
         (nn.Conv2d(3, 4, 1), "tensor=2,channel=2", (3, 4, 4), "use tensor=4"),
-        (nn.Conv2d(3, 4, 1), "tensor=2,spatial=2", (3, 4, 4), "use tensor=4"),
     ],
 )
 def test_what_cannot_be_split_is_refused(

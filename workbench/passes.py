@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from workbench.cluster.context import RankContext
 from workbench.judging import Judge
 from workbench.layers.cross_entropy import shared_loss
-from workbench.layers.gather import gather, over_tensors
+from workbench.layers.gather import Whole, over_tensors
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
@@ -161,14 +161,9 @@ class Passes:
 
     def _whole_output(self, output: Tensor) -> Tensor:
         """Return the output as all ranks of the spatial axis have it, for a loss of the whole."""
-        return gather(
-            output,
-            self.plan.outputs[0],
-            self.plan,
-            self.groups,
-            name="output: whole",
-            backward_name="output: gradient of whole",
-        )
+        shape, cuts = self.plan.output_shape, self.plan.made
+        names = ("output: whole", "output: gradient of whole")
+        return Whole(shape, cuts, self.plan, self.groups, *names)(output)
 
     def _scale(self, step: int, micro_batches: list[MicroBatch]) -> list[float]:
         """Return what each micro-batch's loss counts for in the loss of the whole batch.

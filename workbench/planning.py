@@ -259,9 +259,10 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
     features = start.mesh.degree(start.mesh.feature_axis) > 1
-    dims: tuple[int, ...] | None = (0,) if features else ()
+    dims = (0,) if features else ()
     if cuts_inputs:
-        dims = spatial.dims_asked(start.option("spatial_dims", "largest")) or None
+        asked_for = spatial.dims_asked(start.option("spatial_dims", "largest"))
+        dims = (*dims, *(asked_for or range(2, inputs[0].dim())))
     opaque: frozenset[str] = frozenset()
     if asked(start):
         again = partial(profile, model, *inputs, dims=dims, features=True)
@@ -305,6 +306,9 @@ def compose(start: Plan, found: Profile) -> Plan:
         passed=found.passed if start.stages else (),
         output_shape=found.output_shapes[0] if found.plain else (),
     )
+    # Who cuts features has to know which positions ranks have.
+    if start.mesh.degree(spatial.AXIS) > 1:
+        result = spatial.declare(result)
     # What is left of a parameter when all others have cut it is cut over the replicas.
     last = (sharded.AXIS, pipeline.AXIS)
     for axis, degree in sorted(start.mesh.axes, key=lambda each: each[0] in last):

@@ -30,12 +30,12 @@ from workbench.traced import (
 )
 from workbench.tracking.calls import Calls
 from workbench.tracking.kernels import Kernels
-from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.operation import set_tags, tags_of, traced
 from workbench.tracking.positions import Met, Positions
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.sizes import Noting
-from workbench.tracking.tags import Merged, as_labels
+from workbench.tracking.tags import Merged
 from workbench.tracking.watch import Literals, Watch, tensors_in
 from workbench.tracking.writes import Writes
 
@@ -187,7 +187,7 @@ def _run(
     kernels = Kernels(watch, calls)
     writes = Writes(model, inputs, watch.where)
     specs = [spec_of(x, tags_of) for x in inputs]
-    traced = tuple(_traced(x) for x in inputs)
+    given_to = tuple(traced(x) for x in inputs)
     # Gradients are asked for to see where they flow; what they would need is not kept.
     nothing = torch.empty(0)
     forget = torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda x: x)
@@ -258,10 +258,10 @@ def _run(
         layers,
         tuple(tuple(x.shape) for x in outputs),
         isinstance(output, Tensor),
-        traced,
+        given_to,
         tuple(
             replace(t, labels=tuple(names.canonical(label) for label in t.labels))
-            for t in map(_traced, outputs)
+            for t in map(traced, outputs)
         ),
         tuple(dict.fromkeys(replace(mix, labels=names.all(mix.labels)) for mix in mixes)),
         names.units,
@@ -309,7 +309,3 @@ def _label(inputs: Sequence[Tensor], dims: tuple[int, ...] | None) -> tuple[str,
                 ),
             )
     return tuple(f"dim{d}" for d in chosen)
-
-
-def _traced(x: Tensor) -> Traced:
-    return Traced(tuple(x.shape), as_labels(tags_of(x), x.shape), x.element_size(), x.requires_grad)

@@ -36,6 +36,8 @@ def cut_positions(
     """
     if start.mesh.degree("pipeline") > 1:
         raise sequence.nothing_to_cut(start, "stages of a pipeline give each other whole arrays")
+    if start.mesh.degree("spatial") > 1:
+        raise sequence.nothing_to_cut(start, "spatial cuts positions already")
     plan = compose(start, found)
     cut, gathered = sequence.layers_to_cut(plan, tensor.AXIS), frozenset[str]()
     why = ""

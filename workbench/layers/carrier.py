@@ -91,8 +91,10 @@ class Seat:
         """Return what this rank owns along every dim; dim 0 is left whole (it counts samples)."""
         return self.plan.share(shape, [c for c in cuts if c.axis not in BATCH_AXES], self.rank)
 
-    def call(self, x: Tensor) -> LayerPlan:
+    def call(self, x: Tensor, aside: int = 0) -> LayerPlan:
         """Return the planned call that a local input belongs to, by its shape.
+
+        Dim 0 counts samples, and a dim that is to be left ``aside`` is the same in all calls.
 
         Raises
         ------
@@ -100,7 +102,10 @@ class Seat:
             If none fits: the model's code does something else than when the plan was made.
         """
         for planned in self.calls:
-            if self._local(planned)[1:] == tuple(x.shape[1:]):
+            own = self._local(planned)
+            if len(own) == x.dim() and all(
+                size == x.shape[dim] for dim, size in enumerate(own) if dim not in (0, aside)
+            ):
                 return planned
         wanted = " or ".join(str(self._local(planned)[1:]) for planned in self.calls)
         raise RunError(

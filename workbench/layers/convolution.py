@@ -71,7 +71,9 @@ def build(module: nn.Module, seat: Seat) -> Forward | None:
     shares = {id(call): _share(module, seat, call) for call in seat.calls}
 
     def forward(input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        call = seat.call(input)
+        batched = input.dim() == len(module.kernel_size) + 2
+        # A rank may have been given the channels of its groups only.
+        call = seat.call(input, aside=1 if batched else 0)
         share = shares[id(call)]
         if share is None:
             more = () if output_size is None else (output_size,)
@@ -79,7 +81,6 @@ def build(module: nn.Module, seat: Seat) -> Forward | None:
             return own
         if output_size is not None:
             _check_output_size(seat, call, share, output_size)
-        batched = input.dim() == len(share.windows) + 2
         x = input if batched else input.unsqueeze(0)
         weight = module.weight  # read once: a parametrization computes it anew each time
         out = convolve(share, x, weight, module.bias, _groups(module, x, weight))

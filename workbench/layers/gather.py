@@ -20,7 +20,7 @@ from workbench.layers.carrier import Forward, Seat
 from workbench.layers.groups import Groups
 from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, LayerPlan, Plan
-from workbench.traced import Flat, Traced
+from workbench.traced import Flat
 from workbench.windows import Run
 
 
@@ -138,13 +138,6 @@ class _Gather(torch.autograd.Function):
         for index in incoming:
             own += incoming[index]
         return own, None
-
-
-def gather(
-    x: Tensor, array: Traced, plan: Plan, groups: Groups, *, name: str, backward_name: str
-) -> Tensor:
-    """Return the whole of ``array`` on every rank, given a share cut as its labels say."""
-    return Whole(array.shape, plan.cuts_of(array), plan, groups, name, backward_name)(x)
 
 
 def split(x: Tensor, ranges: Sequence[Run], dims: Sequence[int]) -> Tensor:

@@ -7,10 +7,11 @@ all axes have cut.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
+from math import prod
 
-from workbench.mesh import BATCH_AXES, shares
+from workbench.mesh import BATCH_AXES
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
 from workbench.strategies import replicas
 from workbench.traced import Array, Sums
@@ -167,7 +168,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
-                    by_rank=_by_channels(plan, planned, sums.numel),
+                    by_rank=_by_rank(plan, planned, sums.numel, axes),
                 )
             )
     return found
@@ -179,17 +180,18 @@ def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:
     return max(1, shape[0] // plan.batch.size) if sums.per_sample and shape else 1
 
 
-def _by_channels(plan: Plan, planned: LayerPlan, numel: int) -> tuple[int, ...]:
-    """Return the numbers of each rank where a layer has some channels."""
-    axis = plan.mesh.feature_axis
-    if planned.layer.role != "channelwise" or not any(c.axis == axis for c in planned.input):
+def _by_rank(plan: Plan, planned: LayerPlan, numel: int, axes: Set[str]) -> tuple[int, ...]:
+    """Return the numbers of each rank where axes beside those of a sum cut what it is taken of."""
+    shape = planned.layer.input_shape
+    cuts = [c for c in planned.input if c.axis not in axes and c.axis not in BATCH_AXES]
+    if not cuts or planned.choice == "gather":
         return ()
-    channels = planned.layer.input_shape[1]
-    each, rest = divmod(numel, channels)
-    units = next(c.units for c in planned.input if c.axis == axis)
-    sizes = shares(channels, plan.mesh.degree(axis), units)
-    places = (plan.mesh.place(rank, axis) for rank in range(plan.ranks))
-    return tuple(each * sizes[place] + rest for place in places)
+    every = [plan.share(shape, cuts, rank) for rank in range(plan.ranks)]
+    if planned.layer.role == "channelwise":
+        each, rest = divmod(numel, shape[1])
+        return tuple(each * (own[1][1] - own[1][0]) + rest for own in every)
+    whole = prod(shape)
+    return tuple(numel * prod(stop - start for start, stop in own) // whole for own in every)
 
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:

@@ -13,7 +13,8 @@ from collections.abc import Collection
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splittable import Splittable, splittable
+from workbench.strategies.splitting import split
 from workbench.strategies.strategy import Strategy
 from workbench.strategies.wording import exposed_note
 from workbench.traced import Layer
@@ -24,11 +25,6 @@ AXIS = "channel"
 def cut(plan: Plan) -> Plan:
     """Split every convolution that can be split, and keep its output cut where that sends less."""
     degree = plan.mesh.degree(AXIS)
-    if plan.mesh.degree("spatial") > 1:
-        raise PlanError(
-            f"{plan.mesh} cuts channels and positions of the same arrays, which is not offered; "
-            f"use spatial={degree * plan.mesh.degree('spatial')}, or data with one of the two."
-        )
     if plan.mesh.degree("tensor") > 1:
         raise PlanError(
             f"{plan.mesh} splits convolutions twice, since tensor splits them too; use "

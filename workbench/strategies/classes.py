@@ -7,6 +7,7 @@ their exponentials, and what the row's own class has; with smoothed labels the s
 from __future__ import annotations
 
 from collections.abc import Set
+from math import prod
 
 from workbench.plan import Collective, Plan
 from workbench.traced import Label
@@ -17,16 +18,20 @@ def of_loss(plan: Plan, axis: str, layer: str, kept: Set[Label]) -> list[Collect
     if not plan.class_label or plan.class_label not in kept:
         return []
     output = plan.outputs[0]
-    rows = output.numel // output.shape[plan.loss_dim] // plan.batch.size
+    classes = output.shape[plan.loss_dim] * plan.batch.size
+    cuts = [cut for cut in plan.cuts_of(output) if cut.axis != axis]
+    ranges = (plan.share(output.shape, cuts, rank) for rank in range(plan.ranks))
+    rows = [prod(stop - start for start, stop in each) // classes for each in ranges]
     smooth = plan.option("smoothed_labels", "no") == "yes"
     return [
         Collective(
             f"{layer}: {what} of classes",
             "all_reduce",
             (axis,),
-            rows * each,
+            max(rows) * each,
             max(4, output.itemsize),  # it is computed in float32 at least
             "forward",
+            by_rank=tuple(own * each for own in rows),
             per_sample=True,
         )
         for what, each in (("largest", 1), ("sums", 3 if smooth else 2))

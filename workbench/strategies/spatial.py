@@ -8,34 +8,48 @@ IPDPS 2019); norms add up their statistics; a layer at the end that needs everyt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import TypeVar
 
 from workbench.errors import PlanError
 from workbench.mesh import shares
-from workbench.plan import Collective, CutLabel, LayerPlan, Plan
+from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
 from workbench.strategies.obstacles import check_calls, check_layers, check_mixes
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Flat, Layer, Phase, Traced
+from workbench.traced import SAMPLES, Flat, Layer, Operation, Phase, Traced
 
 AXIS = "spatial"
+Kind = TypeVar("Kind", Cut, CutLabel)
 _NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
-def cut(plan: Plan) -> Plan:
-    """Cut the input's largest spatial dim, or those that were chosen, and all that follows."""
+def declare(plan: Plan) -> Plan:
+    """Say which labels are cut and which arrays are gathered, before other axes cut features."""
     labels = cut_labels(plan)
     plan = replace(plan, cut_labels=(*plan.cut_labels, *labels))
     check_mixes(plan, {c.label for c in labels})
     check_layers(plan, {c.label for c in labels})
-    plan = replace(plan, whole=(*plan.whole, *_gathered(plan)))
+    return replace(plan, whole=(*plan.whole, *_gathered(plan)))
+
+
+def cut(plan: Plan) -> Plan:
+    """Cut the input's largest spatial dim, or those that were chosen, and all that follows."""
+    if not _own(plan.cut_labels):
+        plan = declare(plan)
+    labels = _own(plan.cut_labels)
     layers = tuple(_planned(plan, planned) for planned in plan.layers)
     plan = replace(plan, layers=layers)
     check_calls(plan)
     collectives = [c for planned in layers for c in _collectives(plan, planned)]
     plan = plan.adding(collectives=collectives, notes=_notes(plan, labels))
     return _at_the_ends(plan)
+
+
+def _own(cuts: Iterable[Kind]) -> tuple[Kind, ...]:
+    """Return which of the cuts are of this axis."""
+    return tuple(cut for cut in cuts if cut.axis == AXIS)
 
 
 def cut_labels(plan: Plan) -> tuple[CutLabel, ...]:
@@ -48,7 +62,7 @@ def cut_labels(plan: Plan) -> tuple[CutLabel, ...]:
     """
     grid = plan.mesh.grid or (plan.mesh.degree(AXIS),)
     source = plan.inputs[0] if plan.inputs else Traced((), ())
-    have = [d for d, label in enumerate(source.labels) if label]
+    have = [d for d, label in enumerate(source.labels) if label and label != SAMPLES]
     chosen = _chosen(plan, grid, source, have)
     return tuple(
         CutLabel(f"dim{dim}", AXIS, part)
@@ -119,8 +133,8 @@ def _chosen(
 def _gathered(plan: Plan) -> tuple[Flat, ...]:
     """Return the flattened dims that are better gathered, or have to be.
 
-    A linear layer can multiply the columns that a rank has and add up the results; every other
-    layer wants the whole. Chosen by bytes.
+    A linear layer can multiply the columns that a rank has and add up the results, unless it is
+    itself split by ``tensor``; every other layer wants the whole. Chosen by bytes.
     """
     flats = {
         label: None
@@ -139,6 +153,7 @@ def _gathered(plan: Plan) -> tuple[Flat, ...]:
         must = (
             not readers
             or any(layer.role != "linear" for layer in readers)
+            or plan.mesh.degree("tensor") > 1
             or any(flat in mix.labels for mix in plan.mixes)
             or any(flat in array.labels for array in plan.outputs)
         )
@@ -177,7 +192,7 @@ def _planned(plan: Plan, planned: LayerPlan) -> LayerPlan:
     lost = bool(mine) and not any(c.axis == AXIS for c in out)
     if (layer.role == "opaque" and touched) or (layer.role == "flatten" and lost):
         choice = "gather"
-    elif layer.role == "linear" and any(c.dim == len(layer.input_shape) - 1 for c in mine):
+    elif layer.role == "linear" and _adds_up(layer, mine):
         choice = "channels"
     return replace(
         planned,
@@ -185,6 +200,11 @@ def _planned(plan: Plan, planned: LayerPlan) -> LayerPlan:
         output=(*planned.output, *(c for c in out if c not in planned.output)),
         choice=choice,
     )
+
+
+def _adds_up(layer: Layer, cuts: Iterable[Cut]) -> bool:
+    """Return whether a linear layer has some columns of what it reads here."""
+    return any(cut.axis == AXIS and cut.dim == len(layer.input_shape) - 1 for cut in cuts)
 
 
 def _collectives(plan: Plan, planned: LayerPlan) -> list[Collective]:
@@ -199,7 +219,7 @@ def _collectives(plan: Plan, planned: LayerPlan) -> list[Collective]:
         ]
     if layer.role == "flatten" and planned.choice == "gather":
         return _gathering(plan, planned, layer.arguments[0], "whole input")
-    if layer.role == "linear" and planned.choice == "channels":
+    if layer.role == "linear" and _adds_up(layer, planned.input):
         each, per_sample = _per_sample(plan, layer.results[0], layer.results[0].numel)
         there = Collective(
             f"{name}: outputs",
@@ -223,9 +243,9 @@ def _at_the_ends(plan: Plan) -> Plan:
 
     An output along whose cut the loss is no sum of parts is gathered before the loss.
     """
-    inputs = plan.cuts_of(plan.inputs[0])
-    made = plan.cuts_of(plan.outputs[0]) if len(plan.outputs) == 1 else ()
-    target = plan.cuts_of(plan.targets) if plan.targets else ()
+    inputs = _own(plan.cuts_of(plan.inputs[0]))
+    made = _own(plan.cuts_of(plan.outputs[0])) if len(plan.outputs) == 1 else ()
+    target = _own(plan.cuts_of(plan.targets)) if plan.targets else ()
     plan = replace(plan, input=inputs, made=made)
     if plan.targets is None:  # nobody asks for a loss
         return plan
@@ -248,59 +268,69 @@ def _halos(plan: Plan, planned: LayerPlan) -> list[Collective]:
     if halo is None:
         return []
     array = layer.arguments[0]
-    rest = array.numel // prod(window.size for window in halo.windows)
-    there = [halo.sent(index) * rest for index in range(halo.size)]
-    back = [halo.received(index) * rest for index in range(halo.size)]
-    if not any(there):
+    sent, received = (list(map(f, range(halo.size))) for f in (halo.sent, halo.received))
+    if not any(sent):
         return []
-    found = [_exchange(plan, f"{layer.name}: halo", array, there, "forward")]
-    if array.gradient:
-        found.append(_exchange(plan, f"{layer.name}: halo gradients", array, back, "backward"))
-    return found
+    rows = prod(window.size for window in halo.windows)
+    others = [cut for cut in plan.cuts_of(array) if cut.axis != AXIS]
+
+    def numbers(of: list[int]) -> list[int]:
+        """Return, for each rank, the numbers in those rows: it may have some channels of them."""
+        return [
+            of[plan.mesh.coordinates(rank)[AXIS]] * _numel(plan, array, others, rank) // rows
+            for rank in range(plan.ranks)
+        ]
+
+    there = _collective(plan, f"{layer.name}: halo", "exchange", array, numbers(sent), "forward")
+    if not array.gradient:
+        return [there]
+    name = f"{layer.name}: halo gradients"
+    return [there, _collective(plan, name, "exchange", array, numbers(received), "backward")]
 
 
 def _gathering(plan: Plan, planned: LayerPlan, array: Traced, what: str) -> list[Collective]:
     """Return what it costs to gather ``array`` on every rank, and to send its gradient back."""
-    cuts = [c for c in plan.cuts_of(array) if c.axis == AXIS]
-    if not cuts:
+    cuts = plan.cuts_of(array)
+    if not _own(cuts) or plan.mesh.degree(AXIS) == 1:
         return []
-    degree = plan.mesh.degree(AXIS)
-    peers = plan.mesh.group(0, AXIS)
-    own = [
-        prod(stop - start for start, stop in plan.share(array.shape, cuts, rank)) for rank in peers
+    own = [_numel(plan, array, cuts, rank) for rank in range(plan.ranks)]
+    name = f"{planned.layer.name}: {what}"
+    there = _collective(plan, name, "all_gather", array, own, "forward")
+    if not array.gradient:
+        return [there]
+    others = [
+        sum(own[peer] for peer in plan.mesh.group(rank, AXIS)) - own[rank]
+        for rank in range(plan.ranks)
     ]
-    scaled = [_per_sample(plan, array, numel) for numel in own]
-    found = [
-        Collective(
-            f"{planned.layer.name}: {what}",
-            "all_gather",
-            (AXIS,),
-            max(each for each, _ in scaled),
-            array.itemsize,
-            "forward",
-            times=plan.batch.accumulate,
-            shares=tuple(each for each, _ in scaled),
-            per_sample=scaled[0][1],
-        )
-    ]
-    if array.gradient:
-        back = [sum(own) - mine for mine in own]
-        name = f"{planned.layer.name}: gradient of {'the ' if what == 'whole input' else ''}{what}"
-        found.append(_exchange(plan, name, array, back, "backward"))
-    return found if degree > 1 else []
+    name = f"{planned.layer.name}: gradient of {'the ' if what == 'whole input' else ''}{what}"
+    return [there, _collective(plan, name, "exchange", array, others, "backward")]
 
 
-def _exchange(plan: Plan, name: str, array: Traced, sent: list[int], phase: Phase) -> Collective:
-    scaled = [_per_sample(plan, array, numel) for numel in sent]
+def _numel(plan: Plan, array: Traced, cuts: Iterable[Cut], rank: int) -> int:
+    return prod(stop - start for start, stop in plan.share(array.shape, cuts, rank))
+
+
+def _collective(
+    plan: Plan,
+    name: str,
+    operation: Operation,
+    array: Traced,
+    numbers: Sequence[int],
+    phase: Phase,
+) -> Collective:
+    """Return a collective along the axis, given what each rank of the mesh puts in."""
+    scaled = [_per_sample(plan, array, numel) for numel in numbers]
+    each = tuple(numel for numel, _ in scaled)
     return Collective(
         name,
-        "exchange",
+        operation,
         (AXIS,),
-        max(each for each, _ in scaled),
+        max(each),
         array.itemsize,
         phase,
         times=plan.batch.accumulate,
-        shares=tuple(each for each, _ in scaled),
+        shares=tuple(each[peer] for peer in plan.mesh.group(0, AXIS)),
+        by_rank=each,
         per_sample=scaled[0][1],
     )
 

@@ -7,72 +7,21 @@ and add up the results over ranks. Which features stay cut between two layers is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
+from math import prod
 
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
 from workbench.strategies import sequence
 from workbench.strategies.classes import of_loss
+from workbench.strategies.splittable import Splittable, is_exposed
 from workbench.strategies.wording import notes
 from workbench.traced import POSITIONS, SAMPLES, Flat, Label, Layer, Traced
 
 MESSAGE_BYTES = 2**14  # one collective more costs as much time as so many bytes in one
 MOST_AT_ONCE = 12  # classes of features of which all combinations are tried
-
-
-@dataclass(frozen=True)
-class Splittable:
-    """One call of a layer as these strategies see it.
-
-    ``source`` and ``made`` are the labels of the features that it reads and makes, ``inputs`` and
-    ``outputs`` their numbers. ``ways`` are the choices that there are. A layer that makes several
-    ``things`` side by side, such as queries, keys and values, has ``made`` features of each.
-    """
-
-    layer: Layer
-    source: Label
-    made: Label
-    inputs: int
-    outputs: int
-    ways: tuple[str, ...]
-    things: int = 1
-
-    def choice(self, kept: frozenset[Label], degree: int) -> str:
-        """Return how the layer is split, given which labels stay cut; "" if it stays whole."""
-        reads = "channels" in self.ways and (self.source in kept or "filters" not in self.ways)
-        choice = "channels" if reads else self.ways[0]
-        return "" if choice == "filters" and self.outputs < degree else choice
-
-    def parameter_cuts(
-        self, choice: str, axis: str, units: Callable[[Label], int], stays: bool
-    ) -> list[tuple[str, Cut]]:
-        """Return how the layer's parameters are cut, by name, in whole ``units`` of a label.
-
-        ``stays`` says whether what the layer makes stays cut.
-        """
-        layer = self.layer
-        if choice == "heads":
-            return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
-        if self.things > 1 and stays:
-            flat = Flat((("", self.things), (str(self.made), self.outputs // self.things)))
-            return [
-                (p.name, Cut(int(layer.turned and len(p.shape) > 1), axis, flat=flat))
-                for p in (*layer.parameters, *layer.tied)
-            ]
-        # A transposed convolution and an embedding count what they read in the weight's first dim.
-        turned = layer.turned or layer.kind.startswith("ConvTranspose") or layer.role == "embedding"
-        found = []
-        for parameter in (*layer.parameters, *layer.tied):
-            is_weight = len(parameter.shape) > 1
-            if choice in ("filters", "channels") and is_weight:
-                dim, label = int((choice == "channels") != turned), self.made
-                label = self.source if choice == "channels" else label
-                found.append((parameter.name, Cut(dim, axis, units=units(label))))
-            elif choice == "groups" or (choice == "filters" and not is_weight):
-                found.append((parameter.name, Cut(0, axis, units=units(self.made))))
-        return found
 
 
 def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
@@ -189,15 +138,6 @@ def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: 
     return layer.role == "plain" and passes and weightless and layer.window(dim) is None
 
 
-def is_exposed(layer: Layer, plan: Plan) -> bool:
-    """Return whether code reads a parameter or buffer of ``layer`` where that is not called."""
-    names = {array.name for array in (*layer.parameters, *layer.tied)}
-    names |= {name for name, _, _ in layer.by_heads}
-    names |= {buffer.name for buffer in layer.buffers}
-    names |= {f"{layer.name}.{buffer.name}" for buffer in layer.buffers}
-    return not names.isdisjoint(plan.exposed)
-
-
 def _names(label: Label) -> list[str]:
     return [name for name, _ in label.parts if name] if isinstance(label, Flat) else [label]
 
@@ -256,11 +196,15 @@ def _collectives(
     if not choice or (not adds_up and stays):
         return []
     by_sample = made.counts_samples or _lost_samples(plan, made)
-    rest = made.numel // one.outputs // (plan.batch.size if by_sample else 1)
-    own = [size * rest for size in shares(one.outputs, degree, _units(plan, one.made, kept))]
+    rests = _beside(plan, axis, made, one.outputs * (plan.batch.size if by_sample else 1))
+    own = shares(one.outputs, degree, _units(plan, one.made, kept))
     others = tuple(sum(own) - mine for mine in own)
 
-    def collective(what: str, operation: str, sizes: tuple[int, ...], phase: str) -> Collective:
+    def collective(what: str, operation: str, features: Sequence[int], phase: str) -> Collective:
+        """Return one in which ranks put in, for each position, so many ``features`` by place."""
+        places = [plan.mesh.place(rank, axis) for rank in range(plan.ranks)]
+        every = [features[place] * rest for place, rest in zip(places, rests, strict=True)]
+        sizes = tuple(every[peer] for peer in plan.mesh.group(0, axis))
         return Collective(
             f"{name}: {what}",
             operation,  # type: ignore[arg-type]
@@ -270,6 +214,7 @@ def _collectives(
             phase,  # type: ignore[arg-type]
             times=plan.batch.accumulate,
             shares=sizes,
+            by_rank=tuple(every) if len(set(rests)) > 1 else (),
             per_sample=by_sample,
         )
 
@@ -287,16 +232,26 @@ def _collectives(
         )
         return [*moved[:1], weights, *moved[1:]]
     if not adds_up:
-        there = collective("whole output", "all_gather", tuple(own), "forward")
+        there = collective("whole output", "all_gather", own, "forward")
         back = collective("gradient of the whole output", "exchange", others, "backward")
     elif stays:
         there = collective("sum of outputs", "exchange", others, "forward")
-        back = collective("gradients of outputs", "all_gather", tuple(own), "backward")
+        back = collective("gradients of outputs", "all_gather", own, "backward")
     else:
         there = collective("sum of outputs", "all_reduce", total, "forward")
         back = collective("gradients of outputs", "all_reduce", total, "backward")
         return of_positions([there, back] if made.gradient else [there])
     return [there, back] if made.gradient else [there]
+
+
+def _beside(plan: Plan, axis: str, made: Traced, numel: int) -> list[int]:
+    """Return how many times ``numel`` numbers of ``made`` each rank has if ``axis`` cuts nothing.
+
+    That is the same for all unless another axis cuts positions.
+    """
+    cuts = [cut for cut in plan.cuts_of(made) if cut.axis != axis]
+    ranges = (plan.share(made.shape, cuts, rank) for rank in range(plan.ranks))
+    return [prod(stop - start for start, stop in each) // numel for each in ranges]
 
 
 def _lost_samples(plan: Plan, made: Traced) -> bool:
@@ -352,39 +307,8 @@ def _planned(
         parameters += [(name, Cut(0, axis, units=units)) for name in state]
     return replace(
         planned,
-        input=(*planned.input, *(c for c in into if c not in planned.input)),
-        output=(*planned.output, *(c for c in out if c not in planned.output)),
+        input=(*planned.input, *(c for c in into if c.axis == axis)),
+        output=(*planned.output, *(c for c in out if c.axis == axis)),
         parameters=(*planned.parameters, *parameters),
         choice=choice,
     )
-
-
-def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[Splittable]:
-    """Return what ``find`` can split of each call of each layer.
-
-    A layer that is called more than once is split in what it makes only, since what it reads may be
-    cut in one call and whole in the other. One whose parameters other code reads or makes
-    (``torch.nn.utils.parametrize``) stays whole. So does, in all of its calls, what cannot be split
-    in one of them, and what shares a parameter with it.
-    """
-    calls: dict[str, int] = {}
-    for planned in plan.layers:
-        calls[planned.layer.name] = calls.get(planned.layer.name, 0) + 1
-    found: list[Splittable] = []
-    whole: set[str] = set()  # layers, and parameters
-    for planned in plan.layers:
-        layer = planned.layer
-        left = layer.parametrized or is_exposed(layer, plan)
-        one = None if left else find(layer)
-        if one is None:
-            whole |= {layer.name, *(array.name for array in (*layer.parameters, *layer.tied))}
-        elif calls[layer.name] > 1 and "filters" in one.ways:
-            found.append(replace(one, ways=("filters",)))
-        else:
-            found.append(one)
-    return [
-        one
-        for one in found
-        if one.layer.name not in whole
-        and whole.isdisjoint(a.name for a in (*one.layer.parameters, *one.layer.tied))
-    ]

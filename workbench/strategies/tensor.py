@@ -13,7 +13,8 @@ from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies import sequence
 from workbench.strategies.channel import convolution
-from workbench.strategies.splitting import Splittable, split, splittable
+from workbench.strategies.splittable import Splittable, splittable
+from workbench.strategies.splitting import split
 from workbench.strategies.strategy import Strategy
 from workbench.strategies.wording import exposed_note
 from workbench.traced import Flat, Layer
@@ -24,11 +25,6 @@ AXIS = "tensor"
 def cut(plan: Plan) -> Plan:
     """Split every layer with weights that can be split."""
     degree = plan.mesh.degree(AXIS)
-    if plan.mesh.degree("spatial") > 1:
-        raise PlanError(
-            f"{plan.mesh} cuts features and positions of the same arrays, which is not offered; "
-            f"use tensor={degree * plan.mesh.degree('spatial')}, or data with one of the two."
-        )
     with_heads = [p.layer for p in plan.layers if p.layer.head_count]
     fewest = min(with_heads, key=lambda layer: layer.head_count, default=None)
     if fewest is not None and fewest.head_count < degree:

@@ -14,14 +14,14 @@ from workbench.traced import Array, Flat, Layer, Sums, Traced
 from workbench.tracking.agreeing import settled
 from workbench.tracking.faults import refusal
 from workbench.tracking.graph import nodes_of, reached
-from workbench.tracking.operation import set_tags, tags_of
+from workbench.tracking.operation import set_tags, tags_of, traced
 from workbench.tracking.passed import Passed
 from workbench.tracking.positions import gathering, goes_by_position
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
 from workbench.tracking.saved import Saved
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.sizes import CallSizes
-from workbench.tracking.tags import Merged, Tag, Tags, as_labels, fused, labels_in
+from workbench.tracking.tags import Merged, Tag, Tags, fused, labels_in
 from workbench.tracking.watch import Watch, tensors_in
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Calls:
         """
         found_by = reached(outputs)
         names = self.watch.names
-        saved = self.saved.of_layers(len(self._found), _traced)
+        saved = self.saved.of_layers(len(self._found), traced)
         found = [
             settled(
                 replace(each.layer, saved=saved[number][0], saved_too=saved[number][1]),
@@ -177,7 +177,7 @@ class Calls:
                         self.watch.report_origin(tag)
             self.watch.events.append(call_event(module, *self._where(), call.args, tags_of))
             self.watch.blind += 1
-        call.arguments = tuple(_traced(x) for x in given)
+        call.arguments = tuple(traced(x) for x in given)
         self._open.append(call)
 
     def _leave(
@@ -227,9 +227,9 @@ class Calls:
                 self.watch.blind -= 1
                 set_tags(output, tags_of(outs[0]))
                 outs = [output]
-            given = _traced(outs[0])
+            given = traced(outs[0])
             positions.made(name, outs[0])
-            made = _traced(outs[0])
+            made = traced(outs[0])
             if not (call.opaque or call.carrier) and next(call.module.children(), None) is not None:
                 self._found.append(
                     _Found(
@@ -317,7 +317,7 @@ class Calls:
             itemsize=outs[0].element_size() if outs else 4,
             batch_statistics=any(uses_batch_statistics(m) for m in inside),
             arguments=call.arguments,
-            results=tuple(_traced(x) for x in outs),
+            results=tuple(traced(x) for x in outs),
             sums=tuple(call.sums),
             role="opaque" if call.opaque else "plain",
             tied=() if call.opaque else self._tied.get(module, ()),
@@ -369,10 +369,6 @@ def _carrier_of(module: nn.Module) -> Carrier | None:
     from workbench.layers.carriers import carrier_of
 
     return carrier_of(module)
-
-
-def _traced(x: Tensor) -> Traced:
-    return Traced(tuple(x.shape), as_labels(tags_of(x), x.shape), x.element_size(), x.requires_grad)
 
 
 def _as_first(arguments: Sequence[Traced], x: Tensor) -> Tags:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.traced import Label, Mix
+from workbench.traced import Label, Mix, Traced
 from workbench.tracking.naming import advice_for, user_name
 from workbench.tracking.tags import (
     Even,
@@ -20,6 +20,7 @@ from workbench.tracking.tags import (
     Names,
     Tag,
     Tags,
+    as_labels,
     labels_in,
     lost,
     lost_in,
@@ -104,6 +105,11 @@ def tags_of(x: Tensor) -> Tags:
     """Return the tags of the dims of ``x``."""
     found: Tags | None = getattr(x, "_workbench_tags", None)
     return found if found is not None and len(found) == x.dim() else ("",) * x.dim()
+
+
+def traced(x: Tensor) -> Traced:
+    """Return what is known of ``x``, with its tags as labels."""
+    return Traced(tuple(x.shape), as_labels(tags_of(x), x.shape), x.element_size(), x.requires_grad)
 
 
 def set_tags(tensor: Tensor, tags: Tags) -> None:
