@@ -15,7 +15,7 @@ from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import RunError
 from workbench.layers.carrier import Seat
-from workbench.layers.gather import Together, all_reduce_sum, build_opaque, gather, split_flat
+from workbench.layers.gather import Together, Whole, all_reduce_sum, build_opaque, split_flat
 from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.mesh import Mesh, balanced
@@ -72,7 +72,8 @@ def test_gathering_and_its_adjoint(rows: int, columns: int, grid: tuple[int, ...
 
     def work(comm: Comm, groups: Groups) -> tuple[Tensor, Tensor, dict[str, int]]:
         mine = x[slices(plan, array, comm.rank)].clone().requires_grad_()
-        whole = gather(mine, array, plan, groups, name="there", backward_name="back")
+        gather = Whole(array.shape, plan.cuts_of(array), plan, groups, "there", "back")
+        whole = gather(mine)
         (whole * weights[comm.rank]).sum().backward()
         assert mine.grad is not None
         return whole.detach(), mine.grad, dict(comm.sent_bytes)
@@ -91,10 +92,10 @@ def test_fewer_samples_than_planned_are_gathered_and_a_wrong_share_is_refused() 
     plan = plan_of((2,), "dim1")
 
     def work(comm: Comm, groups: Groups) -> Tensor:
+        gather = Whole(array.shape, plan.cuts_of(array), plan, groups, "there", "back")
         with pytest.raises(RunError, match=r"2 of 5 along dim 1|3 of 5 along dim 1"):
-            gather(torch.ones(4, 4), array, plan, groups, name="there", backward_name="back")
-        x = torch.ones(1, (3, 2)[comm.rank])
-        return gather(x, array, plan, groups, name="there", backward_name="back")
+            gather(torch.ones(4, 4))
+        return gather(torch.ones(1, (3, 2)[comm.rank]))
 
     assert all(whole.shape == (1, 5) for whole in on_ranks(plan, work))
 
