@@ -124,7 +124,7 @@ def test_an_option_of_its_own_is_checked(columns):
 def test_its_ranks_are_neighbours(columns):
     mesh = parse("columns=2,data=3,tensor=1")
     assert mesh == Mesh((("data", 3), ("columns", 2)))
-    assert mesh.feature_axis == "columns"
+    assert mesh.feature_axes == ("columns",)
     assert mesh.group(2, "columns") == (2, 3)
 
 

@@ -18,6 +18,8 @@ from test_operator_training import contrast
 from test_pipeline import WAYS, assert_equal, vector
 from torch import Tensor, nn
 
+from workbench.errors import PlanError
+from workbench.planning import plan
 from workbench.verify import verify
 from workbench.workload import Workload
 
@@ -201,3 +203,30 @@ def test_every_layer_has_some_channels_of_some_rows(kind: str, data: st.DataObje
     x = torch.randn(batch, CHANNELS, *sides, dtype=torch.float64)
     if takes(net, x):
         prove(net, x, strategy=f"{features},spatial={ranks}")
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("strategy", ["tensor=2,channel=2", "tensor=3,channel=2"])
+def test_convolutions_are_split_over_one_axis_and_linear_layers_over_the_other(
+    strategy: str, optimizer: str
+) -> None:
+    found = assert_equal(skips(optimizer), strategy)
+    axes = {p.layer.name: p.feature_axis for p in found.layers if p.feature_axis}
+    assert axes == {
+        **dict.fromkeys(("first", "short", "down", "last"), "channel"),
+        **dict.fromkeys(("head", "out"), "tensor"),
+    }
+    assert not any("whole on every rank" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["pipeline=2,tensor=2,channel=2", "tensor=2,channel=2,spatial=2"]
+)
+def test_both_with_stages_or_rows(strategy: str) -> None:
+    assert_equal(skips(), strategy)
+
+
+def test_convolutions_alone_leave_nothing_for_tensor() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    with pytest.raises(PlanError, match=r"nothing else that can be split; use channel=4"):
+        plan(vector(net, 2, 6, 6), "tensor=2,channel=2")

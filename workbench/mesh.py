@@ -143,10 +143,9 @@ class Mesh:
         return index
 
     @property
-    def feature_axis(self) -> str:
-        """The axis that cuts features, of which a plan has one at most; ``tensor`` if none does."""
-        used = (axis for axis, degree in self.axes if degree > 1 and cuts_features(axis))
-        return next(used, "tensor")
+    def feature_axes(self) -> tuple[str, ...]:
+        """The axes along which ranks have different features of the same arrays."""
+        return tuple(axis for axis, degree in self.axes if degree > 1 and cuts_features(axis))
 
     def with_axis(self, axis: str, degree: int, grid: tuple[int, ...] = ()) -> Mesh:
         """Return this mesh with one more axis, in the order of :data:`AXES`, others behind."""

@@ -258,7 +258,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     from workbench.sequencing import asked, cut_positions
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
-    features = start.mesh.degree(start.mesh.feature_axis) > 1
+    features = bool(start.mesh.feature_axes)
     dims = (0,) if features else ()
     if cuts_inputs:
         asked_for = spatial.dims_asked(start.option("spatial_dims", "largest"))

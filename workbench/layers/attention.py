@@ -79,12 +79,12 @@ class HeadAttention:
         self.draw = ShareDropout(self.dropout, seat)
         layer, plan = seat.calls[0].layer, seat.plan
         self.heads: Run = plan.share_of_label(layer.heads, module.num_heads, seat.rank)
-        self.comm = seat.comm(plan.mesh.feature_axis if seat.calls[0].choice == "heads" else "")
+        axis = seat.calls[0].feature_axis
+        self.comm = seat.comm(axis if seat.calls[0].choice == "heads" else "")
         # The dim of positions, if the rank gets the sums of some.
-        axis = plan.mesh.feature_axis
         self.positions = next((c.dim for c in seat.calls[0].output if c.axis == axis), None)
         shape = (plan.batch.size, module.num_heads, 1, 1)
-        flat = Cut(1, plan.mesh.feature_axis)
+        flat = Cut(1, axis)
         names = (f"{self.name}: attention weights", f"{self.name}: gradient of attention weights")
         self.whole = Whole(shape, (flat,), plan, seat.groups, *names)
 

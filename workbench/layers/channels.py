@@ -18,9 +18,8 @@ from workbench.windows import Run
 
 def is_split(planned: LayerPlan) -> bool:
     """Return whether the plan gives ranks parts of what this layer itself multiplies by."""
-    return planned.layer.role in ("conv", "linear", "embedding") and any(
-        cuts_features(cut.axis) for _, cut in planned.parameters
-    )
+    splits = planned.layer.role in ("conv", "linear", "embedding")
+    return splits and bool(planned.feature_axis)
 
 
 def narrow(model: nn.Module, plan: Plan, rank: int) -> None:
@@ -69,7 +68,7 @@ def adapt(model: nn.Module, plan: Plan, rank: int) -> None:
 def around(forward: Forward, module: nn.Module, seat: Seat) -> Forward:
     """Return ``forward`` with what has to be done before and after it on the features."""
     planned, mesh = seat.calls[0], seat.plan.mesh
-    layer, axis = planned.layer, mesh.feature_axis
+    layer, axis = planned.layer, planned.feature_axis
     comm, choice = seat.comm(axis), planned.choice
     place, degree = mesh.place(seat.rank, axis), mesh.degree(axis)
     made = layer.results[0]

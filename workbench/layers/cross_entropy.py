@@ -30,7 +30,7 @@ def shared_loss(
         return loss
     options = cross_entropy_options(loss)
     assert options is not None  # else the plan would leave classes whole
-    dim, axis = plan.loss_dim, plan.mesh.feature_axis
+    dim, axis = plan.loss_dim, plan.class_cuts[0].axis
     made = plan.outputs[0]
     classes = plan.share(made.shape, plan.class_cuts, groups.rank)[dim]
     layers = [c.name.rpartition(":")[0] for c in plan.collectives if c.name.endswith(" of classes")]

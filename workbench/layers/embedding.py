@@ -27,7 +27,7 @@ def _build(module: nn.Module, seat: Seat) -> Forward | None:
     if not seat.calls or seat.calls[0].choice != "channels":
         return None
     mesh = seat.plan.mesh
-    axis = mesh.feature_axis
+    axis = seat.calls[0].feature_axis
     start, stop = balanced(module.num_embeddings, mesh.degree(axis), mesh.place(seat.rank, axis))
     padding = module.padding_idx
     own_padding = padding - start if padding is not None and start <= padding < stop else None

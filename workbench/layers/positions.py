@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.gather import Whole, over_tensors
 from workbench.layers.sizes import Counting, inside
+from workbench.mesh import cuts_features
 from workbench.plan import Plan
 from workbench.traced import POSITIONS, Meeting
 
@@ -86,7 +87,7 @@ def gathered(forward: Forward, seat: Seat) -> Forward:
     for planned in seat.calls:
         if planned.choice == "gather output":
             shape = planned.layer.results[0].shape
-            cuts = [cut for cut in planned.input if cut.axis == plan.mesh.feature_axis]
+            cuts = [cut for cut in planned.input if cuts_features(cut.axis)]
             own = tuple(stop - start for start, stop in plan.share(shape, cuts, seat.rank))
             names = (f"{seat.name}: whole output", f"{seat.name}: gradient of the whole output")
             wholes[own[1:]] = Whole(shape, cuts, plan, seat.groups, *names)

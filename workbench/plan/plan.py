@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, shares
+from workbench.mesh import BATCH_AXES, Mesh, balanced, balanced_units, cuts_features, shares
 from workbench.plan.collective import Collective
 from workbench.plan.cuts import Bucket, Cut, CutLabel
 from workbench.plan.explanation import explain
@@ -39,6 +39,12 @@ class LayerPlan:
     parameters: tuple[tuple[str, Cut], ...] = ()
     output: tuple[Cut, ...] = ()
     choice: str = ""
+
+    @property
+    def feature_axis(self) -> str:
+        """The axis along which ranks have parts of what the layer itself multiplies by; or ""."""
+        cuts = (cut.axis for _, cut in self.parameters if cuts_features(cut.axis))
+        return next(cuts, "")
 
     def halo(self, mesh: Mesh) -> Halo | None:
         """Return who needs what of whom on the spatial axis; None if that cuts no input here."""

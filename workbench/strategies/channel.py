@@ -25,11 +25,6 @@ AXIS = "channel"
 def cut(plan: Plan) -> Plan:
     """Split every convolution that can be split, and keep its output cut where that sends less."""
     degree = plan.mesh.degree(AXIS)
-    if plan.mesh.degree("tensor") > 1:
-        raise PlanError(
-            f"{plan.mesh} splits convolutions twice, since tensor splits them too; use "
-            f"tensor={degree * plan.mesh.degree('tensor')}."
-        )
     tied = {array.name for planned in plan.layers for array in planned.layer.tied}
     found = splittable(plan, lambda layer: convolution(layer, degree, tied))
     if not found:
@@ -67,7 +62,7 @@ def _nothing_to_split(plan: Plan, degree: int, tied: Collection[str]) -> str:
     if not convolutions:
         return (
             f"{plan.mesh} splits convolutions, and this model has none; use data={degree}, or "
-            f"tensor={degree} for its linear layers."
+            f"tensor={degree * plan.mesh.degree('tensor')} for its linear layers."
         )
     if read := exposed_note(plan):
         return f"{plan.mesh} finds no convolution that can be split: {read}; use data={degree}."

@@ -16,6 +16,7 @@ from workbench.plan import Collective, CutLabel, LayerPlan, Plan
 from workbench.strategies.obstacles import check_calls
 from workbench.traced import POSITIONS, Layer, Traced
 
+AXIS = "tensor"
 OPTION = "sequence"
 ADD_UP = ("channels", "heads")
 """Choices of layers whose results are added up over ranks."""
@@ -50,7 +51,7 @@ def nothing_to_cut(plan: Plan, why: str = "") -> PlanError:
 def labels(plan: Plan, axis: str) -> tuple[CutLabel, ...]:
     """Return the label of positions, if some layer's results have them cut."""
     cut = any(POSITIONS in made.labels for each in plan.layers for made in each.layer.results[:1])
-    return (CutLabel(POSITIONS, axis),) if cut else ()
+    return (CutLabel(POSITIONS, axis),) if cut and axis == AXIS else ()
 
 
 def collectives(
@@ -69,7 +70,7 @@ def collectives(
 
 def gathering(plan: Plan, axis: str, layer: Layer) -> list[Collective]:
     """Return what it costs that ``layer``, given some positions, gives all."""
-    if not is_gathered(layer):
+    if axis != AXIS or not is_gathered(layer):
         return []
     made = replace(layer.results[0], labels=layer.arguments[0].labels)
     own = _numbers(plan, axis, made, True)
@@ -128,7 +129,7 @@ def planned(plan: Plan, layers: Iterable[LayerPlan]) -> tuple[LayerPlan, ...]:
     return made
 
 
-def note(plan: Plan) -> list[str]:
+def note(plan: Plan, axis: str) -> list[str]:
     """Return what lies between layers."""
     between = [
         each.layer.name
@@ -137,7 +138,7 @@ def note(plan: Plan) -> list[str]:
         and POSITIONS in each.layer.arguments[0].labels
         and each.choice in ("", "gather output")
     ]
-    if not between:
+    if axis != AXIS or not between:
         return []
     return [
         "positions of the sequence are cut where features are not: ranks compute and keep theirs "

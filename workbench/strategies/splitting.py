@@ -50,7 +50,9 @@ def split(plan: Plan, axis: str, found: Sequence[Splittable]) -> Plan:
     plan = replace(plan, layers=sequence.planned(plan, layers))
     collectives = _all_collectives(plan, axis, found, kept)
     collectives += [c for each in layers for c in sequence.gathering(plan, axis, each.layer)]
-    return plan.adding(collectives=collectives, notes=[*notes(plan, by_name), *sequence.note(plan)])
+    return plan.adding(
+        collectives=collectives, notes=[*notes(plan, axis, by_name), *sequence.note(plan, axis)]
+    )
 
 
 def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
@@ -222,7 +224,7 @@ def _collectives(
 
     def of_positions(found: list[Collective]) -> list[Collective]:
         """Return what it costs if the plan has the positions of what is made cut."""
-        cut = any(c.label == POSITIONS for c in plan.cut_labels) and POSITIONS in made.labels
+        cut = CutLabel(POSITIONS, axis) in plan.cut_labels and POSITIONS in made.labels
         return sequence.collectives(plan, axis, found, made) if cut else found
 
     if choice == "heads" and len(one.layer.results) > 1:

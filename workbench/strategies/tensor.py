@@ -3,8 +3,9 @@
 Linear layers are split in columns (what they make) or rows (what they read). Where only code that
 treats every feature alike lies between two of them, the first is split in columns and the second in
 rows, and one all_reduce serves both (Shoeybi et al., "Megatron-LM", 2019, section 3). Attention is
-split by heads, embeddings by features or by vocabulary, convolutions by filters and channels. A
-layer whose output other code needs whole has it gathered, and the plan says what that costs.
+split by heads, embeddings by features or by vocabulary, convolutions by filters and channels unless
+``channel`` has them. A layer whose output other code needs whole has it gathered, and the plan says
+what that costs.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def cut(plan: Plan) -> Plan:
         for array in (*planned.layer.parameters, *planned.layer.tied):
             users.setdefault(array.name, []).append(planned.layer)
     found = splittable(plan, lambda layer: _layer(layer, users, degree))
+    if plan.mesh.degree("channel") > 1:  # which has the convolutions
+        found = [one for one in found if one.layer.role != "conv"]
     if not found:
         raise PlanError(_nothing_to_split(plan, degree, users))
     return split(plan, AXIS, found)
@@ -95,6 +98,12 @@ def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
 
 
 def _nothing_to_split(plan: Plan, degree: int, users: dict[str, list[Layer]]) -> str:
+    if plan.mesh.degree("channel") > 1:
+        ranks = degree * plan.mesh.degree("channel")
+        return (
+            f"{plan.mesh} splits convolutions over channel and all else over tensor, and this "
+            f"model has nothing else that can be split; use channel={ranks}."
+        )
     sizes = [
         max(size for array in planned.layer.parameters for size in array.shape[:2])
         for planned in plan.layers

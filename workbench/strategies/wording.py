@@ -19,12 +19,18 @@ WORDS = {
 """What is said of a layer, from its role and the plan's choice."""
 
 
-def notes(plan: Plan, split: Collection[str]) -> list[str]:
-    """Return how each layer is split, or that it is not; ``split`` are those that can be."""
+def notes(plan: Plan, axis: str, split: Collection[str]) -> list[str]:
+    """Return how each layer is split, or that it is not; ``split`` are those that can be.
+
+    Where two axes cut features, each speaks of what is its own.
+    """
+    shared = len(plan.mesh.feature_axes) > 1
     ways: dict[str, list[str]] = {}
     for planned in plan.layers:
         layer = planned.layer
         if layer.role not in ("conv", "linear", "embedding", "heads") or not layer.arguments:
+            continue
+        if shared and (layer.role == "conv") != (axis == "channel"):
             continue
         way = WORDS.get((layer.role, planned.choice if layer.name in split else ""))
         parts = next((cut.flat.parts[0][1] for _, cut in planned.parameters if cut.flat), 0)
@@ -32,7 +38,7 @@ def notes(plan: Plan, split: Collection[str]) -> list[str]:
             way = f"{way}, each of {parts} parts by itself"
         ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)
     found = [f"{way}: {', '.join(dict.fromkeys(names))}" for way, names in ways.items()]
-    if plan.class_cuts:
+    if any(cut.axis == axis for cut in plan.class_cuts):
         found.append("cross-entropy of shares of the classes: no rank has all outputs")
     return found
 
