@@ -170,6 +170,7 @@ WORK = {"residual": residual, "gpt": gpt, "block": block, "images": images, "fus
         ("fused", "tensor=2", {}),
         ("gpt", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
         ("gpt", "pipeline=2", {"accumulate": 4, "recompute": "yes"}),
+        ("gpt", "pipeline=2,tensor=2", {"accumulate": 4, "sequence": "split"}),
         ("block", "serial", {}),
         ("block", "data=2", {}),
         ("block", "sharded=2", {"stage": 3}),

@@ -184,6 +184,54 @@ def test_with_other_axes(strategy: str) -> None:
     assert_equal(workload(Encoder(True)), strategy, accumulate=2)
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"schedule": "zb-h1"}, {"schedule": "interleaved"}, {"recompute": "yes"}],
+    ids=lambda way: next(iter(way.values()), "1f1b"),
+)
+def test_stages_give_each_other_the_positions_that_a_rank_has(
+    way: dict[str, str], optimizer: str
+) -> None:
+    torch.manual_seed(0)
+    work = workload(Encoder(True), optimizer=optimizer)
+    got = run_on_threads(work, "pipeline=2,tensor=2", STEPS, sequence="split", accumulate=2, **way)
+    assert_same(got, run_on_threads(work, "serial", STEPS, accumulate=2))
+    assert_bytes(got)
+    found = got.plan
+    crossing = next(
+        c for c in found.crossings if str(c.source) == "result of model.blocks.layers.0"
+    )
+    shapes = [found.passed_shape(crossing.source, crossing.size.of(2), rank) for rank in (0, 1)]
+    assert shapes == [(2, 4, 8), (2, 3, 8)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cut"),
+    [
+        ("pipeline=2,tensor=2", "model.blocks.1.norms.1"),
+        ("pipeline=2,tensor=3", "model.norm"),
+        ("pipeline=3,tensor=2", "model.blocks,model.blocks.1"),
+    ],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_stages_that_begin_anywhere(strategy: str, cut: str, after: bool) -> None:
+    torch.manual_seed(0)
+    work = workload(Reader(4, 0.2, after), per_word=True)
+    got = run_on_threads(work, strategy, STEPS, sequence="split", accumulate=2, split_at=cut)
+    serial = run_on_threads(work, "serial", STEPS, accumulate=2)
+    assert_same(got, serial)
+    assert_bytes(got)
+
+
+def test_positions_that_spatial_cuts_are_not_cut_once_more() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 30, 3))
+    data = (np.zeros((8, 2, 6, 5), np.float32), np.zeros(8, np.int64))
+    made = Workload(model=net, data=data, loss=nn.CrossEntropyLoss(), batch_size=4)
+    with pytest.raises(PlanError, match=r"spatial cuts positions already; use sequence=\"whole\""):
+        plan(made, "tensor=2,spatial=2", sequence="split")
+
+
 def test_half_of_each_sum_travels_before_the_norm_and_half_after() -> None:
     work = workload(Encoder(True))
     whole, split = plan(work, "tensor=2"), plan(work, "tensor=2", sequence="split")

@@ -113,7 +113,7 @@ class _Divider:
         called = [
             (layer, place)
             for layer, place in zip(self.layers, self.places, strict=True)
-            if place is not None and place.module
+            if place is not None and place.module and (_computes(layer) or not self._around(place))
         ]
         self.costs = [(self.calls[place].enter, _cost(layer)) for layer, place in called]
         self.times_ns = [
@@ -123,6 +123,10 @@ class _Divider:
         rows = room.rows if room else 1
         self.parameters = [(self.calls[p].enter, layer.parameter_bytes) for layer, p in called]
         self.saved = [(self.calls[p].enter, self._saved(layer, rows)) for layer, p in called]
+
+    def _around(self, place: Call) -> bool:
+        """Return whether other modules are called inside of a call."""
+        return bool(self.calls[place].inside)
 
     def divide(self, split_at: str) -> Divided:
         if split_at:
@@ -336,6 +340,11 @@ class _Divider:
         for name, ranks in arrays.items():
             alone = len(ranks) == 1 and name not in self.exposed
             yield name, (tuple(ranks) if alone else everywhere)
+
+
+def _computes(layer: Layer) -> bool:
+    """Return whether a layer does anything by itself, other than to make whole what is inside."""
+    return bool(layer.forward_flops or layer.parameters)
 
 
 def _cost(layer: Layer) -> int:

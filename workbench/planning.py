@@ -266,7 +266,9 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     opaque: frozenset[str] = frozenset()
     if asked(start):
         again = partial(profile, model, *inputs, dims=dims, features=True)
-        return cut_positions(start, again(), compose, lambda positions: again(positions=positions))
+        found = again()
+        start = staged(start, model, inputs, found)
+        return cut_positions(start, found, compose, lambda positions: again(positions=positions))
     while True:
         found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":

@@ -34,8 +34,6 @@ def cut_positions(
     PlanError
         If nothing is left to cut, or code needs all positions of what no layer has made.
     """
-    if start.mesh.degree("pipeline") > 1:
-        raise sequence.nothing_to_cut(start, "stages of a pipeline give each other whole arrays")
     if start.mesh.degree("spatial") > 1:
         raise sequence.nothing_to_cut(start, "spatial cuts positions already")
     plan = compose(start, found)

@@ -71,10 +71,10 @@ def _at_stages(plan: Plan) -> Callable[[Collective], Collective]:
     ranks = plan.mesh.degree("pipeline")
     places: dict[str, list[int]] = {}  # of the calls of a layer, in order
     for index, planned in enumerate(plan.layers):
-        for stage in plan.stages:
-            if index in stage.layers:
-                places.setdefault(planned.layer.name, []).append(stage.number % ranks)
-                break
+        stages = [stage.number for stage in plan.stages if index in stage.layers]
+        if stages:  # a module that is cut inside makes whole what it returns
+            number = stages[-1 if planned.choice == "gather output" else 0]
+            places.setdefault(planned.layer.name, []).append(number % ranks)
     seen: Counter[tuple[str, str]] = Counter()
 
     def at_stage(moved: Collective) -> Collective:
