@@ -72,7 +72,6 @@ def test_batch_norm_keeps_a_part_of_its_statistics() -> None:
     [
         (nn.Sequential(nn.Linear(6, 6), nn.MaxPool2d(1)), "channel=2", "has none; use data=2"),
         (chain(3, 4, 1), "channel=9", "nearest is channel=4"),
-        (chain(3, 4, 1), "channel=2,spatial=2", "use spatial=4"),
     ],
 )
 def test_what_cannot_be_split_is_refused(model: nn.Module, strategy: str, says: str) -> None:

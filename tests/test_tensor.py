@@ -325,7 +325,7 @@ def test_convolutions_are_split_too() -> None:
             (5, 8),
             "'self_attn' has 2; use tensor=2",
         ),
-        (nn.Conv2d(3, 4, 1), "tensor=2,channel=2", (3, 4, 4), "use tensor=4"),
+        (nn.Conv2d(3, 4, 1), "tensor=2,channel=2", (3, 4, 4), "use channel=4"),
     ],
 )
 def test_what_cannot_be_split_is_refused(
