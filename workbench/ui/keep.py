@@ -49,7 +49,9 @@ class Keep:
             button.add_class(f"wb-{name}")
             field.add_class(f"wb-{name}-text")
             rows.append(box([field, button], "wb-keep-row"))
-        self._earlier = widgets.SelectMultiple(options=(), rows=5)
+        self._earlier = widgets.SelectMultiple(
+            options=(), rows=5, layout={"width": "560px"}, style={"description_width": "initial"}
+        )
         self._compare = widgets.Button(icon="columns")
         self._earlier.add_class("wb-earlier")
         self._compare.add_class("wb-earlier-compare")
