@@ -12,7 +12,7 @@ from panel_fakes import FakeLab, fake_rooms, shown, until
 from test_attaching import SUMMARY, going_on, step
 from test_sharing import forged
 
-from workbench.errors import PlanError
+from workbench.errors import PlanError, RunError
 from workbench.records import RunFolder
 from workbench.sharing import decode, encode
 from workbench.strategies import OPTIONS
@@ -240,10 +240,12 @@ def test_chosen_earlier_runs_stand_side_by_side(opened, tmp_path, monkeypatch):
 def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, rooms):
     opened.run()
     until(lambda: rooms.compared, "the comparison")
-    rooms.compared[0][-1].go_on("done")
+    rooms.compared[0][-1].error = RunError("Rank 1 is gone; the cluster can be used at once.")
+    rooms.compared[0][-1].go_on("failed")
     until(lambda: not opened._view.actions.run.disabled, "the end")
     rooms.labs[0].close()
     until(lambda: "The cluster is gone" in shown(opened), "the sentence")
+    assert "Rank 1 is gone" in shown(opened)
     cluster = opened._view.actions.cluster
     until(lambda: cluster.layout.display != "none", "the button")
     rooms.gate = threading.Event()

@@ -278,11 +278,10 @@ def _place(state: State) -> str:
 
 
 def _problem(state: State) -> str:
-    if said := state.problems.get("run"):
-        return problem(said, state.details)
-    if state.gone:
-        return problem(text("cluster.gone"))
-    return ""
+    said = state.problems.get("run")
+    broken = problem(said, state.details) if said else ""
+    # What to do now stands beside its button, also after a run that had said otherwise.
+    return broken + (problem(text("cluster.gone")) if state.gone else "")
 
 
 def _result(state: State) -> str:
