@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from equality import workload
 from fake_comparison import FakeComparison
+from leftovers import until
 
 import workbench as wb
 from workbench.attached_run import AttachedRun
@@ -54,7 +55,9 @@ def test_the_peak_is_that_since_the_steps_began() -> None:
 
 @pytest.mark.timeout(100)
 def test_a_run_tells_the_memory_of_every_rank(lab: Lab, tmp_path: Path) -> None:
-    run = wb.run(workload(20, 6), "data=2", steps=3, folder=tmp_path, lab=lab)
+    run = wb.run(workload(20, 6), "data=2", steps=100_000, folder=tmp_path, lab=lab)
+    assert until(lambda: run.peak_memory_bytes and min(run.peak_memory_bytes) > 0, 40)
+    run.stop()
     run.wait(60)
     assert len(run.peak_memory_bytes) == 2
     assert min(run.peak_memory_bytes) > 0

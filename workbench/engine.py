@@ -269,7 +269,7 @@ class _Trainer:
         return sum(self.comm.sent_bytes.values())
 
     def _report(self) -> None:
-        """Send what is new: rows from rank 0, counts and the newest spans from every rank."""
+        """Send what is new: rows from rank 0; counts, memory, newest spans from every rank."""
         spans = self.spans.take()
         self.outcome.spans += spans
         surplus = max(0, len(self.outcome.spans) - MOST_KEPT)
@@ -279,6 +279,7 @@ class _Trainer:
         self.reported = len(self.outcome.rows)
         judged = self.judge.counts()
         self.outcome.judged |= judged
-        if rows or spans or judged:
+        grown = self.memory.grown()
+        if rows or spans or judged or grown:
             news = {"rows": rows, "spans": spans[-LIVE_SPANS:], "judged": judged}
-            self.context.send("steps", news)
+            self.context.send("steps", news | {"peak_memory_bytes": self.memory.told_bytes})

@@ -89,6 +89,7 @@ class Execution:
         self.start = start
         self._told = Told(self)
         self._accuracy = BatchAccuracy(plan.ranks)
+        self.peak_memory_bytes = [0] * plan.ranks
         self._stop_asked = threading.Event()
         self._ended = threading.Event()
         self._gang: Gang | None = None
@@ -237,6 +238,7 @@ class Execution:
             self._told.pause(data["paused"])
             self.on_pace(data["paused"])
             return
+        self.peak_memory_bytes[rank] = data["peak_memory_bytes"]
         spans = _span_rows(rank, data["spans"])
         self._told.take(data["rows"], spans)
         self.on_rows([*data["rows"], *self._accuracy.add(rank, data["judged"])], spans)

@@ -39,7 +39,7 @@ class Measured:
     dropped_spans:
         Spans that are not in ``spans``, which holds the newest 100,000 of each rank.
     peak_memory_bytes:
-        Measured, by rank, once it has ended: the most resident memory that the rank's process had
+        Measured, by rank, as it goes on: the most resident memory that the rank's process had
         for itself during the steps, above what it had before its model was made; on a GPU, what
         torch has allocated.
     """

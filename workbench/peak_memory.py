@@ -11,6 +11,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"
 """What Linux takes for: the peak of resident memory counts from now on."""
 
+WORTH_TELLING_BYTES = 2**20
+
 
 class PeakMemory:
     """The most memory from :meth:`begin` on, above what there was when this was made.
@@ -25,6 +27,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before_bytes = self._now_bytes()
+        self.told_bytes = 0
 
     def begin(self) -> None:
         """Count the peak from now on."""
@@ -42,6 +45,13 @@ class PeakMemory:
         else:
             peak = _status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem")
         return max(0, peak - self._before_bytes)
+
+    def grown(self) -> bool:
+        """Return whether the peak is worth telling again; ``told_bytes`` is the one to tell."""
+        peak_bytes = self.peak_bytes
+        if grown := peak_bytes >= self.told_bytes + WORTH_TELLING_BYTES:
+            self.told_bytes = peak_bytes
+        return grown
 
     def _now_bytes(self) -> int:
         if self._device.type == "cuda":

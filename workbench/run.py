@@ -343,6 +343,7 @@ class Run(Steered):
 
     def _receive(self, rows: list[Row], spans: list[SpanRow]) -> None:
         self._add(rows, spans)
+        self.peak_memory_bytes = tuple(self._execution.peak_memory_bytes)
         self._record.add(rows, spans, self.plan.ranks)
 
     def _keep_copy(self, rank: int, data: Mapping[str, Any]) -> None:

@@ -42,11 +42,13 @@ def memory_of_runs(runs: Iterable[Any]) -> list[RankMemory]:
     for run in runs:
         label = texts.row_label({"strategy": run.plan.strategy, "threads": run.threads})
         predicted[label] = run.predicted_memory_bytes
-        if peaks := run.peak_memory_bytes:
+        if peaks := run.peak_memory_bytes:  # 0 until its rank has told
             before = measured.get(label, peaks)
             measured[label] = [max(pair) for pair in zip(before, peaks, strict=True)]
     return [
-        RankMemory(label, rank, each, measured[label][rank] if label in measured else None)
+        RankMemory(
+            label, rank, each, (measured[label][rank] or None) if label in measured else None
+        )
         for label, sizes in predicted.items()
         for rank, each in enumerate(sizes)
     ]
