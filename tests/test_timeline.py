@@ -125,6 +125,29 @@ def test_of_very_many_bars_the_longest_are_drawn(monkeypatch):
     assert len(columns["start"]) == 2
 
 
+def test_of_bars_too_many_to_draw_at_once_the_longest_at_each_place_is_drawn():
+    # 8 ranks x 1,000 bars of 1 ms, every tenth of them 1.5 ms long, and one of a fifth of the step.
+    bars = [
+        Bar(rank, "comm" if n % 10 == 3 else "compute", "", n / 1e3, n / 1e3 + long_s, 0)
+        for rank in range(8)
+        for n in range(1000)
+        for long_s in [0.0015 if n % 10 == 3 else 0.2 if n == 500 else 0.001]
+    ]
+    columns = timeline_columns(Timeline("data=8", 0, tuple(bars)))
+    chart = timeline_chart()
+    assert chart.draw(columns)
+    assert not chart.draw(columns)
+    drawn = chart.source.data
+    assert len(chart.whole.data["start"]) == len(bars)
+    assert len(drawn["start"]) == 8 * (500 + 1)  # the one longer than its place, and 500 places
+    assert drawn["lasts"].count(pytest.approx(200.0)) == 8
+    assert drawn["lasts"].count(pytest.approx(1.5)) == 8 * 100
+    assert drawn["rank"] == sorted(drawn["rank"])
+    assert chart.draw(timeline_columns(Timeline("data=8", 0, tuple(bars[:10]))))
+    assert len(chart.source.data["start"]) == 10
+    assert chart.whole.data["start"] == []
+
+
 def test_bars_say_of_which_rank_and_layer_they_are():
     bars = Bar(0, "compute", "", 0.0, 1.0, 0), Bar(1, "comm", "conv1: halo", 0.0, 1.0, 8)
     columns = timeline_columns(Timeline("spatial=2", 1, bars))

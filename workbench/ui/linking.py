@@ -81,7 +81,9 @@ const link = (window.wbLink ??= (() => {
 
 _JOIN = f"{_LINK}link.sources.add(source)\nsource.selected.setv({{indices: []}}, {{sync: false}})"
 _POINT = f"""{_LINK}
-const bar = cb_data.index.indices[0]
+// cb_data.index is of the last kind of bar alone.
+const hits = [...source.selection_manager.inspectors.values()]
+const bar = hits.flatMap((hit) => [...hit.indices])[0]
 if (bar == null) link.show_shares([], "")
 else link.show_shares([source.data.rank[bar]], source.data.layer[bar])
 """

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from bokeh.models import (
     BoxZoomTool,
+    CDSView,
     ColumnDataSource,
+    CustomJS,
     DataRange1d,
     FactorRange,
+    GroupFilter,
     PanTool,
     ResetTool,
     WheelZoomTool,
 )
 from bokeh.models.annotations import Title
+from bokeh.plotting import figure
 
 from workbench.timeline import Timeline
 from workbench.ui import look
@@ -27,18 +34,70 @@ from workbench.ui.language import text, translate
 from workbench.ui.linking import layer_of, link
 
 NOWHERE = "nowhere"
-"""A row that there is not: what stands there gives the legend its colours and is not drawn."""
+"""A row that there is not: what stands there is the legend's, and is there before any data are."""
 
-MOST_BARS = 20_000
-"""Bars drawn of one step; where there are more, the shortest are left out."""
+MOST_BARS = 100_000
+"""Bars that a browser gets of one step; where there are more, the shortest are left out."""
+
+MOST_AT_ONCE = 5_000
+"""Where there are more bars, those in sight are drawn, and of those at one place the longest."""
+
+PLACES = 500
+"""Bars that can be told apart beside each other: the figure has about twice as many pixels."""
+
+_DRAW_IN_SIGHT = f"""
+if (whole.waits || whole.data.start.length === 0) return
+whole.waits = true
+setTimeout(() => {{
+  whole.waits = false
+  const {{start, stop, rank}} = whole.data
+  const width = x_range.end - x_range.start
+  if (start.length === 0 || !(width > 0)) return
+  // A margin on both sides, so that there is something to see until the next time.
+  const low = x_range.start - width / 4, high = x_range.end + width / 4
+  const place_ms = width / {PLACES}
+  const longest = new Map()
+  const found = []
+  for (let i = 0; i < start.length; i++) {{
+    if (stop[i] < low || start[i] > high) continue
+    if (stop[i] - start[i] >= place_ms) {{
+      found.push(i)
+      continue
+    }}
+    const at = {2 * PLACES} * rank[i] + Math.floor((start[i] - low) / place_ms)
+    const other = longest.get(at)
+    if (other == null || stop[i] - start[i] > stop[other] - start[other]) longest.set(at, i)
+  }}
+  found.push(...longest.values())
+  found.sort((a, b) => a - b)
+  const data = {{}}
+  for (const [name, column] of Object.entries(whole.data)) data[name] = found.map((i) => column[i])
+  seen.setv({{data}}, {{sync: false}})
+}}, 150)
+"""
 
 
+@dataclass(frozen=True)
 class TimelineChart(Chart):
-    """A figure whose title names the strategy and the step."""
+    """A figure whose title names the strategy and the step.
+
+    Attributes
+    ----------
+    whole:
+        All bars, where they are too many to draw at once; then ``source`` has those in sight.
+    """
+
+    whole: ColumnDataSource
 
     def draw(self, columns: Columns) -> bool:
         """Show new data; return whether anything had to be sent to the browser."""
-        news = super().draw(columns)
+        many = len(columns["start"]) > MOST_AT_ONCE
+        if many and columns == self.whole.data:
+            return False
+        news = super().draw(_overview(columns) if many else columns)
+        whole = columns if many else {name: [] for name in columns}
+        if whole != self.whole.data:
+            self.whole.data = whole
         if news:
             self._say_which()
         return news
@@ -65,18 +124,18 @@ def timeline_chart() -> Chart:
         x_range=DataRange1d(start=0, range_padding=0.02),
         y_range=FactorRange(range_padding=0.1),
         height=230,
-        output_backend="webgl",
     )
     source = ColumnDataSource(data=timeline_columns(None), name="wb-timeline")
-    bars = fig.hbar(
-        y="label", left="start", right="stop", height=0.75, source=source,
-        fill_color="color", line_color="color", hatch_pattern="hatch", hatch_color="white",
-        hatch_alpha=0.7, hatch_scale=8, nonselection_fill_alpha=0.2, nonselection_line_alpha=0.2,
-        nonselection_hatch_alpha=0.1,
-    )  # fmt: skip
+    bars = [_bars(fig, source, span) for span in look.SPANS]
+    whole = ColumnDataSource(data=timeline_columns(None))
+    args = {"whole": whole, "seen": source, "x_range": fig.x_range}
+    in_sight = CustomJS(args=args, code=_DRAW_IN_SIGHT)
+    whole.js_on_change("data", in_sight)
+    fig.x_range.js_on_change("start", in_sight)
+    fig.x_range.js_on_change("end", in_sight)
     add_hover(
         fig,
-        [bars],
+        bars,
         {
             "": "@of",
             "@label": "@kind",
@@ -93,15 +152,48 @@ def timeline_chart() -> Chart:
     fig.toolbar.logo = None
     fig.ygrid.grid_line_color = None
     by_kind = {
-        f"span.{span.kind}": fig.hbar(
-            y=[NOWHERE], left=[0], right=[0], height=0.75, fill_color=span.color,
-            line_color=span.color, hatch_pattern=span.hatch, hatch_color="white",
-            hatch_alpha=0.7, hatch_scale=8,
-        )
+        f"span.{span.kind}": fig.hbar(y=[NOWHERE], left=[0], right=[0], **_look_of(span))
         for span in look.SPANS
-    }  # fmt: skip
+    }
     add_legend(fig, by_kind)
-    return TimelineChart("timeline", fig, source, add_empty_text(fig, "timeline"))
+    return TimelineChart("timeline", fig, source, add_empty_text(fig, "timeline"), whole)
+
+
+def _bars(fig: figure, source: ColumnDataSource, span: look.Span) -> Any:
+    """Draw the bars of one kind of span.
+
+    Bokeh makes a hatch that is the same for all bars once, and by a column for every bar anew: that
+    took more than 2 ms a bar.
+    """
+    of_kind = CDSView(filter=GroupFilter(column_name="color", group=span.color))
+    return fig.hbar(
+        y="label", left="start", right="stop", source=source, view=of_kind, **_look_of(span),
+        nonselection_fill_alpha=0.2, nonselection_line_alpha=0.2, nonselection_hatch_alpha=0.1,
+    )  # fmt: skip
+
+
+def _look_of(span: look.Span) -> dict[str, Any]:
+    return {
+        **{"height": 0.75, "fill_color": span.color, "line_color": span.color},
+        **{"hatch_pattern": span.hatch, "hatch_color": "white"},
+        **{"hatch_alpha": 0.7, "hatch_scale": 8},
+    }
+
+
+def _overview(columns: Columns) -> Columns:
+    """Return the bars that are drawn while all of the step is in sight, as the browser would."""
+    start, stop, rank = columns["start"], columns["stop"], columns["rank"]
+    place_ms = max(stop) / PLACES
+    longest: dict[tuple[int, int], int] = {}
+    found = []
+    for n, lasts in enumerate(columns["lasts"]):
+        place = rank[n], int(start[n] // place_ms)
+        if lasts >= place_ms:
+            found.append(n)
+        elif place not in longest or lasts > stop[longest[place]] - start[longest[place]]:
+            longest[place] = n
+    found = sorted([*found, *longest.values()])
+    return {name: [column[n] for n in found] for name, column in columns.items()}
 
 
 def timeline_columns(shown: Timeline | None) -> Columns:
@@ -126,5 +218,4 @@ def timeline_columns(shown: Timeline | None) -> Columns:
         "lasts": [1e3 * (bar.stop_s - bar.start_s) for bar in drawn],
         "sent": [bar.sent_bytes for bar in drawn],
         "color": [span.color for span in spans],
-        "hatch": [span.hatch for span in spans],
     }
