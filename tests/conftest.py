@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -64,6 +65,24 @@ def lab(one_lab: Lab) -> Iterator[Lab]:
     if (gang := one_lab._gang) is not None:
         gang.kill("The test that started it is over")
         gang.join(20)
+
+
+@pytest.fixture
+def rooms(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What a panel asks for a cluster and for comparisons: they compute nothing."""
+    from panel_fakes import fake_rooms
+
+    return fake_rooms(monkeypatch)
+
+
+@pytest.fixture
+def opened(rooms: SimpleNamespace) -> Iterator[Any]:
+    """A panel in those rooms."""
+    from workbench.ui.panel import app
+
+    made = app(workers=2, batch=32, steps=12)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -6,24 +6,12 @@ import threading
 import time
 
 import pytest
-from panel_fakes import FakeLab, FakeWork, fake_rooms, shown, until
+from panel_fakes import FakeLab, FakeWork, shown, until
 
 from workbench.errors import RunError
 from workbench.ui import driver, form, panel, view
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def rooms(monkeypatch):
-    return fake_rooms(monkeypatch)
-
-
-@pytest.fixture
-def opened(rooms):
-    made = panel.app(workers=2, batch=32, steps=12)
-    yield made
-    made.close()
 
 
 def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):

@@ -168,7 +168,7 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     sums.phase,
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
-                    by_rank=_by_rank(plan, planned, sums.numel, axes),
+                    by_rank=_by_rank(plan, planned, sums, axes),
                 )
             )
     return found
@@ -180,7 +180,7 @@ def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:
     return max(1, shape[0] // plan.batch.size) if sums.per_sample and shape else 1
 
 
-def _by_rank(plan: Plan, planned: LayerPlan, numel: int, axes: Set[str]) -> tuple[int, ...]:
+def _by_rank(plan: Plan, planned: LayerPlan, sums: Sums, axes: Set[str]) -> tuple[int, ...]:
     """Return the numbers of each rank where axes beside those of a sum cut what it is taken of."""
     shape = planned.layer.input_shape
     cuts = [c for c in planned.input if c.axis not in axes and c.axis not in BATCH_AXES]
@@ -188,10 +188,12 @@ def _by_rank(plan: Plan, planned: LayerPlan, numel: int, axes: Set[str]) -> tupl
         return ()
     every = [plan.share(shape, cuts, rank) for rank in range(plan.ranks)]
     if planned.layer.role == "channelwise":
-        each, rest = divmod(numel, shape[1])
+        each, rest = divmod(sums.numel, shape[1])
         return tuple(each * (own[1][1] - own[1][0]) + rest for own in every)
+    if sums.over_batch:
+        return ()  # running statistics are of channels, which every rank has all of
     whole = prod(shape)
-    return tuple(numel * prod(stop - start for start, stop in own) // whole for own in every)
+    return tuple(sums.numel * prod(stop - start for start, stop in own) // whole for own in every)
 
 
 def _gradient_norm(plan: Plan, axes: tuple[str, ...]) -> list[Collective]:
