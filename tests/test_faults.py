@@ -11,13 +11,16 @@ import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import rank_targets
+from equality import workload
 from gangs import LIMIT_S, Watched
 from leftovers import descendants, forkservers, lives, marked, until
 
+import workbench as wb
 from workbench.cluster.gang import GangEnd
 from workbench.cluster.lab import Lab
 from workbench.cluster.starting import start
@@ -132,6 +135,19 @@ def test_the_loss_of_a_worker_is_told_of_and_made_good(fragile: Lab, target):
     assert Watched(fragile, rank_targets.add).finish().ok
     assert lost.worker not in [host.worker for host in fragile.hosts]
     assert [host.name for host in fragile.hosts] == ["0", "1"]
+
+
+def test_a_run_after_the_loss_of_all_workers_has_the_same_data(fragile: Lab, tmp_path: Path):
+    work = workload(64, 8)
+    options: dict[str, Any] = {"lab": fragile, "folder": tmp_path, "prove": False, "repeats": 1}
+    lost = wb.compare(work, ["data=2"], steps=100_000, wait=False, **options)
+    assert until(lambda: lost.progress.done_steps > 2, 30)
+    for pid in list(fragile.client.run(os.getpid).values()):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RunError, match="is gone"):
+        lost.wait(30)
+    # What was pinned to workers that are gone is not waited for, though ``lost`` is still here.
+    assert len(wb.compare(work, ["data=2"], steps=6, **options).rows) == 3
 
 
 def test_a_lab_that_is_closed_while_a_gang_works_ends_it():

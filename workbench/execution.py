@@ -118,6 +118,8 @@ class Execution:
         except (Stopped, PlanError):
             raise
         except Exception as error:
+            # A worker may be gone: what Dask was to compute there, it would wait for in vain.
+            self.placement.release()
             if self._stop_asked.is_set():
                 raise Stopped from None
             if self.placement.lab.closed:

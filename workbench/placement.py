@@ -65,6 +65,10 @@ class Placement:
         self._placed: dict[tuple[Any, ...], Future] = {}
         self._checked: set[tuple[Any, ...]] = set()
 
+    def release(self) -> None:
+        """Let go of all pieces; the next run has them placed again."""
+        self._placed = {}
+
     def hosts(self, work: Workload, plan: Plan) -> tuple[Host, ...]:
         """Return the worker of each rank: that which holds most of its chunks, if any are stored.
 

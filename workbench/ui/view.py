@@ -45,7 +45,7 @@ READ_S = 1.0
 What moves is drawn at every tick. A message that Jupyter drops breaks a figure, so they are few.
 """
 
-READ = ("share", "timeline", "memory")
+READ = ("throughput", "accuracy", "share", "timeline", "memory")
 
 
 class View:
