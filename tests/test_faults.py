@@ -140,14 +140,16 @@ def test_the_loss_of_a_worker_is_told_of_and_made_good(fragile: Lab, target):
 def test_a_run_after_the_loss_of_all_workers_has_the_same_data(fragile: Lab, tmp_path: Path):
     work = workload(64, 8)
     options: dict[str, Any] = {"lab": fragile, "folder": tmp_path, "prove": False, "repeats": 1}
+    before = wb.compare(work, ["data=2"], steps=6, **options)
     lost = wb.compare(work, ["data=2"], steps=100_000, wait=False, **options)
     assert until(lambda: lost.progress.done_steps > 2, 30)
     for pid in list(fragile.client.run(os.getpid).values()):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(RunError, match="is gone"):
         lost.wait(30)
-    # What was pinned to workers that are gone is not waited for, though ``lost`` is still here.
-    assert len(wb.compare(work, ["data=2"], steps=6, **options).rows) == 3
+    # What was pinned to workers that are gone is not waited for, though both are still here.
+    after = wb.compare(work, ["data=2"], steps=6, **options)
+    assert len(after.rows) == len(before.rows) == 3
 
 
 def test_a_lab_that_is_closed_while_a_gang_works_ends_it():

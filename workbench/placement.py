@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from workbench.datasets.opening import source_of
 from workbench.inputs import check_values
@@ -54,6 +55,9 @@ def overlap(array: da.Array, chunk: tuple[int, ...], index: tuple[Run, ...]) -> 
     return count
 
 
+_placements: WeakSet[Placement] = WeakSet()
+
+
 class Placement:
     """Places pieces of dask arrays on workers; keeps those of the last workload for the next run.
 
@@ -64,10 +68,21 @@ class Placement:
         self.lab = lab
         self._placed: dict[tuple[Any, ...], Future] = {}
         self._checked: set[tuple[Any, ...]] = set()
+        _placements.add(self)
 
     def release(self) -> None:
-        """Let go of all pieces; the next run has them placed again."""
-        self._placed = {}
+        """Let go of all pieces in this lab; the next run has them placed again."""
+        self._keep_only(lambda worker: False)
+
+    def _keep_only(self, wanted: Callable[[str], bool]) -> None:
+        """Let go of all that was placed in this lab on workers that are not wanted.
+
+        While anybody holds a piece, Dask has what it was made of pinned to its worker, for others
+        too, and waits for a worker that is gone.
+        """
+        for each in list(_placements):
+            if each.lab is self.lab:
+                each._placed = {key: held for key, held in each._placed.items() if wanted(key[2])}
 
     def hosts(self, work: Workload, plan: Plan) -> tuple[Host, ...]:
         """Return the worker of each rank: that which holds most of its chunks, if any are stored.
@@ -130,6 +145,7 @@ class Placement:
         """
         self.check(work, plan, stop)
         hosts = hosts or self.hosts(work, plan)
+        self._keep_only({host.worker for host in self.lab.hosts}.__contains__)
         wanted: dict[tuple[Any, ...], Future] = {}
         result: Shares = []
         for rank, host in enumerate(hosts):

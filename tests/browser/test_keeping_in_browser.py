@@ -7,7 +7,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hands import POINTS, do, open_panel, press, run_cell, says, set_number, unfold
+from hands import POINTS, column, do, open_panel, press, run_cell, says, set_number, unfold
 
 from workbench.sharing import decode
 
@@ -18,6 +18,7 @@ SWEEP_MS = 360_000  # every strategy is measured and proved
 PANEL = """import workbench as wb
 
 wb.app(workload="digits-mlp", strategy="tensor=2", batch=16, steps=6, repeats=1)"""
+STEPS = f"() => ({column('loss', 'time_s')})().map(times => times.length)"
 KILL = """import os, signal
 from workbench.cluster.lab import current_lab
 
@@ -79,6 +80,7 @@ def test_a_sweep_is_kept_restored_and_found_again_by_another_kernel(
     set_number(page, "steps", 20_000)
     press(page, "Run")
     says(page, "repeat 1 of 1")
+    page.wait_for_function(f"() => ({STEPS})().some(steps => steps > 2)", timeout=60_000)
     run_cell(page, 1)
     says(page, "Failed after")
     page.locator(".wb-trouble [role=alert]").get_by_text("is gone").first.wait_for(timeout=20_000)

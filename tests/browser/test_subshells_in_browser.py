@@ -50,7 +50,7 @@ def test_run_pause_step_and_stop_while_a_cell_runs(watched, notebook, subshells)
     running = page.locator(".jp-CodeCell").nth(1).locator(".jp-InputPrompt", has_text="*")
     running.wait_for(timeout=20_000)
     (during,) = page.evaluate(STEPS)
-    page.wait_for_function(f"() => ({STEPS})()[0] > {during}", timeout=20_000)  # it still draws
+    page.wait_for_function(f"() => ({STEPS})()[0] > {during}", timeout=60_000)  # it still draws
     press(page, "Stop")
     if subshells == "disabled":  # the kernel does one thing after another: first the cell
         page.wait_for_timeout(1_000)
