@@ -64,14 +64,15 @@ def test_a_lesson_that_there_is_not_is_refused_with_those_that_there_are(
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_lesson_comes_in_the_language_asked_for_where_it_is_there(tmp_path, launched):
+def test_a_lesson_comes_in_the_language_asked_for(tmp_path, launched):
     lab.launch_lab(tmp_path, lang="zh")
     lab.launch_lab(tmp_path, lang="zh", lesson="08")
     lab.launch_lab(tmp_path, lang="en")
-    zh, english_text, en = launched
+    zh, eighth, en = launched
     assert "--LabApp.default_url=/lab/tree/zh/00-start-here.ipynb" in zh.command
     assert (tmp_path / "zh" / "00-start-here.ipynb").exists()
-    assert "--LabApp.default_url=/lab/tree/08-why-is-it-slow.ipynb" in english_text.command
+    assert "--LabApp.default_url=/lab/tree/zh/08-why-is-it-slow.ipynb" in eighth.command
+    assert (tmp_path / "zh" / "08-why-is-it-slow.ipynb").exists()
     assert "--LabApp.default_url=/lab/tree/00-start-here.ipynb" in en.command
     assert [each.env["WORKBENCH_LANG"] for each in launched] == ["zh", "zh", "en"]
 
