@@ -79,6 +79,10 @@ def test_it_has_all_its_parts(path):
     assert {s.replace("solution", "check") for s in solutions} == checks
 
 
+def test_each_lesson_has_a_translation():
+    assert [path.name for path in TRANSLATED] == [path.name for path in LESSONS]
+
+
 @pytest.mark.parametrize("path", TRANSLATED, ids=name_of)
 def test_a_translation_has_the_same_code(path):
     original = read(NOTEBOOKS / path.name)
