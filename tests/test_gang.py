@@ -57,6 +57,7 @@ def test_a_rank_is_a_process_made_for_torch(lab: Lab):
     assert seen["threads"] == 2
     assert seen["interop"] == 1
     assert not seen["cuda"]
+    assert seen["loads_for_an_optimizer"] == set()  # seconds, for each rank of each run
     environment = seen["environment"]
     assert not {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & set(environment)
     assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > 1 << 30

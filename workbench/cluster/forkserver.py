@@ -24,7 +24,13 @@ from contextlib import suppress
 from workbench.cluster.channel import Channel
 from workbench.cluster.rank import live_and_die
 
-PRELOADED = ("torch", "cloudpickle", "workbench.cluster.rank", "workbench.comm.connect")
+PRELOADED = (
+    "torch",
+    "torch._dynamo",  # the first optimizer of a process loads it, which takes as long as torch does
+    "cloudpickle",
+    "workbench.cluster.rank",
+    "workbench.comm.connect",
+)
 PRELOADED_IF_THERE = ("workbench.comm.shared_memory", "workbench.engine")
 
 
