@@ -15,6 +15,12 @@ from workbench.ui import lab
 pytestmark = pytest.mark.timeout(30)
 
 
+@pytest.fixture(autouse=True)
+def english(monkeypatch):
+    for name in ("WORKBENCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def launched(monkeypatch):
     """Start no server; keep the commands and environments that were asked for."""
@@ -75,6 +81,15 @@ def test_a_lesson_comes_in_the_language_asked_for(tmp_path, launched):
     assert (tmp_path / "zh" / "08-why-is-it-slow.ipynb").exists()
     assert "--LabApp.default_url=/lab/tree/00-start-here.ipynb" in en.command
     assert [each.env["WORKBENCH_LANG"] for each in launched] == ["zh", "zh", "en"]
+
+
+def test_the_language_of_the_environment_is_that_of_the_lesson(tmp_path, launched, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_LANG", "zh")
+    lab.launch_lab(tmp_path)
+    lab.launch_lab(tmp_path, lang="en")
+    zh, en = launched
+    assert "--LabApp.default_url=/lab/tree/zh/00-start-here.ipynb" in zh.command
+    assert "--LabApp.default_url=/lab/tree/00-start-here.ipynb" in en.command
 
 
 def test_jupyterlab_itself_speaks_it_where_its_language_pack_is_installed(installed):

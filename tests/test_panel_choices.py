@@ -25,6 +25,12 @@ def test_choosing_a_workload_sets_batch_and_steps_that_suit_it(opened):
     until(lambda: opened._view.request().steps == 40, "the suggestion")
 
 
+def test_another_seed_does_not_have_every_choice_tried_again(opened):
+    asked = opened._view.request()
+    assert replace(asked, seed=7).basis == asked.basis
+    assert replace(asked, batch=7).basis != asked.basis
+
+
 def test_any_hybrid_is_picked_with_its_options_and_compared_with_others(rooms):
     made = panel.app(
         strategy="data=2,spatial=2x2", compare=["tensor=4"], threads=1, seed=3, schedule="gpipe"

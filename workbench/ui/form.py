@@ -89,7 +89,7 @@ class Request:
     @property
     def basis(self) -> Request:
         """What decides, beside the strategy, whether there is a plan; all else at its least."""
-        fixed = {"axes": (), "also": (), "workers": 1, "threads": None, "repeats": 1}
+        fixed = {"axes": (), "also": (), "workers": 1, "threads": None, "repeats": 1, "seed": None}
         return replace(self, steps=FEWEST_USEFUL_STEPS, **fixed)  # type: ignore[arg-type]
 
     def code(self, limits: Mapping[str, Any]) -> str:

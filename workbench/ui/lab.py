@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench.errors import PlanError, RunError
+from workbench.ui.language import preferred
 
 START = "00-start-here.ipynb"
 KIOSK = "panel.ipynb"
@@ -47,7 +48,7 @@ def launch_lab(
     lang:
         ``"en"`` or ``"zh"``: the language of the panel, of the lesson if it is there in that
         language, and of JupyterLab if its language pack is installed. By default that of the
-        environment variable WORKBENCH_LANG.
+        environment variable WORKBENCH_LANG or of the locale.
     voila:
         Show the panel alone, as a page of Voilà's without cells, and no lesson.
 
@@ -61,7 +62,7 @@ def launch_lab(
     """
     if port is not None and not 0 <= port <= 65535:
         raise PlanError(f"Port {port} is not one; ports go from 1 to 65535; 0 takes a free one.")
-    notebook = KIOSK if voila else lesson_file(lesson, lang)
+    notebook = KIOSK if voila else lesson_file(lesson, preferred(lang))
     if voila and find_spec("voila") is None:
         raise PlanError(
             "--voila needs Voilà, which is not installed; pip install 'voila>=0.5,<0.6' installs "
@@ -175,9 +176,10 @@ def lab_environment(lang: str | None = None) -> dict[str, str]:
     """
     ours = [CONFIG]
     chosen = {} if lang is None else {"WORKBENCH_LANG": lang}
-    pack = LANGUAGES.get(lang or "")
+    spoken = preferred(lang)
+    pack = LANGUAGES[spoken]
     if pack and find_spec(pack) is not None:
-        ours.insert(0, CONFIG.with_name(f"jupyter_config_{lang}"))
+        ours.insert(0, CONFIG.with_name(f"jupyter_config_{spoken}"))
     paths = [*map(str, ours), os.environ.get("JUPYTER_CONFIG_PATH")]
     joined = os.pathsep.join(path for path in paths if path)
     return {**os.environ, **chosen, "JUPYTER_CONFIG_PATH": joined}
