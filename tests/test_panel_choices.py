@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from panel_fakes import FakeLab, shown, until
+from sentences import errors_of
 from test_attaching import SUMMARY, going_on, step
 
+import workbench
 from workbench.errors import PlanError, RunError
 from workbench.records import RunFolder
 from workbench.ui import form, panel, training
 from workbench.ui.lab import CONFIG, START, lab_command, launch_lab, place_notebooks
+from workbench.ui.state import AT_ONCE
 
 pytestmark = pytest.mark.timeout(60)
+
+RUN_PY = Path(workbench.__file__).with_name("run.py")
 
 
 def test_choosing_a_workload_sets_batch_and_steps_that_suit_it(opened):
@@ -231,12 +237,21 @@ def test_chosen_earlier_runs_stand_side_by_side(opened, tmp_path, monkeypatch):
 def test_a_cluster_that_is_gone_is_told_with_a_button_to_start_another(opened, rooms):
     opened.run()
     until(lambda: rooms.compared, "the comparison")
-    rooms.compared[0][-1].error = RunError("Rank 1 is gone; the cluster can be used at once.")
+    broke = "Rank 1 is gone. Kept: the records of no step, in x; the cluster can be used at once."
+    assert AT_ONCE in broke
+    assert any(AT_ONCE in said for _, said in errors_of(RUN_PY))
+    rooms.compared[0][-1].error = RunError(broke)
     rooms.compared[0][-1].go_on("failed")
-    until(lambda: not opened._view.actions.run.disabled, "the end")
+    until(lambda: broke in shown(opened), "the end")
     rooms.labs[0].close()
     until(lambda: "The cluster is gone" in shown(opened), "the sentence")
-    assert "Rank 1 is gone" in shown(opened)
+    assert "the records of no step, in x." in shown(opened)
+    assert "at once" not in shown(opened)
+    opened.speak("zh")
+    until(lambda: "集群不在了" in shown(opened), "the sentence in Chinese")
+    assert "的记录，在 x。" in shown(opened)
+    opened.speak("en")
+    until(lambda: "The cluster is gone" in shown(opened), "the sentence in English")
     cluster = opened._view.actions.cluster
     until(lambda: cluster.layout.display != "none", "the button")
     rooms.gate = threading.Event()

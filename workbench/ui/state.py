@@ -26,6 +26,9 @@ from workbench.ui.training import Training
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
 
+AT_ONCE = "; the cluster can be used at once"
+"""What a run that broke says of its cluster; of one that has gone since it is not true."""
+
 MEASURED = (
     *("found", "refused", "rows", "points", "bars", "curves", "timeline", "memory", "preview"),
 )
@@ -126,18 +129,19 @@ class Watcher:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._ended: dict[int, tuple[Request, list[Row]]] = {}
-        self._spoken = ""
+        self._told_in: tuple[str, bool] | None = None
         self._last = State(message="", place="")
 
     def look(self) -> State:
         """Return the state of this moment; the same object once nothing more can change."""
         job, driver = self._driver.job, self._driver
-        news = self._spoken != (spoken := current())
+        now_in = current(), driver.cluster_gone
+        news = self._told_in != now_in
         if job is None and news:
             self._last = State(message=text("progress.ready"), place=_machine())
         elif job is not None and (news or job.number not in self._ended):
-            self._last = self._gather(job)
-        self._spoken = spoken
+            self._last = self._gather(job, gone=now_in[1])
+        self._told_in = now_in
         training = driver.training
         now: dict[str, Any] = {
             # What goes on finds another cluster, or tells that it cannot.
@@ -150,7 +154,7 @@ class Watcher:
             self._last = replace(self._last, **now)
         return self._last
 
-    def _gather(self, job: Job) -> State:
+    def _gather(self, job: Job, gone: bool) -> State:
         status = job.status  # before the rows: a run that has ended has all its rows
         going = job.going
         rows: list[Row] = [{"run": job.number, **row} for row in going.rows] if going else []
@@ -159,7 +163,8 @@ class Watcher:
         problems = problems or {name: translate(said) for name, said in job.problems.items()}
         details = job.details
         if going is not None and going.error is not None:
-            problems["run"] = translate(str(going.error))
+            broke = str(going.error)
+            problems["run"] = translate(broke.replace(AT_ONCE, "") if gone else broke)
             details = str(getattr(going.error, "details", ""))
         if job.notice:
             problems["run"] = translate(job.notice)
