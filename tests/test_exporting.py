@@ -110,19 +110,26 @@ def test_nothing_is_drawn_outside(comparison: FakeComparison) -> None:
             assert -1 <= y <= height + 1, node.attrib
 
 
-@pytest.mark.parametrize("kind", [s.marker for s in (*look.OF_AXIS.values(), look.HYBRID)])
+@pytest.mark.parametrize(
+    "kind",
+    [*(s.marker for s in (*look.OF_AXIS.values(), look.HYBRID)), *look.OF_PAIR.values()],
+)
 @pytest.mark.parametrize(
     "dash",
     [
         *(s.dash for s in look.OF_AXIS.values()),
         *(d for d, _ in look.OF_DEGREE.values()),
         look.HIGHER[0],
+        *look.OF_GREATER.values(),
+        look.OF_MORE[0],
     ],
 )
 def test_every_look_can_be_drawn(kind: str, dash: str) -> None:
     raster = Raster(20, 20, "")
     for canvas in (Svg(20, 20, ""), raster):
+        blank = canvas.png() if canvas is raster else canvas.document()
         marker(canvas, kind, 10, 10, 8, "#0072B2", 0.5)
+        assert (canvas.png() if canvas is raster else canvas.document()) != blank
         canvas.line([(0, 0), (20, 20)], "#0072B2", 2, dash)
         for one in look.SPANS:
             hatched(canvas, 0, 0, 20, 20, one.color, one.hatch)

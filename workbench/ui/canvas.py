@@ -148,12 +148,15 @@ def marker(
 ) -> None:
     """Draw one of Bokeh's markers, ``size`` pixels wide; ``fill`` from 0, hollow, to 1."""
     half = size / 2
-    if kind == "cross":
-        canvas.line([(x - half, y), (x + half, y)], color, 3)
-        canvas.line([(x, y - half), (x, y + half)], color, 3)
-        return
-    points = [(x + half * dx, y + half * dy) for dx, dy in _SHAPES[kind]]
-    canvas.polygon(points, _mixed(color, fill), color, 2)
+    shape, sign = (kind, "") if kind in _SHAPES else kind.rpartition("_")[::2]
+    if shape:
+        points = [(x + half * dx, y + half * dy) for dx, dy in _SHAPES[shape]]
+        canvas.polygon(points, _mixed(color, fill), color, 2)
+    if sign == "dot":
+        dot = [(x + half * dx / 3, y + half * dy / 3) for dx, dy in _SHAPES["circle"]]
+        canvas.polygon(dot, color, None, 0)
+    for dx, dy in _ARMS.get(sign, ()):
+        canvas.line([(x, y), (x + half * dx, y + half * dy)], color, 2 if shape else 3)
 
 
 def _mixed(color: str, share: float) -> str:
@@ -191,4 +194,14 @@ _SHAPES: dict[str, Points] = {
     "inverted_triangle": _around(3, 0.25, (1.2,)),
     "hex": _around(6, 0.0, (1.1,)),
     "star": _around(10, 0.75, (1.3, 0.55)),
+    "square_pin": _around(8, 0.125, (1.3, 0.6)),
+    "triangle_pin": _around(6, 0.75, (1.3, 0.35)),
 }
+
+_ARMS: dict[str, Points] = {
+    "cross": _around(4, 0.0),
+    "x": _around(4, 0.125),
+    "y": _around(3, 0.25),
+    "asterisk": _around(8, 0.0),
+}
+"""Ends of the lines from the middle of markers that are no shape, or stand within one."""
