@@ -13,6 +13,7 @@ from workbench.ui.accuracy_figure import accuracy_chart
 from workbench.ui.canvas import GREY, PAPER
 from workbench.ui.canvas import INK as STILL_INK
 from workbench.ui.drawing import RANKS
+from workbench.ui.memory_figure import memory_chart
 from workbench.ui.style import STYLE
 from workbench.ui.throughput_figure import throughput_chart
 from workbench.ui.timeline_figure import timeline_chart
@@ -123,17 +124,34 @@ def test_text_of_dashboard_pages_is_read_on_the_background_of_dask():
     assert contrast(color(parts.INK), color("#fafafa")) >= TEXT
 
 
-def test_text_in_figures_has_the_ink_and_not_the_colour_of_its_mark():
-    """Titles, axes and legends take the theme's colour; what is drawn at a point cannot."""
-    charts = [
-        figures.speedup_chart(), figures.loss_chart(), figures.share_chart(),
-        throughput_chart(), accuracy_chart(), timeline_chart(),
-    ]  # fmt: skip
-    drawn = [text for chart in charts for text in chart.figure.select({"type": Text})]
+CHARTS = (
+    figures.speedup_chart, figures.loss_chart, figures.share_chart, throughput_chart,
+    accuracy_chart, timeline_chart, memory_chart,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", CHARTS)
+def test_text_in_figures_takes_the_colour_of_the_theme(make):
+    """No one colour is read on both backgrounds, so none may stay as it was made."""
+    best = (luminance(WHITE) + 0.05) ** 0.5 / (luminance(DARK) + 0.05) ** 0.5
+    assert best < TEXT
+    fig = make().figure
+    drawn = {text.id for text in fig.select({"type": Text})}
+    followers = [each for each in fig.js_property_callbacks.get("change:inner_width", [])]
+    follows = {glyph.id for each in followers for glyph in each.args.get("texts", ())}
+    assert drawn == follows
+    for legend in fig.legend:
+        [sheet] = legend.stylesheets
+        assert "var(--bk-label-text-color" in sheet.css
+    for of in ("axis-label-", "major-label-", "label-", ""):
+        assert f"--bk-{of}text-color: var(--jp-ui-font-color1, " in STYLE
+        assert f"--bk-{of}text-color: var(--ink)" in report._STYLE
+
+
+def test_text_in_figures_has_the_ink_where_there_is_no_theme():
+    """And not the colour of its mark."""
+    drawn = [text for make in CHARTS for text in make().figure.select({"type": Text})]
     assert len(drawn) >= 3
     assert {text.text_color for text in drawn} == {look.INK}
     assert contrast(color(look.INK), WHITE) >= TEXT
-    best = (luminance(WHITE) + 0.05) ** 0.5 / (luminance(DARK) + 0.05) ** 0.5
-    assert best < TEXT  # so that no colour can have it on both
-    assert contrast(color(look.INK), DARK) >= 4
     assert contrast(color(STILL_INK), color(PAPER)) >= TEXT

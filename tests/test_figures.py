@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
+from bokeh.core.enums import MarkerType
 from fake_comparison import ROWS, FakeComparison, row
 
 from workbench.mesh import AXES
-from workbench.ui import figures, look, texts
+from workbench.strategies.notation import parse
+from workbench.sweep import candidates
+from workbench.ui import figures, look, stills, texts
 from workbench.ui.about import data_table
 from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 
@@ -107,7 +111,6 @@ def test_each_axis_has_a_look_of_its_own():
     looks = [look.style({"strategy": f"{axis}=2", "threads": 1}) for axis in AXES]
     assert len({(style.color, style.marker) for style in looks}) == len(AXES)
     assert len({style.marker for style in looks}) == len(AXES)
-    assert look.style({"strategy": "data=2,tensor=2", "threads": 1}) is look.HYBRID
     assert len({span.hatch for span in look.SPANS}) == len(look.SPANS)
 
 
@@ -127,6 +130,61 @@ def test_degrees_of_one_axis_differ_in_dash_and_marker():
     assert columns["fill"] == [1.0, 0.0]
     rows = [ROWS[0], row("data=2", 2, 1, 0.04), row("data=4", 4, 1, 0.03)]
     assert figures.speedup_columns(rows)["fill"] == [1.0, 1.0, 0.0]
+
+
+def look_of(strategy):
+    return look.style({"strategy": strategy, "threads": 1})
+
+
+def test_products_of_axes_are_orange_and_each_has_a_look_of_its_own():
+    pairs = {
+        pair: look_of(",".join(f"{axis}=2" for axis in pair)) for pair in combinations(AXES, 2)
+    }
+    assert {style.color for style in pairs.values()} == {look.HYBRID.color}
+    taken = [style.marker for style in (*pairs.values(), *look.OF_AXIS.values(), look.SERIAL)]
+    assert len(set(taken)) == len(taken)
+    assert look_of("tensor=2,data=2") == pairs["data", "tensor"]
+    assert look_of("data,tensor") == pairs["data", "tensor"]  # a law
+    for degrees in ((4, 2), (2, 4), (4, 4)):
+        other = look_of("data={},tensor={}".format(*degrees))
+        assert other.marker == pairs["data", "tensor"].marker
+        assert other.dash not in {pairs["data", "tensor"].dash, "solid"}
+    three = look_of("data=2,pipeline=2,tensor=2")
+    assert three.marker == pairs["data", "pipeline"].marker
+    assert (three.dash, three.fill) != (pairs["data", "pipeline"].dash, 0.25)
+    assert look_of("rows=2") == look_of("rows=2,data=2") == look.HYBRID  # somebody's own
+
+
+@pytest.mark.parametrize("workers", [4, 8])
+def test_no_two_strategies_of_a_sweep_look_alike_on_as_many_ranks(workers):
+    rows = [(parse(name).size, look_of(name)) for name in candidates(workers)[1:]]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("marker", look.OF_PAIR.values())
+def test_bokeh_has_every_marker(marker):
+    assert marker in MarkerType
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        (ROWS, {"ideal", "1 process × all threads", "Amdahl's law"}),
+        (ROWS[:2], {"ideal", "1 process × all threads"}),
+        ([ROWS[0], row("data=2", 2, 1, 0.1)], {"ideal"}),  # slower: the law has nothing to say
+    ],
+)
+def test_the_legend_names_what_is_drawn_and_nothing_else(rows, named):
+    chart = figures.speedup_chart()
+    chart.draw(figures.speedup_columns(ROWS))
+    chart.draw(figures.speedup_columns(rows))
+    [legend] = chart.figure.legend
+    assert {item.label.value for item in legend.items if item.visible} == named
+    still = FakeComparison()
+    still.rows = rows
+    drawn = stills.svg(still, ["speedup"])
+    assert ("1 process × all threads" in drawn) == ("1 process × all threads" in named)
+    assert ("Amdahl" in drawn) == ("Amdahl's law" in named)
 
 
 @pytest.mark.parametrize(("known", "state"), [(True, "yes"), (False, "no"), (None, "unknown")])

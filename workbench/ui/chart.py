@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from bokeh.core.properties import value
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+from bokeh.models import (
+    ColumnDataSource,
+    CustomJS,
+    FactorRange,
+    GlyphRenderer,
+    HoverTool,
+    InlineStyleSheet,
+)
 from bokeh.models.annotations import Label, Legend, LegendItem, Title
 from bokeh.plotting import figure
 
@@ -17,24 +25,42 @@ from workbench.ui.language import known, text
 Columns = dict[str, list[Any]]
 """The data of a figure: lists of equal length, by name."""
 
+_LEGEND = f".bk-label {{ color: var(--bk-label-text-color, {look.INK}) !important; }}"
+"""Bokeh asks for a theme's colour before a legend is on the page, where there is none yet."""
+
+_AS_THE_THEME = """
+const view = cb_context.index.find_one(fig)
+const style = view == null ? null : getComputedStyle(view.el)
+const color = style?.getPropertyValue("--bk-text-color").trim() ?? ""
+if (/^(#|rgba?\\(|[a-z]+$)/i.test(color)) // what Bokeh can read
+  for (const text of texts) text.setv({text_color: {value: color}}, {sync: false})
+"""
+
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure with its data and what it says while there is none."""
+    """One figure with its data and what it says while there is none.
+
+    Attributes
+    ----------
+    some:
+        Entries of the legend for what is not in every figure: by the key of its text the column
+        that has something where it is.
+    """
 
     name: str
     figure: figure
     source: ColumnDataSource
     empty: Label
+    some: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def speak(self) -> None:
         """Say everything in the language of this thread."""
         _name_axes(self.name, self.figure)
         self.empty.text = text(f"figure.{self.name}.empty")
-        for legend in self.figure.legend:
-            for item in legend.items:
-                if isinstance(item, LegendItem) and item.name is not None:
-                    item.label = value(text(item.name))
+        for item in self._items():
+            if item.name is not None:
+                item.label = value(text(item.name))
         for tool in self.figure.tools:
             if isinstance(tool, HoverTool):
                 _name_lines(tool)
@@ -50,13 +76,25 @@ class Chart:
                 self.figure.y_range.factors = factors
         self.source.data = columns
         self._show_frame(bool(next(iter(columns.values()))))
+        for item in self._items():
+            if column := self.some.get(item.name or ""):
+                item.visible = has_any(columns[column])
         return True
+
+    def _items(self) -> Iterator[LegendItem]:
+        for legend in self.figure.legend:
+            yield from (item for item in legend.items if isinstance(item, LegendItem))
 
     def _show_frame(self, drawn: bool) -> None:
         """Show axes and legend where there is data, else what the figure says without."""
         self.empty.visible = not drawn
         for part in (*self.figure.axis, *self.figure.grid, *self.figure.legend):
             part.visible = drawn
+
+
+def has_any(column: Iterable[Any]) -> bool:
+    """Return whether anything of a column is drawn: neither NaN nor empty."""
+    return any(not isnan(each) if isinstance(each, float) else bool(each) for each in column)
 
 
 def blank_figure(name: str, **options: Any) -> figure:
@@ -102,6 +140,16 @@ def _name_axes(name: str, fig: figure) -> None:
         axis.axis_label = text(key) if known(key) else None
 
 
+def add_texts(fig: figure, texts: Sequence[GlyphRenderer]) -> None:
+    """Have text that stands at points follow the theme, as Bokeh does for all other text.
+
+    That is when a browser has drawn the figure, and when its width changes; see ``STYLE``.
+    """
+    glyphs = [text.glyph for text in texts]
+    follow = CustomJS(args={"fig": fig, "texts": glyphs}, code=_AS_THE_THEME)
+    fig.js_on_change("inner_width", follow)
+
+
 def add_hover(fig: figure, renderers: Sequence[Any], lines: Mapping[str, str]) -> None:
     """Tell more where the mouse is: for each key of a text, or column, what stands beside it."""
     hover = HoverTool(renderers=list(renderers), tags=[list(each) for each in lines.items()])
@@ -133,6 +181,7 @@ def place_legend(fig: figure, legend: Legend, columns: int | None = None) -> Non
     legend.label_text_font = look.FONT
     legend.label_text_font_size = look.TEXT_SIZE
     legend.label_text_color = look.INK
+    legend.stylesheets = [InlineStyleSheet(css=_LEGEND)]
     legend.background_fill_alpha = 0
     legend.border_line_alpha = 0
     legend.update(padding=2, margin=2)

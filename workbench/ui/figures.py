@@ -24,6 +24,7 @@ from workbench.ui.chart import (
     add_empty_text,
     add_hover,
     add_legend,
+    add_texts,
     blank_figure,
     place_legend,
 )
@@ -80,7 +81,7 @@ def speedup_chart() -> Chart:
     laws = fig.multi_line(
         "law_x", "law_y", source=source, color="color", line_dash="dotdash", line_width=2
     )
-    fig.text(
+    law_names = fig.text(
         "law_end", "law_top", "law_text", source=source, x_offset=6, text_baseline="middle",
         text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_color=look.INK,
     )  # fmt: skip
@@ -89,11 +90,12 @@ def speedup_chart() -> Chart:
         "cores", "speedup", source=source, marker="marker", color="color",
         size=15, fill_alpha="fill", line_width=2.5,
     )  # fmt: skip
-    fig.text(
+    names = fig.text(
         "cores", "text_at", "text", source=source, text_align="center", text_baseline="middle",
         y_offset="text_y", text_font=value(look.FONT), text_font_size=look.TEXT_SIZE,
         text_font_style="bold", text_color=look.INK,
     )  # fmt: skip
+    add_texts(fig, [law_names, names])
     add_hover(
         fig,
         [points],
@@ -105,7 +107,8 @@ def speedup_chart() -> Chart:
     )
     keys = {"legend.ideal": ideal, "legend.all_threads": alternative, "legend.law": laws}
     add_legend(fig, keys)
-    return Chart("speedup", fig, source, add_empty_text(fig, "speedup"))
+    some = {"legend.all_threads": "all_threads", "legend.law": "law_x"}
+    return Chart("speedup", fig, source, add_empty_text(fig, "speedup"), some=some)
 
 
 def speedup_columns(rows: Sequence[Row], guess: Guess | None = None) -> Columns:
@@ -281,11 +284,12 @@ def share_chart() -> Chart:
         hatch_pattern=[span.hatch for span in look.SPANS], hatch_color="white", hatch_alpha=0.7,
         hatch_scale=8,
     )  # fmt: skip
-    fig.text(
+    totals = fig.text(
         "total", "label", "text", source=source, x_offset=8, text_baseline="middle",
         text_font=value(look.FONT), text_font_size=look.TEXT_SIZE, text_font_style="bold",
         text_color=look.INK,
     )  # fmt: skip
+    add_texts(fig, [totals])
     told = {f"span.{span.kind}": f"@{span.kind}{{0.00}} ms" for span in look.SPANS}
     add_hover(fig, bars, {"": "@label", **told})
     fig.ygrid.grid_line_color = None

@@ -14,6 +14,7 @@ from workbench.timeline import timeline_of
 from workbench.ui import figures, look
 from workbench.ui.axes import TEXT_SIZE, Frame, Key, head
 from workbench.ui.canvas import GREY, Canvas, Svg, hatched, marker, width_of
+from workbench.ui.chart import has_any
 from workbench.ui.language import text
 from workbench.ui.raster import Raster
 from workbench.ui.timeline_figure import timeline_columns
@@ -96,10 +97,9 @@ def _speedup(canvas: Canvas, top: float, comparison: Any) -> float:
     ]
     widest = max((width_of(label, TEXT_SIZE) for label in labels), default=0.0)
     inner = WIDTH - 2 * MARGIN - LEFT - RIGHT
-    keys = [
-        Key(text("legend.ideal"), GREY, dash="dashed"),
-        Key(text("legend.all_threads"), GREY, dash="dotted"),
-    ]
+    keys = [Key(text("legend.ideal"), GREY, dash="dashed")]
+    if has_any(columns["all_threads"]):
+        keys.append(Key(text("legend.all_threads"), GREY, dash="dotted"))
     for law in laws:
         keys.append(Key(_named(law), look.style({"strategy": law.strategy}).color, dash="dotdash"))
     title = text("figure.speedup.title")
