@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -127,6 +128,8 @@ def test_the_page_draws_what_the_board_has(board, scheduler):
     page.update()
     assert column(doc, "wb-loss", "loss") == [[2.0, 1.5]]
     assert column(doc, "wb-timeline", "label") == ["rank 0", "rank 1"]
+    assert column(doc, "wb-accuracy", "label") == []  # of no batch it is known yet
+    assert column(doc, "wb-memory", "label") == []
     words = " ".join(div.text for div in doc.select({"type": parts.Div}))
     assert "digits, batch of 32 · Running · data=2, repeat 1 of 3 · step 7 of 90" in words
     assert "1 page of the workbench open" in words
@@ -174,6 +177,26 @@ def test_a_page_speaks_what_its_address_asks_for(board, scheduler, asked, says, 
             page.update()
         if path.endswith("cut"):
             assert ("取来" in words) is (asked == b"zh")
+
+
+@pytest.mark.parametrize("path", ["/workbench", "/individual-workbench-metrics"])
+def test_accuracy_and_memory_of_ranks_are_drawn(board, scheduler, path):
+    doc, page = opened(scheduler, path)
+    about = {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu"}
+    facts = {}
+    for name, peaks in (("r1", (3 * 2**20, 0)), ("r2", (2**20, 5 * 2**20))):
+        facts |= {f"run {name}": about, f"memory {name}": ((2**20, 2**20), peaks)}
+    rows = {"steps r1": [(0.1, 2.0, 64.0), (0.2, 1.5, 64.0)], "batches r1": [(0.1, 0.25)]}
+    board.take(News(facts=facts, rows=rows))
+    page.update()
+    assert column(doc, "wb-accuracy", "batch_accuracy") == [[25.0]]
+    assert math.isnan(column(doc, "wb-accuracy", "accuracy")[0])
+    assert column(doc, "wb-memory", "label") == ["data=2, rank 0", "data=2, rank 1"]
+    assert column(doc, "wb-memory", "predicted") == [1.0, 1.0]
+    assert column(doc, "wb-memory", "measured") == [3.0, 5.0]  # the most of both runs
+    board.take(News(facts={"accuracy r1": 0.75}))
+    page.update()
+    assert column(doc, "wb-accuracy", "accuracy") == [75.0]
 
 
 def test_a_page_does_nothing_without_news(board, scheduler, monkeypatch):
@@ -248,13 +271,18 @@ def test_a_run_on_our_own_cluster_shows_everywhere(lab: Lab, tmp_path: Path):
     assert until(lambda: all(each[MEMORY] > 10 for each in metrics()), 40)
     assert until(lambda: "rank comm" in client.run_on_scheduler(seen)[2], 40)
     timeline = drawn()["timeline"]
+    memory = f"memory {going.run_id}"
+    assert until(lambda: all(drawn()[memory][1]), 40)  # measured while it goes on
+    assert drawn()[memory][0] == going.predicted_memory_bytes
     going.stop()
     assert until(lambda: client.run_on_scheduler(seen)[0]["status"] == "stopped", 40)
     facts, series, kinds = client.run_on_scheduler(seen)
     assert (facts["workload"], facts["batch"]) == ("custom", 4)
     assert facts["plan"].strategy == "data=2"
     assert len(timeline.bars) > 2
-    [steps] = series.values()
+    steps = series[f"steps {going.run_id}"]
+    batches = series[f"batches {going.run_id}"]
+    assert all(0 <= accuracy <= 1 for _, accuracy in batches)
     assert kinds >= {"rank compute", "rank comm"}
     assert len(steps) <= MOST_ROWS
     bars = [task for task in client.get_task_stream() if str(task["key"]).startswith("data=2-")]

@@ -12,7 +12,7 @@ from leftovers import until
 
 from workbench.cluster import feed as feeds
 from workbench.cluster.feed import MOST_ROWS, Feed, News
-from workbench.telling import MOST_SPANS, STEPS_SEEN, Told, show_comparison
+from workbench.telling import MOST_SPANS, STEPS_SEEN, TIMES_KEPT, Told, show_comparison
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,12 @@ def execution(feed: Feed, work: Any, **changes: Any) -> SimpleNamespace:
     lab = SimpleNamespace(feed=feed)
     return SimpleNamespace(
         work=work,
-        plan=SimpleNamespace(ranks=2, strategy="data=2"),
+        plan=SimpleNamespace(
+            ranks=2,
+            strategy="data=2",
+            memory=lambda rank: SimpleNamespace(total_bytes=100 + rank),
+        ),
+        peak_memory_bytes=[0, 0],
         run_id="r1",
         steps=3,
         threads=1,
@@ -150,6 +155,26 @@ def test_a_run_by_itself_is_shown_with_its_steps_its_plan_and_its_timeline(feed,
     assert said["run r1"] == {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu"}
     assert series(sent, "steps r1") == [(0.0, 2.0, 64.0), (0.5, 2.0, 64.0)]
     assert {bar.rank for bar in said["timeline"].bars} == {0, 1}
+
+
+def test_accuracy_and_memory_are_told_as_they_become_known(feed, sent):
+    going = execution(feed, WORK)
+    told = Told(going)
+    told.start()
+    assert until(lambda: facts(sent).get("memory r1") == ((100, 101), (0, 0)))
+    told.take([row(0), row(1), {"step": 1, "accuracy": 0.25}], [])
+    told.take([{"step": 0, "accuracy": 0.125}, {"step": 9, "accuracy": 0.5}], [])
+    going.peak_memory_bytes[1] = 7
+    told.take([], [])
+    assert until(lambda: facts(sent).get("memory r1") == ((100, 101), (0, 7)))
+    assert "accuracy r1" not in facts(sent)
+    told.judge(0.75)
+    told.end("done")
+    assert until(lambda: facts(sent).get("accuracy r1") == 0.75)
+    # Of a step that was not told of, nobody knows when it was.
+    assert series(sent, "batches r1") == [(0.5, 0.25), (0.0, 0.125)]
+    told._tell_steps([row(step) for step in range(3 * TIMES_KEPT)])
+    assert len(told._times) == TIMES_KEPT
 
 
 def test_of_a_comparison_only_timed_runs_make_curves(feed, sent):

@@ -113,6 +113,7 @@ class Execution:
         status = "failed"
         try:
             finished = self._merge(self._work())
+            self._told.judge(None if finished.score is None else finished.score.accuracy)
             status = "done"
             return finished
         except (Stopped, PlanError):
@@ -242,8 +243,9 @@ class Execution:
             return
         self.peak_memory_bytes[rank] = data["peak_memory_bytes"]
         spans = _span_rows(rank, data["spans"])
-        self._told.take(data["rows"], spans)
-        self.on_rows([*data["rows"], *self._accuracy.add(rank, data["judged"])], spans)
+        rows = [*data["rows"], *self._accuracy.add(rank, data["judged"])]
+        self._told.take(rows, spans)
+        self.on_rows(rows, spans)
 
     def _merge(self, end: GangEnd) -> Finished:
         if end.error is not None:

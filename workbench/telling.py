@@ -15,7 +15,10 @@ never holds anybody up: exact numbers are in the results. The names are:
 ``plan``              the plan of the newest run that has several ranks, else of the first one
 ``timeline``          one step, as :class:`workbench.timeline.Timeline`
 ``run ID``            of a timed run: what a row of the table has, as far as a label needs it
+``memory ID``         of that run: bytes by rank, predicted and, 0 until it is known, measured
+``accuracy ID``       of that run: accuracy on test data, once it has ended
 series ``steps ID``   of that run: (time in s, loss, samples per s) of each step
+series ``batches ID`` of that run: (time in s, accuracy) of the training batches that were judged
 ===================== ==========================================================================
 """
 
@@ -31,6 +34,9 @@ STEPS_SEEN = 8
 
 MOST_SPANS = 20_000
 """Spans that are kept for that: ranks may tell of a step one after the other."""
+
+TIMES_KEPT = 2_000
+"""Newest steps whose time is kept: ranks tell how they have judged a batch a little later."""
 
 ENDED = ("done", "stopped", "failed")
 
@@ -67,6 +73,8 @@ class Told:
         self._spans: dict[int, dict[int, list[dict[str, Any]]]] = {}  # by step and rank
         self._kept_spans = 0
         self._status, self._steps = "starting", 0
+        self._times: dict[int, float] = {}
+        self._predicted: tuple[int, ...] = ()
 
     def start(self) -> None:
         """Begin: as a show of its own, if none goes on."""
@@ -81,17 +89,21 @@ class Told:
                 self._feed.tell("plan", of.plan)
             about = {"strategy": of.plan.strategy, "ranks": of.plan.ranks, "threads": of.threads}
             self._feed.tell(f"run {of.run_id}", {**about, "device": of.device})
+            if self._feed.on:
+                ranks = range(of.plan.ranks)
+                self._predicted = tuple(of.plan.memory(rank).total_bytes for rank in ranks)
+                self._tell_memory()
 
     def take(self, rows: Sequence[Mapping[str, float]], spans: list[dict[str, Any]]) -> None:
         """Take what a rank has sent."""
         if self._status == "starting":
             self._status = "running"
-        rows = [row for row in rows if "loss" in row]  # the others add to what was told
-        self._steps += len(rows)
-        if self._timed:
-            keys = ("time_s", "loss", "samples_per_s")
-            steps = [tuple(float(row[key]) for key in keys) for row in rows]
-            self._feed.add(f"steps {self._of.run_id}", steps)
+        steps = [row for row in rows if "loss" in row]
+        self._steps += len(steps)
+        if self._timed and self._feed.on:
+            self._tell_steps(steps)
+            self._tell_batches([row for row in rows if "loss" not in row])
+            self._tell_memory()
         if spans and self._feed.on:
             for span in spans:
                 of_step = self._spans.setdefault(span["step"], {})
@@ -101,6 +113,11 @@ class Told:
                 oldest = self._spans.pop(min(self._spans))
                 self._kept_spans -= sum(map(len, oldest.values()))
 
+    def judge(self, accuracy: float | None) -> None:
+        """Take how well the trained model does on test data; None if it is not judged."""
+        if self._timed and accuracy is not None:
+            self._feed.tell(f"accuracy {self._of.run_id}", accuracy)
+
     def pause(self, paused: bool) -> None:
         """Take that the ranks wait to go on, or do."""
         self._status = "paused" if paused else "running"
@@ -109,6 +126,24 @@ class Told:
         """End; ``status`` as of a run."""
         self._show_step()
         self._status = status  # last: with it the show is over
+
+    def _tell_steps(self, rows: Sequence[Mapping[str, float]]) -> None:
+        keys = ("time_s", "loss", "samples_per_s")
+        told = [tuple(float(row[key]) for key in keys) for row in rows]
+        self._feed.add(f"steps {self._of.run_id}", told)
+        self._times |= {int(row["step"]): float(row["time_s"]) for row in rows}
+        for step in list(self._times)[:-TIMES_KEPT]:
+            del self._times[step]
+
+    def _tell_batches(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Tell of rows that add to steps told before how many targets were right."""
+        known = [row for row in rows if row["step"] in self._times]
+        told = [(self._times[int(row["step"])], float(row["accuracy"])) for row in known]
+        self._feed.add(f"batches {self._of.run_id}", told)
+
+    def _tell_memory(self) -> None:
+        measured = tuple(self._of.peak_memory_bytes)
+        self._feed.tell(f"memory {self._of.run_id}", (self._predicted, measured))
 
     def _show_step(self) -> None:
         whole = [s for s, ranks in list(self._spans.items()) if len(ranks) == self._of.plan.ranks]

@@ -104,25 +104,28 @@ def _language(doc: Document) -> str:
 def _whole() -> tuple[Sequence[Part], LayoutDOM]:
     """Return everything on one page."""
     head, speedup, share, foot = parts.Headline(), parts.speedup(), parts.share(), parts.Footer()
-    loss, throughput = parts.loss(), parts.throughput()
-    timeline, cut = parts.timeline(), parts.CutPart()
+    loss, throughput, accuracy = parts.loss(), parts.throughput(), parts.accuracy()
+    timeline, memory, cut = parts.timeline(), parts.memory(), parts.CutPart()
     root = column(
         head.root,
         row(_read(speedup), _read(loss), sizing_mode="stretch_width"),
         _read(timeline),
         _read(share),
-        _read(throughput),
+        row(_read(throughput), _read(accuracy), sizing_mode="stretch_width"),
+        _read(memory),
         cut.root,
         foot.root,
         sizing_mode="stretch_width",
         styles={"padding": "8px 16px", "box-sizing": "border-box"},
     )
-    return (head, speedup, loss, timeline, share, throughput, cut, foot), root
+    shown = head, speedup, loss, timeline, share, throughput, accuracy, memory, cut, foot
+    return shown, root
 
 
 def _metrics() -> tuple[Sequence[Part], LayoutDOM]:
-    """Return throughput, loss and where the time goes, below each other."""
-    shown = parts.Headline(), parts.throughput(), parts.loss(), parts.share()
+    """Return what a run makes of its time and memory, below each other."""
+    curves = parts.throughput(), parts.loss(), parts.accuracy()
+    shown = parts.Headline(), *curves, parts.share(), parts.memory()
     return shown, column(*(_filling(part) for part in shown), sizing_mode="stretch_both")
 
 

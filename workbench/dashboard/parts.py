@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Protocol
 
@@ -13,11 +13,13 @@ from bokeh.models.widgets import Div, Select
 from workbench.dashboard.board import Board
 from workbench.plan import Plan
 from workbench.ui import figures, look, texts
+from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.chart import Chart, Columns
 from workbench.ui.drawing import WIDTH
 from workbench.ui.figures import Curve
 from workbench.ui.language import LANGUAGES, current, speaking, text, translate
 from workbench.ui.layer_picture import first_layer, picture
+from workbench.ui.memory_figure import Told, memory_chart, memory_columns, memory_of
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
@@ -181,6 +183,16 @@ def throughput() -> FigurePart:
     return FigurePart(throughput_chart(), lambda board: throughput_columns(_curves(board)))
 
 
+def accuracy() -> FigurePart:
+    """Return the figure of accuracy against time."""
+    return FigurePart(accuracy_chart(), lambda board: accuracy_columns(_curves(board)))
+
+
+def memory() -> FigurePart:
+    """Return the bars of what each rank keeps."""
+    return FigurePart(memory_chart(), lambda board: memory_columns(memory_of(_memory(board))))
+
+
 def timeline() -> FigurePart:
     """Return the figure of one step of all ranks."""
     return FigurePart(timeline_chart(), lambda board: timeline_columns(board.facts.get("timeline")))
@@ -195,9 +207,19 @@ def _curves(board: Board) -> list[Curve]:
     """Return a curve per timed run."""
     curves = []
     for name, steps in board.series.items():
-        row = board.facts.get(name.replace("steps ", "run ", 1))
-        if row is not None and steps:
+        kind, _, run = name.partition(" ")
+        about = board.facts.get(f"run {run}")
+        if kind == "steps" and about is not None and steps:
             time_s, losses, rates = zip(*steps, strict=True)
-            label, style = texts.row_label(row), look.style(row)
-            curves.append(Curve(label, style, time_s, losses, rates))
+            label, style = texts.row_label(about), look.style(about)
+            score, batches = board.facts.get(f"accuracy {run}"), board.series.get(f"batches {run}")
+            curves.append(Curve(label, style, time_s, losses, rates, score, batches or ()))
     return curves
+
+
+def _memory(board: Board) -> Iterator[Told]:
+    """Yield what is told of the memory of each timed run."""
+    for name, about in board.facts.items():
+        kind, _, run = name.partition(" ")
+        if kind == "run" and (sizes := board.facts.get(f"memory {run}")) is not None:
+            yield (texts.row_label(about), *sizes)

@@ -35,14 +35,29 @@ class RankMemory:
     measured_bytes: int | None
 
 
+Told = tuple[str, Sequence[int], Sequence[int]]
+"""Of a run its label, and bytes by rank: predicted, and measured, 0 where that is not known."""
+
+
 def memory_of_runs(runs: Iterable[Any]) -> list[RankMemory]:
+    """Return the memory of the ranks of each strategy, see :func:`memory_of`."""
+    return memory_of(
+        (
+            texts.row_label({"strategy": run.plan.strategy, "threads": run.threads}),
+            run.predicted_memory_bytes,
+            run.peak_memory_bytes,
+        )
+        for run in runs
+    )
+
+
+def memory_of(runs: Iterable[Told]) -> list[RankMemory]:
     """Return the memory of the ranks of each strategy; of several runs the most that was taken."""
     predicted: dict[str, Sequence[int]] = {}
     measured: dict[str, Sequence[int]] = {}
-    for run in runs:
-        label = texts.row_label({"strategy": run.plan.strategy, "threads": run.threads})
-        predicted[label] = run.predicted_memory_bytes
-        if peaks := run.peak_memory_bytes:  # 0 until its rank has told
+    for label, sizes, peaks in runs:
+        predicted[label] = sizes
+        if peaks:  # none before a run that was read back has told
             before = measured.get(label, peaks)
             measured[label] = [max(pair) for pair in zip(before, peaks, strict=True)]
     return [
