@@ -199,6 +199,8 @@ class Watcher:
             found = [translate(said) for said in told]
             if isinstance(going, Gathered):
                 found = [text(f"gathered.{word}", **values) for word, values in going.cautions]
+            elif status in ENDED:
+                found += _bubbles(going)
             curves = figures.curves_of(going)
         return replace(
             now,
@@ -214,6 +216,22 @@ class Watcher:
             memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
             preview=going.preview,
         )
+
+
+def _bubbles(going: Any) -> list[str]:
+    """Return how much the ranks of pipelines waited, beside theory; of each the last run counts."""
+    of = [(run.plan.strategy, run) for run in going.runs if "pipeline" in run.plan.strategy]
+    known = {strategy: bubble for strategy, run in of if (bubble := run.bubble) is not None}
+    return [
+        text(
+            "found.bubble",
+            strategy=strategy,
+            measured=f"{bubble.measured:.0%}",
+            theory=f"{bubble.theory:.0%}",
+            equal=f"{bubble.equal_stages:.0%}",
+        )
+        for strategy, bubble in known.items()
+    ]
 
 
 def _amdahl(rows: list[Row]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from workbench import machine
 from workbench.cost import HOUR_S
 from workbench.plan import Plan
 from workbench.ui import figures, pictures, table, texts
@@ -37,6 +38,7 @@ from workbench.ui.style import STYLE
 from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
+from workbench.ui.why_table import why_table
 from workbench.ui.widget import Fold, all_of, box, hint, problem, put
 
 READ_S = 1.0
@@ -90,7 +92,7 @@ class View:
         self._problem = widgets.HTML()
         self._result = widgets.HTML()
         self._python = widgets.HTML()
-        self._table, self._details = widgets.HTML(), widgets.HTML()
+        self._why, self._table, self._details = (widgets.HTML() for _ in range(3))
         self._details_fold = Fold(box([self._details, self._price]), "wb-details")
         self._python_fold = Fold(self._python)
         self._pictures = widgets.HTML()
@@ -191,6 +193,7 @@ class View:
                 renewed = not state.busy or time.monotonic() >= self._read_at + READ_S
                 if renewed:
                     self._read_at = time.monotonic()
+                    put(self._why, why_table(state.bars, machine.cores()))
                     put(self._table, _runs(state))
                     put(self._details, _details(state, price))
                 self._draw(state, guess, renewed)
@@ -256,6 +259,7 @@ class View:
                 self._result,
                 self._pictures,
                 box(charts, "wb-charts"),
+                self._why,
                 self._table,
                 self._details_fold.root,
                 self._plan.root,
