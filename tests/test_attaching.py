@@ -19,7 +19,16 @@ from workbench.attached_run import AttachedRun
 from workbench.attaching import AttachedComparison, as_comparison, followed
 from workbench.cluster.lab import Lab
 from workbench.gathered import Gathered
-from workbench.records import ComparisonFolder, RunFolder, Tail, drive, driver, drives, read
+from workbench.records import (
+    ComparisonFolder,
+    RunFolder,
+    Tail,
+    drive,
+    driver,
+    drives,
+    name_of,
+    read,
+)
 from workbench.resuming import start_from
 from workbench.speedup import Entry
 from workbench.ui.report import report_html
@@ -296,6 +305,16 @@ def test_no_path_leads_out_of_the_folder(tmp_path: Path, names: Any) -> None:
     assert isinstance(found, AttachedComparison)
     assert found.runs == ()
     assert found.timelines == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "..", ".", "", "a\\b\0c", "<img src=x>", "数" * 200]
+)
+def test_a_name_becomes_no_path_and_no_html(tmp_path: Path, name: str) -> None:
+    folder = RunFolder.create(tmp_path, name_of(name, "data=2")).path
+    assert folder.parent == tmp_path
+    assert not set(folder.name) & set("/\\<>\0")
+    assert len(folder.name.encode()) < 120
 
 
 @pytest.mark.parametrize("file", ["run.json", "steps.jsonl"])

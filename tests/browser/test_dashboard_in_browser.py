@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from workloads import make
 
 from workbench.cluster.lab import Lab
+from workbench.dashboard.pages import PAGES
 from workbench.run import run
 
 pytestmark = pytest.mark.timeout(150)
 
 LAST = """name => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-loss")?.data.end_s ?? [])).at(-1) ?? 0"""
+STEP = re.compile(r"step [\d,]+ of 100,000$")
 BARS = """() => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-timeline")?.data.label ?? [])).length"""
 
@@ -30,9 +33,14 @@ def test_the_pages_advance_while_a_run_goes_on(watched, lab: Lab, tmp_path: Path
         seen_s = page.evaluate(LAST)
         page.wait_for_function(f"() => ({LAST})() > {seen_s}", timeout=40_000)
         page.get_by_text("training under data=2").wait_for(timeout=10_000)
-        page.goto(f"{base}/individual-workbench-timeline")
-        page.wait_for_function(f"() => ({BARS})() > 2", timeout=60_000)
-        page.locator("canvas").first.wait_for(timeout=10_000)
+        for path in PAGES:
+            page.goto(f"{base}{path}")
+            at = page.get_by_text(STEP).first
+            at.wait_for(timeout=60_000)
+            page.get_by_text(at.inner_text(), exact=True).wait_for(state="detached", timeout=40_000)
+            page.locator("svg, canvas").first.wait_for(timeout=10_000)
+            if "timeline" in path:
+                page.wait_for_function(f"() => ({BARS})() > 2", timeout=60_000)
     finally:
         going.stop()
     page.get_by_text("Stopped").wait_for(timeout=40_000)
