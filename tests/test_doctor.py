@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 
 import pytest
 from click.testing import CliRunner, Result
@@ -54,3 +55,28 @@ def test_doctor_names_the_missing_extension(monkeypatch, tmp_path):
     paths = importlib.import_module("jupyter_core.paths")
     monkeypatch.setattr(paths, "jupyter_path", lambda name: [str(tmp_path)])
     assert {check.state for check in checks.extensions()} == {"wrong"}
+
+
+WORDS = re.compile(r"\b(?:is|are|can|cannot|may|no|it|the|of|be|with|has|needed|good|wrong)\b")
+
+
+def test_doctor_speaks_chinese_of_what_is_good_and_of_what_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_LANG", "zh")
+    answer = doctor()
+    assert "一切正常" in answer.stdout
+    assert not WORDS.findall(answer.stdout)
+    assert {c["name"] for c in json.loads(doctor("--json").stdout)["checks"]} >= {"cores", "GPUs"}
+
+    paths = importlib.import_module("jupyter_core.paths")
+    monkeypatch.setattr(paths, "jupyter_path", lambda name: [str(tmp_path)])
+    monkeypatch.setattr(checks.metadata, "requires", lambda name: ["click>=999", "no-such>=1"])
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(machine, "gpu_visible", lambda: True)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**20)
+    monkeypatch.setattr(checks, "ARCHITECTURES", ())
+    monkeypatch.setattr(checks, "memfd_create", lambda name: -1)
+    answer = doctor()
+    assert answer.exit_code == 1
+    assert answer.stdout.count("有误") == 6
+    assert not WORDS.findall(answer.stdout.replace("Bad file descriptor", ""))

@@ -28,7 +28,7 @@ from workbench.cli.share import share
 from workbench.cli.sweep import sweep
 from workbench.cli.verify import verify
 from workbench.errors import PlanError, RunError
-from workbench.ui.language import translate
+from workbench.ui.language import text, translate
 
 TERMINATED = 143
 """Exit code after SIGTERM, as a shell gives it."""
@@ -61,7 +61,7 @@ class Commands(click.Group):
                 click.echo(error.details.rstrip(), err=True)
             raise click.ClickException(translate(str(error))) from error
         except KeyboardInterrupt:
-            raise Interrupted("Interrupted; all that was started is stopped.") from None
+            raise Interrupted(text("term.interrupted")) from None
 
 
 @contextmanager

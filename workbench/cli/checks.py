@@ -16,9 +16,10 @@ from typing import Literal
 import psutil
 
 from workbench import machine
-from workbench.cli.english import count
 from workbench.comm.kernel import memfd_create
 from workbench.plan import in_binary_units
+from workbench.ui import texts
+from workbench.ui.language import known, text
 
 State = Literal["good", "note", "wrong"]
 
@@ -29,10 +30,10 @@ LOW_MEMORY_BYTES = 2 * 2**30
 
 SOCKET_LIMIT_S = 2.0
 EXTENSIONS = {
-    "@bokeh/jupyter_bokeh": "jupyter_bokeh, which draws the live figures",
-    "@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets, which shows the controls",
+    "@bokeh/jupyter_bokeh": "doctor.figures",
+    "@jupyter-widgets/jupyterlab-manager": "doctor.controls",
 }
-"""JupyterLab extensions that the panel needs, by the folder they install."""
+"""JupyterLab extensions that the panel needs, by the folder they install: texts of what they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,12 @@ class Check:
     name: str
     state: State
     sentence: str
+
+    @property
+    def label(self) -> str:
+        """The name as people read it; packages have no other."""
+        key = f"doctor.name.{self.name}"
+        return text(key) if known(key) else self.name
 
 
 def examine() -> Iterator[Check]:
@@ -60,20 +67,22 @@ def system() -> Check:
     """Look at operating system and architecture."""
     here = f"{platform.system()} on {platform.machine()}"
     if sys.platform == "linux" and platform.machine() in ARCHITECTURES:
-        return Check("system", "good", f"{here}, Python {platform.python_version()}.")
-    return Check("system", "wrong", f"{here}: ranks run on Linux only, x86-64 or ARM64.")
+        return Check(
+            "system", "good", text("doctor.system", here=here, version=platform.python_version())
+        )
+    return Check("system", "wrong", text("doctor.system.wrong", here=here))
 
 
 def cores() -> Check:
     """Look at the cores that may be used."""
     usable, physical, all_threads = machine.cores(), machine.physical_cores(), os.cpu_count()
-    found = f"{count(usable, 'core')} may be used"
+    found = text("doctor.cores", cores=texts.count(usable, "core"))
     if usable != physical:
-        found += f", on {count(physical, 'physical core')}"
+        found += text("doctor.cores.physical", cores=texts.count(physical, "physical core"))
     if usable != all_threads:
-        found += f", of {all_threads} that the machine has"
+        found += text("doctor.cores.of", all=all_threads)
     if usable == 1:
-        return Check("cores", "note", f"{found}: everything works, but no strategy can gain.")
+        return Check("cores", "note", text("doctor.cores.one", found=found))
     return Check("cores", "good", f"{found} ({machine.cpu_model()}).")
 
 
@@ -81,24 +90,23 @@ def gpus() -> Check:
     """Look at the GPUs, and whether torch can use them."""
     found = machine.gpus()
     if found:
-        names = ", ".join(f"{gpu.name} with {in_binary_units(gpu.memory_bytes)}" for gpu in found)
-        return Check("GPUs", "good", f"{count(len(found), 'GPU')}: {names}.")
+        names = ", ".join(f"{gpu.name}, {in_binary_units(gpu.memory_bytes)}" for gpu in found)
+        told = text("doctor.gpus", gpus=texts.count(len(found), "GPU"), names=names)
+        return Check("GPUs", "good", told)
     if machine.gpu_visible():
         torch = machine.versions()["torch"]
-        return Check(
-            "GPUs", "note", f"There is a GPU, but torch {torch} cannot use it: ranks use the CPU."
-        )
-    return Check("GPUs", "good", "No GPU: ranks use the CPU.")
+        return Check("GPUs", "note", text("doctor.gpus.unusable", torch=torch))
+    return Check("GPUs", "good", text("doctor.gpus.none"))
 
 
 def memory() -> Check:
     """Look at the memory that is free."""
     usable = machine.memory_bytes()
     free = min(psutil.virtual_memory().available, usable)
-    found = f"{in_binary_units(free)} of {in_binary_units(usable)} are free"
+    found = {"free": in_binary_units(free), "all": in_binary_units(usable)}
     if free < LOW_MEMORY_BYTES:
-        return Check("memory", "note", f"{found}: keep to few workers.")
-    return Check("memory", "good", f"{found}.")
+        return Check("memory", "note", text("doctor.memory.low", **found))
+    return Check("memory", "good", text("doctor.memory", **found))
 
 
 def shared_memory() -> Check:
@@ -120,10 +128,10 @@ def shared_memory() -> Check:
         finally:
             os.close(descriptor)
     except (AttributeError, OSError) as error:
-        return Check("shared memory", "wrong", f"Processes cannot share memory here: {error}.")
+        return Check("shared memory", "wrong", text("doctor.shared.refused", error=error))
     if not shared:
-        return Check("shared memory", "wrong", "What one process writes, another does not see.")
-    return Check("shared memory", "good", "Processes can share anonymous memory.")
+        return Check("shared memory", "wrong", text("doctor.shared.unseen"))
+    return Check("shared memory", "good", text("doctor.shared"))
 
 
 def loopback() -> Check:
@@ -138,10 +146,10 @@ def loopback() -> Check:
                     ours.sendall(b"1")
                     arrived = theirs.recv(1) == b"1"
     except OSError as error:
-        return Check("loopback", "wrong", f"127.0.0.1 cannot be reached: {error}.")
+        return Check("loopback", "wrong", text("doctor.loopback.refused", error=error))
     if not arrived:
-        return Check("loopback", "wrong", "127.0.0.1 loses what is sent.")
-    return Check("loopback", "good", "127.0.0.1 can be reached.")
+        return Check("loopback", "wrong", text("doctor.loopback.loses"))
+    return Check("loopback", "good", text("doctor.loopback"))
 
 
 def packages() -> Iterator[Check]:
@@ -149,27 +157,27 @@ def packages() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     try:
-        texts = metadata.requires(DISTRIBUTION) or []
+        required = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        yield Check(
-            "packages",
-            "note",
-            f"{DISTRIBUTION} is not installed, so nothing says what it requires.",
-        )
+        yield Check("packages", "note", text("doctor.packages.unknown", name=DISTRIBUTION))
         return
-    for requirement in map(Requirement, texts):
+    for requirement in map(Requirement, required):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         allowed = f"{requirement.name} {requirement.specifier}".strip()
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Check(requirement.name, "wrong", f"Not installed; needed is {allowed}.")
+            yield Check(requirement.name, "wrong", text("doctor.package.missing", allowed=allowed))
             continue
         if requirement.specifier.contains(version, prereleases=True):
             yield Check(requirement.name, "good", f"{version}.")
         else:
-            yield Check(requirement.name, "wrong", f"{version} is installed; needed is {allowed}.")
+            yield Check(
+                requirement.name,
+                "wrong",
+                text("doctor.package.wrong", version=version, allowed=allowed),
+            )
 
 
 def extensions() -> Iterator[Check]:
@@ -181,10 +189,6 @@ def extensions() -> Iterator[Check]:
     folders = [Path(folder) for folder in jupyter_path("labextensions")]
     for extension, what in EXTENSIONS.items():
         if any((folder / extension / "package.json").is_file() for folder in folders):
-            yield Check("JupyterLab", "good", f"It has {what}.")
+            yield Check("JupyterLab", "good", text("doctor.extension", what=text(what)))
         else:
-            yield Check(
-                "JupyterLab",
-                "wrong",
-                f"It lacks {what}; install it into the environment that JupyterLab runs in.",
-            )
+            yield Check("JupyterLab", "wrong", text("doctor.extension.missing", what=text(what)))

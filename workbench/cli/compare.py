@@ -107,11 +107,11 @@ def show(
 
         document["report"] = str(write_report(comparison, report))
     terminal.figures(document, *comparison_figures(comparison))
-    terminal.say("", Text(f"Record: {comparison.folder}"))
+    terminal.say("", Text(text("term.record", path=comparison.folder)))
     if report is not None:
-        terminal.say("", Text(f"Report: {report}"))
+        terminal.say("", Text(text("term.report", path=report)))
     if trace is not None:
-        terminal.say("", Text(f"Trace: {trace}, for ui.perfetto.dev"))
+        terminal.say("", Text(text("term.trace", path=trace)))
 
 
 def measure(
@@ -154,7 +154,7 @@ def measure(
         workers=options.enough_workers(workers, largest.ranks, largest.strategy), threads=threads
     ) as lab:
         if lab.dashboard_link:
-            terminal.say(Text(f"Dask dashboard: {lab.dashboard_link}", "dim"))
+            terminal.say(Text(text("term.dashboard", link=lab.dashboard_link), "dim"))
         comparison = start_comparison(
             work,
             strategies,

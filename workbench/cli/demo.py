@@ -13,9 +13,10 @@ from rich.text import Text
 from workbench import machine
 from workbench.cli import options
 from workbench.cli.compare import comparison_document, comparison_figures, measure
-from workbench.cli.english import count
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
+from workbench.ui import texts
+from workbench.ui.language import text
 
 if TYPE_CHECKING:
     from workbench.workload import Workload
@@ -95,7 +96,7 @@ def demo(
         document["report"] = str(write_report(comparison, report).absolute())
     del document["folder"]  # their folders are gone
     terminal.figures(document, *comparison_figures(comparison))
-    terminal.say("", Text.assemble("Report: ", (document["report"], "bold")))
+    terminal.say("", Text(text("term.report", path=document["report"])))
 
 
 def _found(work: Workload, workers: int, threads: int) -> Table:
@@ -103,20 +104,25 @@ def _found(work: Workload, workers: int, threads: int) -> Table:
     gpus = machine.gpus()
     parts = [
         machine.cpu_model(),
-        count(machine.cores(), "core"),
-        f"{in_binary_units(machine.memory_bytes())} of memory",
-        ", ".join(f"{gpu.name} ({in_binary_units(gpu.memory_bytes)})" for gpu in gpus) or "no GPU",
+        texts.count(machine.cores(), "core"),
+        text("term.memory", bytes=in_binary_units(machine.memory_bytes())),
+        ", ".join(f"{gpu.name} ({in_binary_units(gpu.memory_bytes)})" for gpu in gpus)
+        or text("term.no_gpu"),
     ]
     shape = "×".join(str(size) for size in work.sample_shape)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    table.add_row("machine", ", ".join(parts))
-    table.add_row(
-        "versions", ", ".join(f"{name} {v}" for name, v in machine.versions().items() if v)
+    table.add_row(text("term.machine"), ", ".join(parts))
+    versions = ", ".join(f"{name} {v}" for name, v in machine.versions().items() if v)
+    table.add_row(text("term.versions"), versions)
+    samples = texts.count(work.samples, "sample")
+    told = text(
+        "term.workload", name=work.name, samples=samples, shape=shape, batch=work.batch_size
     )
-    table.add_row(
-        "workload",
-        f"{work.name}: {work.samples:,} samples of {shape}, {work.batch_size} to a step",
-    )
-    table.add_row("cluster", f"{workers} workers × {count(threads, 'thread')}, on this machine")
+    table.add_row(text("term.workload.name"), told)
+    size = {
+        "workers": texts.count(workers, "worker"),
+        "threads": texts.count(threads, "thread"),
+    }
+    table.add_row(text("term.cluster"), text("term.cluster.told", **size))
     return table

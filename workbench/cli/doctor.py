@@ -10,8 +10,9 @@ from rich.text import Text
 
 from workbench import machine
 from workbench.cli.checks import State, examine
-from workbench.cli.english import count
 from workbench.cli.terminal import Terminal, figures_command
+from workbench.ui import texts
+from workbench.ui.language import text
 
 STYLES: dict[State, str] = {"good": "green", "note": "yellow", "wrong": "bold red"}
 
@@ -27,7 +28,9 @@ def doctor(*, terminal: Terminal) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for check in checks:
-        table.add_row(Text(check.state, STYLES[check.state]), check.name, check.sentence)
+        table.add_row(
+            Text(text(f"doctor.{check.state}"), STYLES[check.state]), check.label, check.sentence
+        )
     terminal.figures(
         {
             "healthy": not wrong,
@@ -38,9 +41,9 @@ def doctor(*, terminal: Terminal) -> None:
     )
     terminal.say(
         "",
-        Text(f"{count(len(wrong), 'thing')} to mend.", "bold red")
+        Text(text("doctor.mend", things=texts.count(len(wrong), "thing")), "bold red")
         if wrong
-        else Text("All is well. Next: workbench demo", "green"),
+        else Text(text("doctor.well"), "green"),
     )
     if wrong:
         raise click.exceptions.Exit(1)

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from workbench.arguments import KEEP_CHECKPOINTS
 from workbench.cli import options
-from workbench.cli.english import count
 from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
 from workbench.timeline import write_trace
+from workbench.ui import texts
+from workbench.ui.language import text, translate
 
 if TYPE_CHECKING:
     from workbench.run import Run
@@ -135,7 +136,7 @@ def run(
         document["trace"] = str(write_trace(started, trace))
     terminal.figures(document, run_table(started, saved))
     if trace is not None:
-        terminal.say("", Text(f"Trace: {trace}, for ui.perfetto.dev"))
+        terminal.say("", Text(text("term.trace", path=trace)))
 
 
 def run_document(run: Run, saved: Path | None = None) -> dict[str, Any]:
@@ -153,39 +154,44 @@ def run_document(run: Run, saved: Path | None = None) -> dict[str, Any]:
 def run_table(run: Run, saved: Path | None = None) -> Table:
     """Return the figures of an ended run, one a line."""
     first, last = run.history[0], run.history[-1]
-    ranks = count(run.plan.ranks, "rank") + f" × {count(run.threads, 'thread')}"
+    ranks = texts.count(run.plan.ranks, "rank")
+    threads = texts.count(run.threads, "thread")
+    where = f"{ranks} × {threads}, {run.device}, {translate(run.backend)}"
+    step_s, accuracy = run.step_s, run.accuracy
+    losses = {
+        **{"before": f"{first['loss']:.4g}", "first": run.first_step + 1},
+        **{"after": f"{last['loss']:.4g}", "last": run.first_step + len(run.history)},
+    }
     facts = {
-        "run": f"{run.work.name}, {run.plan.strategy}: {ranks}, {run.device}, {run.backend}",
-        "time per step": NOTHING
-        if run.step_s is None
-        else f"{number(1e3 * run.step_s)} ms, median",
+        "run": f"{run.work.name}, {run.plan.strategy}: {where}",
+        "step": NOTHING if step_s is None else text("term.run.step.told", ms=number(1e3 * step_s)),
         "throughput": NOTHING
-        if run.step_s is None
-        else f"{run.work.batch_size / run.step_s:,.0f} samples/s",
-        "loss": f"{first['loss']:.4g} at step {run.first_step + 1}, "
-        f"{last['loss']:.4g} at step {run.first_step + len(run.history)}",
-        "test accuracy": NOTHING if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
-        "sent by a rank": f"{in_binary_units(run.plan.bytes_per_step)} a step",
-        "moved at the start": f"{in_binary_units(run.moved_bytes or 0)} from worker to worker",
+        if step_s is None
+        else text("term.run.throughput.told", rate=f"{run.work.batch_size / step_s:,.0f}"),
+        "loss": text("term.run.loss.told", **losses),
+        "accuracy": NOTHING if accuracy is None else f"{100 * accuracy:.1f} %",
+        "sent": text("term.run.sent.told", bytes=in_binary_units(run.plan.bytes_per_step)),
+        "moved": text("term.run.moved.told", bytes=in_binary_units(run.moved_bytes or 0)),
         "record": str(run.folder),
     }
     if saved is not None:
-        facts["saved to"] = str(saved)
+        facts["saved"] = str(saved)
     if run.checkpoints:
         facts["checkpoints"] = ", ".join(map(str, run.checkpoints))
     if run.checkpoint_error is not None:
-        facts["no checkpoint"] = str(run.checkpoint_error)
+        facts["no_checkpoint"] = translate(str(run.checkpoint_error))
     if bubble := run.bubble:
-        facts["ranks waited"] = str(bubble)
+        facts["waited"] = translate(str(bubble))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(name, fact)
+        table.add_row(text(f"term.run.{name}"), fact)
     return table
 
 
 def _progress(run: Run) -> Progressed:
     history = run.history
-    loss = f", loss {history[-1]['loss']:.3g}" if history else ""
-    return Progressed(run.step, run.steps, run.eta_s, f"{run.label}{loss}")
+    loss = text("term.loss_now", loss=f"{history[-1]['loss']:.3g}") if history else ""
+    label = texts.row_label({"strategy": run.plan.strategy, "threads": run.threads})
+    return Progressed(run.step, run.steps, run.eta_s, ", ".join(filter(None, (label, loss))))

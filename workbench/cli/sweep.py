@@ -14,6 +14,7 @@ from workbench import machine
 from workbench.cli import options
 from workbench.cli.compare import measure, out, show
 from workbench.cli.terminal import Terminal, figures_command
+from workbench.ui.language import text, translate
 
 
 @click.command(short_help="Time every strategy that suits a workload.")
@@ -78,11 +79,11 @@ def sweep(
 def refused_table(refused: dict[str, str]) -> Table:
     """Return the strategies that cannot be done, each with the reason."""
     table = Table(
-        title="Cannot be done", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-        pad_edge=False, show_edge=False, header_style="dim",
+        title=text("term.title.refused"), title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim",
     )  # fmt: skip
-    table.add_column("strategy", no_wrap=True)
-    table.add_column("reason", overflow="fold")
+    table.add_column(text("term.strategy"), no_wrap=True)
+    table.add_column(text("term.reason"), overflow="fold")
     for strategy, sentence in refused.items():
-        table.add_row(strategy, Text(sentence))
+        table.add_row(strategy, Text(translate(sentence)))
     return table

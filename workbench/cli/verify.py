@@ -14,6 +14,7 @@ from workbench.cli import options
 from workbench.cli.figures import NOTHING
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.errors import PlanError, RunError
+from workbench.ui.language import text, translate
 
 if TYPE_CHECKING:
     from workbench.verify import Proof
@@ -59,17 +60,16 @@ def verify(
     )
     if not proof.same_result:
         raise RunError(str(proof))
-    terminal.say(Text(str(proof), "green"))
+    terminal.say(Text(translate(str(proof)), "green"))
 
 
 def proof_table(proof: Proof) -> Table:
     """Return the largest difference of each kind of array."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    table.add_column(f"{proof.strategy} against serial")
-    table.add_column("largest difference", justify="right")
+    table.add_column(text("term.proof", strategy=proof.strategy))
+    table.add_column(text("term.difference"), justify="right")
     for kind in ("outputs", "input_gradients", "parameter_gradients", "buffers"):
         difference = getattr(proof, kind)
-        table.add_row(
-            kind.replace("_", " "), NOTHING if difference is None else f"{difference:.1e}"
-        )
+        told = NOTHING if difference is None else f"{difference:.1e}"
+        table.add_row(text(f"term.proof.{kind}"), told)
     return table
