@@ -311,7 +311,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path: Path, names: Any) -> None:
     "name", ["../../etc", "/etc/passwd", "..", ".", "", "a\\b\0c", "<img src=x>", "数" * 200]
 )
 def test_a_name_becomes_no_path_and_no_html(tmp_path: Path, name: str) -> None:
-    folder = RunFolder.create(tmp_path, name_of(name, "data=2")).path
+    folder = ComparisonFolder.create(tmp_path, name_of(name, "data=2")).path
     assert folder.parent == tmp_path
     assert not set(folder.name) & set("/\\<>\0")
     assert len(folder.name.encode()) < 120

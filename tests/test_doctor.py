@@ -69,13 +69,13 @@ def test_doctor_speaks_chinese_of_what_is_good_and_of_what_is_not(monkeypatch, t
 
     paths = importlib.import_module("jupyter_core.paths")
     monkeypatch.setattr(paths, "jupyter_path", lambda name: [str(tmp_path)])
-    monkeypatch.setattr(checks.metadata, "requires", lambda name: ["click>=999", "no-such>=1"])
-    monkeypatch.setattr(machine, "cores", lambda: 1)
-    monkeypatch.setattr(machine, "gpus", list)
-    monkeypatch.setattr(machine, "gpu_visible", lambda: True)
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**20)
+    monkeypatch.setattr(checks.metadata, "requires", lambda name: ["click>=999", "lacking>=1"])
+    monkeypatch.setattr(machine, "cores", lambda *_: 1)
+    monkeypatch.setattr(machine, "gpus", lambda *_: [])
+    monkeypatch.setattr(machine, "gpu_visible", lambda *_: True)
+    monkeypatch.setattr(machine, "memory_bytes", lambda *_: 2**20)
     monkeypatch.setattr(checks, "ARCHITECTURES", ())
-    monkeypatch.setattr(checks, "memfd_create", lambda name: -1)
+    monkeypatch.setattr(checks, "memfd_create", lambda *_: -1)
     answer = doctor()
     assert answer.exit_code == 1
     assert answer.stdout.count("有误") == 6

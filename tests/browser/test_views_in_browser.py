@@ -8,17 +8,9 @@ from hands import POINTS, column, do, open_panel, press, says
 pytestmark = pytest.mark.timeout(240)
 
 PANEL = "import workbench as wb\n\nwb.app(batch=8, steps=20_000, repeats=1)"
-LONG = "\n" * 120  # to scroll to
 MOST_MESSAGES_PER_S = 60
 LOOK_S = 10
 ENDS = column("loss", "end_s")
-ABOVE = "() => document.querySelector('.wb-chart-loss').getBoundingClientRect().bottom"
-PAINTED = """() => {
-  const drawn = (root) => [...root.querySelectorAll("*")].flatMap((each) =>
-    each.tagName === "CANVAS" ? [each] : each.shadowRoot ? drawn(each.shadowRoot) : [])
-  return drawn(document.querySelector(".wb-chart-loss")).some((canvas) => canvas.width > 200 &&
-    canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean))
-}"""
 FRAMES = """() => Bokeh.documents.flatMap(d => d.roots())
     .filter(root => root.title?.text.includes("loss"))
     .map(root => [root.below[0].visible, root.legend?.visible ?? null,
@@ -37,7 +29,7 @@ def test_two_views_zoom_and_a_narrow_window_while_a_run_goes_on(watched, noteboo
     page.on(
         "websocket", lambda socket: socket.on("framereceived", lambda frame: sent.append(frame))
     )
-    open_panel(page, notebook(PANEL, LONG))
+    open_panel(page, notebook(PANEL))
     press(page, "Run")
     says(page, "repeat 1 of 1")
     page.wait_for_function(f"() => ({ENDS})()[0] > 0", timeout=60_000)
@@ -52,14 +44,6 @@ def test_two_views_zoom_and_a_narrow_window_while_a_run_goes_on(watched, noteboo
     page.wait_for_timeout(1_000)
     assert page.evaluate(WIDE) == []
     page.set_viewport_size({"width": 1280, "height": 1000})
-
-    # Out of sight and back again, the figures are there, and up to date.
-    (before_s,) = page.evaluate(ENDS)
-    page.locator(".jp-CodeCell").nth(1).evaluate("cell => cell.scrollIntoView({block: 'end'})")
-    page.wait_for_function(f"() => ({ABOVE})() < 0", timeout=20_000)
-    page.wait_for_function(f"() => ({ENDS})()[0] > {before_s}", timeout=20_000)
-    page.locator(".wb-chart-loss").first.scroll_into_view_if_needed()
-    page.wait_for_function(f"() => ({PAINTED})()", timeout=20_000)
 
     # A second view of the same output begins as the first is, and both go on alike.
     do(page, "notebook:create-output-view")

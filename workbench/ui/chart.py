@@ -12,11 +12,12 @@ from bokeh.models import (
     ColumnDataSource,
     CustomJS,
     FactorRange,
-    GlyphRenderer,
     HoverTool,
     InlineStyleSheet,
+    Text,
 )
 from bokeh.models.annotations import Label, Legend, LegendItem, Title
+from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 
 from workbench.ui import look
@@ -145,7 +146,12 @@ def add_texts(fig: figure, texts: Sequence[GlyphRenderer]) -> None:
 
     That is when a browser has drawn the figure, and when its width changes; see ``STYLE``.
     """
-    glyphs = [text.glyph for text in texts]
+    glyphs = [
+        glyph
+        for text in texts
+        for glyph in (text.glyph, text.nonselection_glyph, text.muted_glyph)
+        if isinstance(glyph, Text)
+    ]
     follow = CustomJS(args={"fig": fig, "texts": glyphs}, code=_AS_THE_THEME)
     fig.js_on_change("inner_width", follow)
 
