@@ -37,6 +37,20 @@ if (/^(#|rgba?\\(|[a-z]+$)/i.test(color)) // what Bokeh can read
   for (const text of texts) text.setv({text_color: {value: color}}, {sync: false})
 """
 
+_AS_THE_DATA = """
+const drawn = source.data[first].length > 0
+const has_any = (column) => column.some((each) => typeof each == "number" ? !isNaN(each) : each)
+const show = (part, visible) => part.setv({visible}, {sync: false})
+show(empty, !drawn)
+for (const part of frame) show(part, drawn)
+items.forEach((item, n) => show(item, has_any(Array.from(source.data[columns[n]]))))
+const labels = rows == null ? [] : [...new Set(source.data.label)].reverse()
+if (labels.some((label) => !rows.factors.includes(label)))
+  rows.setv({factors: labels}, {sync: false})
+"""
+"""A view that is opened later begins as the figure was sent, and gets new data alone: to send it
+whole has every view that there is made anew, which takes as long as many steps of a run."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -54,6 +68,20 @@ class Chart:
     source: ColumnDataSource
     empty: Label
     some: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        rows = self.figure.y_range
+        some = [item for item in self._items() if item.name in self.some]
+        args = {
+            "source": self.source,
+            "first": next(iter(self.source.data)),
+            "empty": self.empty,
+            "frame": self._frame(),
+            "items": some,
+            "columns": [self.some[str(item.name)] for item in some],
+            "rows": rows if isinstance(rows, FactorRange) else None,
+        }
+        self.source.js_on_change("data", CustomJS(args=args, code=_AS_THE_DATA))
 
     def speak(self) -> None:
         """Say everything in the language of this thread."""
@@ -89,8 +117,11 @@ class Chart:
     def _show_frame(self, drawn: bool) -> None:
         """Show axes and legend where there is data, else what the figure says without."""
         self.empty.visible = not drawn
-        for part in (*self.figure.axis, *self.figure.grid, *self.figure.legend):
+        for part in self._frame():
             part.visible = drawn
+
+    def _frame(self) -> list[Any]:
+        return [*self.figure.axis, *self.figure.grid, *self.figure.legend]
 
 
 def has_any(column: Iterable[Any]) -> bool:

@@ -190,7 +190,7 @@ class View:
                 put(self._problem, _problem(state))
                 put(self._result, _result(state))
                 put(self._pictures, pictures.strip(state.preview))
-                renewed = not state.busy or time.monotonic() >= self._read_at + READ_S
+                renewed = _rests(state) or time.monotonic() >= self._read_at + READ_S
                 if renewed:
                     self._read_at = time.monotonic()
                     put(self._why, why_table(state.bars, machine.cores()))
@@ -229,19 +229,13 @@ class View:
             timeline_columns(state.timeline),
             memory_columns(state.memory),
         )
-        drawn = zip(self._charts, self._figures, self._about, columns, strict=True)
-        for chart, live, about, data in drawn:
-            empty = chart.empty.visible
+        for chart, about, data in zip(self._charts, self._about, columns, strict=True):
             if renewed or chart.name not in READ:
                 chart.draw(data)
-            if chart.empty.visible != empty:
-                # A further view starts from what was sent whole, and gets only new data later.
-                live.update_from_model(chart.figure)
             if renewed:
                 about.show(data)
-        ended = not state.busy and self._shown is not None and self._shown.busy
-        if ended:
-            self.redraw()
+        if _rests(state) and self._shown is not None and not _rests(self._shown):
+            self.redraw()  # nothing new will come that would tell a page that is loaded now
 
     def _layout(self) -> Any:
         charts = [
@@ -269,6 +263,10 @@ class View:
             ],
             "wb-panel",
         )
+
+
+def _rests(state: State) -> bool:
+    return not state.busy or state.status == "paused"
 
 
 def _place(state: State) -> str:
