@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -15,6 +16,8 @@ from test_tensor import choices, moved, planned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.checkpoint.pieces import held, whole_shape
+from workbench.layers.channels import own_part
 from workbench.plan import assemble
 from workbench.resuming import Start
 from workbench.workload import Workload
@@ -101,6 +104,77 @@ def test_fewer_heads_than_ranks_are_gathered_after_the_layer_for_three() -> None
     assert moved(found)["qkv: whole output"] == "all_gather"
 
 
+class Grouped(nn.Module):
+    """One layer for queries and the fewer keys and values that groups of them have in common."""
+
+    def __init__(self, way: str, heads: int, key_heads: int, each: int = 2) -> None:
+        super().__init__()
+        self.way, self.each, self.repeats = way, each, heads // key_heads
+        self.sizes = [heads * each, key_heads * each, key_heads * each]
+        self.qkv = nn.Linear(7, sum(self.sizes))
+        self.proj = nn.Linear(heads * each, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made, (first, second, _) = self.qkv(x), self.sizes
+        parts: Any = made.split(self.sizes, -1)
+        if self.way == "slices":
+            parts = made[..., :first], made[..., first : first + second], made[..., -second:]
+        elif self.way == "narrow":
+            starts = 0, first, first + second
+            parts = [made.narrow(-1, *each) for each in zip(starts, self.sizes, strict=True)]
+        query, key, value = (t.unflatten(-1, (-1, self.each)).transpose(1, 2) for t in parts)
+        key, value = (t.repeat_interleave(self.repeats, 1) for t in (key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+GROUPED = ("split", "slices", "narrow")
+
+
+@pytest.mark.parametrize("way", GROUPED)
+def test_one_layer_for_queries_and_fewer_keys_is_split_by_groups(way: str) -> None:
+    found = planned(Grouped(way, 6, 3), "tensor=2", 5, 7)
+    assert choices(found) == {"qkv": "filters", "proj": "channels"}
+    assert "split in columns (outputs), each of 3 parts by itself: qkv" in found.notes
+    # Two groups: four heads of two features, two of keys and two of values; and one group.
+    weight = found.arrays[0]
+    assert [found.owned(weight, rank).shape for rank in (0, 1)] == [(16, 7), (8, 7)]
+    assert {name for name in moved(found) if not name.startswith("gradients,")} == {
+        "proj: sum of outputs",
+        "proj: gradients of outputs",
+    }
+
+
+@pytest.mark.parametrize("way", GROUPED)
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 3), (12, 3), (6, 1), (3, 3)])
+@pytest.mark.parametrize("strategy", ["tensor=2", "tensor=3", "data=2,tensor=2"])
+def test_attention_with_one_layer_for_groups_equals_serial(
+    way: str, heads: int, key_heads: int, strategy: str
+) -> None:
+    torch.manual_seed(0)
+    net = Grouped(way, heads, key_heads).double()
+    x = torch.randn(4, 5, 7, dtype=torch.float64)
+    assert prove(net, x, strategy=strategy).refusal is None
+
+
+def test_shares_of_a_layer_for_groups_are_put_together_in_their_places() -> None:
+    found = planned(Grouped("split", 6, 3), "tensor=2", 5, 7)
+    whole = np.arange(24 * 7).reshape(24, 7)
+    rows = [[*range(8), *range(12, 16), *range(18, 22)], [*range(8, 12), 16, 17, 22, 23]]
+    (cut,) = found.parameter_cuts("qkv.weight")
+    parts = {rank: whole[rows[rank]] for rank in (0, 1)}
+    assert np.array_equal(assemble(parts, (cut,), found.mesh, np.concatenate), whole)
+    arrays = {"parameter:qkv.weight": da.from_array(whole, chunks=(9, 7))}
+    for rank in (0, 1):
+        (share,) = Start(arrays, 0).shares(found, rank).values()
+        assert np.array_equal(share.compute(scheduler="sync"), parts[rank])
+        piece = held(found, "parameter:qkv.weight", whole.shape, rank)
+        assert [place for run in piece[0] for place in range(*run)] == rows[rank]
+        assert np.array_equal(own_part(torch.from_numpy(whole), cut, found, rank), parts[rank])
+    shapes = {rank: part.shape for rank, part in parts.items()}
+    assert whole_shape(shapes, (cut,), found.mesh) == (24, 7)
+
+
 class Gated(nn.Module):
     """A perceptron whose first layer makes features and their gates at once."""
 
@@ -159,7 +233,12 @@ def test_parts_that_other_code_needs_whole_are_gathered(net: nn.Module) -> None:
 
 def workload(way: str, optimizer: str) -> Workload:
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(5, 12), *(FusedAttention(way) for _ in range(2)))
+    if way == "groups":
+        blocks = [nn.Linear(12, 7), Grouped("slices", 6, 3), nn.ReLU(), Grouped("split", 4, 2)]
+        blocks.append(nn.Linear(7, 12))
+    else:
+        blocks = [FusedAttention(way) for _ in range(2)]
+    net = nn.Sequential(nn.Linear(5, 12), *blocks)
     source = np.random.default_rng(0)
     make = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}[optimizer]
     return Workload(
@@ -181,6 +260,9 @@ def workload(way: str, optimizer: str) -> Workload:
         ("timm", "adam", "data=2,tensor=2"),
         ("slices", "sgd", "sharded=2,tensor=2"),
         ("nanogpt", "sgd", "pipeline=2,tensor=2"),
+        ("groups", "adam", "tensor=2"),
+        ("groups", "sgd", "sharded=2,tensor=2"),
+        ("groups", "adam", "pipeline=2,tensor=2"),
     ],
 )
 def test_training_with_one_layer_for_three_equals_serial(

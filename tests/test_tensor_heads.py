@@ -35,15 +35,23 @@ class Heads(nn.Module):
         samples, length, width = x.shape
         query = self._apart(self.query(x), self.heads)
         key, value = (self._apart(p(x), self.key_heads) for p in (self.key, self.value))
-        if self.key_heads < self.heads:
-            repeats = self.heads // self.key_heads
+        repeats = self.heads // self.key_heads
+        if repeats > 1 and self.way == "minus one":  # as in the transformers package
+            shape = samples, -1, length, self.each
+            key, value = (
+                t[:, :, None].expand(-1, -1, repeats, -1, -1).reshape(shape) for t in (key, value)
+            )
+        elif repeats > 1 and self.way != "unflatten":
             key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
         if self.way == "by hand":
             scores = query @ key.transpose(-2, -1) / self.each**0.5
             mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
             mixed = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            grouped = query.shape[1] != key.shape[1]
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=grouped
+            )
         mixed = mixed.transpose(1, 2)
         if self.way == "by width":
             return self.out(mixed.contiguous().view(samples, length, width))
@@ -67,8 +75,27 @@ def test_attention_of_plain_layers_is_split_by_heads(way: str) -> None:
     }
 
 
+@pytest.mark.parametrize("way", ["unflatten", "minus one", "heads and each", "by hand"])
+def test_queries_in_groups_are_split_with_the_keys_that_they_have_in_common(way: str) -> None:
+    found = planned(Heads(way, 12, 6, 3), "tensor=2", 5, 12)
+    assert choices(found) == {
+        "query": "filters",
+        "key": "filters",
+        "value": "filters",
+        "out": "channels",
+    }
+    kept = [[found.owned(a, rank).shape for a in found.arrays] for rank in (0, 1)]
+    # Two groups of two heads of two features, with a head of keys each, and one.
+    assert [shapes[0] for shapes in kept] == [(8, 12), (4, 12)]
+    assert [shapes[2] for shapes in kept] == [(4, 12), (2, 12)]
+    assert {name for name in moved(found) if not name.startswith("gradients,")} == {
+        "out: sum of outputs",
+        "out: gradients of outputs",
+    }
+
+
 @pytest.mark.parametrize("way", ["unflatten", "minus one", "heads and each", "by hand", "by width"])
-@pytest.mark.parametrize(("heads", "key_heads"), [(3, 3), (4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("heads", "key_heads"), [(3, 3), (4, 4), (4, 2), (6, 3), (6, 1)])
 @pytest.mark.parametrize("strategy", ["tensor=2", "tensor=3", "data=2,tensor=2"])
 def test_attention_of_plain_layers_equals_serial(
     way: str, heads: int, key_heads: int, strategy: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from workbench.tracking.positions import Met, Positions
 from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.sizes import Noting
-from workbench.tracking.tags import Merged
+from workbench.tracking.tags import Merged, Names
 from workbench.tracking.watch import Literals, Watch, tensors_in
 from workbench.tracking.writes import Writes
 
@@ -68,7 +69,7 @@ class Profile:
         Modules whose code gives sizes of whole arrays, which are others on a share.
     parted:
         Layers whose features code takes apart into several things, such as queries, keys and
-        values, and how many.
+        values: of what sizes these may be, equal ones first.
     exposed:
         Parameters and buffers that code reads where no layer that holds them is called.
     written:
@@ -90,7 +91,7 @@ class Profile:
     adapted: tuple[Adapted, ...] = ()
     exposed: tuple[str, ...] = ()
     resized: tuple[Resized, ...] = ()
-    parted: tuple[tuple[str, int], ...] = ()
+    parted: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...] = ()
     written: tuple[Write, ...] = ()
     meetings: tuple[Meeting, ...] = ()
     passed: tuple[tuple[Source, Traced], ...] = ()
@@ -128,13 +129,13 @@ def profile(
     """
     positions = Positions() if positions is None else positions
     found = _once(model, inputs, dims, opaque, features, {}, positions)
-    fused = dict(found.parted)
-    while features and fused:
+    ways = dict(found.parted) if features else {}
+    while fused := {name: sizes[0] for name, sizes in ways.items() if sizes}:
         again = _once(model, inputs, dims, opaque, features, fused, positions)
-        good = {name: count for name, count in fused.items() if _stays_apart(again, name)}
-        if good == fused:
+        bad = [name for name in fused if not _stays_apart(again, name)]
+        if not bad:
             return again
-        fused = good
+        ways |= {name: ways[name][1:] for name in bad}
     return found
 
 
@@ -144,7 +145,7 @@ def _once(
     dims: tuple[int, ...] | None,
     opaque: frozenset[str],
     features: bool,
-    fused: Mapping[str, int],
+    fused: Mapping[str, Sequence[int]],
     positions: Positions,
 ) -> Profile:
     tensors = tuple(torch.empty_like(x, device="meta") for x in inputs)
@@ -158,13 +159,35 @@ def _once(
 
 
 def _stays_apart(found: Profile, name: str) -> bool:
-    """Return whether code treats alike all features of each thing that a layer makes."""
+    """Return whether code treats alike all features of each thing that a layer makes.
+
+    Things of several sizes have to be made of as many pieces, such as heads.
+    """
     mixed = {label for mix in found.mixes for label in mix.labels}
     made = [layer.results[0].labels[-1] for layer in found.layers if layer.name == name]
+    units = dict(found.units)
     return bool(made) and all(
-        isinstance(label, Flat) and mixed.isdisjoint(part for part, _ in label.parts)
+        isinstance(label, Flat)
+        and mixed.isdisjoint(part for part, _ in label.parts)
+        and not (
+            label.beside and any(size % units.get(part, size + 1) for part, size in label.parts)
+        )
         for label in made
     )
+
+
+def _things(layers: Sequence[Layer], names: Names) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return of what sizes the things may be that code takes from a layer, equal ones first."""
+    totals = {layer.name: layer.output_shape[-1] for layer in layers if layer.role == "linear"}
+    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for label, edges in names.edges.items():
+        total, count = totals.get(label.removeprefix("out:"), 0), names.parted.get(label, 1)
+        equal = (total // count,) * count
+        ends = sorted({0, total, *edges})
+        sizes = tuple(stop - start for start, stop in pairwise(ends))
+        ways = [way for way in (equal, sizes) if len(way) > 1 and sum(way) == total]
+        found[label.removeprefix("out:")] = tuple(dict.fromkeys(ways))
+    return found
 
 
 def _run(
@@ -174,7 +197,7 @@ def _run(
     dims: tuple[int, ...] | None,
     opaque: frozenset[str],
     features: bool,
-    fused: Mapping[str, int],
+    fused: Mapping[str, Sequence[int]],
     positions: Positions,
 ) -> Profile:
     positions.forget()
@@ -268,7 +291,7 @@ def _run(
         adapted,
         reads.exposed({layer.name for layer in layers if layer.arguments}),
         resized,
-        tuple((label.removeprefix("out:"), n) for label, n in names.parted.items()),
+        tuple(_things(layers, names).items()),
         writes.found(),
         positions.meetings,
         calls.passed.found(names.canonical),

@@ -10,7 +10,7 @@ import numpy as np
 
 from workbench.errors import PlanError
 from workbench.mesh import Mesh
-from workbench.plan import Cut, Plan, owner_of
+from workbench.plan import Cut, Plan, owner_of, runs_of
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -154,7 +154,6 @@ def _share(array: da.Array, cut: Cut, plan: Plan, rank: int) -> da.Array:
     if cut.flat is None:
         start, stop = plan.share(array.shape, [cut], rank)[cut.dim]
         return array[(*[slice(None)] * cut.dim, slice(start, stop))]
-    sizes = [size for _, size in cut.flat.parts]
-    ranges = [slice(*plan.share_of_label(label, size, rank)) for label, size in cut.flat.parts]
-    index = np.arange(array.shape[cut.dim]).reshape(sizes)[tuple(ranges)].ravel()
+    ranges = [plan.share_of_label(label, size, rank) for label, size in cut.flat.parts]
+    index = np.concatenate([np.arange(*run) for run in runs_of(cut.flat, ranges)])
     return array[(*[slice(None)] * cut.dim, index)]

@@ -43,9 +43,13 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """Label of a dim that was flattened out of several: their labels ("" for none) and sizes."""
+    """Label of a dim that was flattened out of several: their labels ("" for none) and sizes.
+
+    With ``beside`` the dim is made of parts that lie side by side, all with the same label.
+    """
 
     parts: tuple[tuple[str, int], ...]
+    beside: bool = False
 
     def __str__(self) -> str:
         """Return it as ``"flat(64, dim2 4, 4)"``."""

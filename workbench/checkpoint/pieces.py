@@ -12,7 +12,7 @@ from itertools import accumulate
 from math import prod
 
 from workbench.mesh import Mesh
-from workbench.plan import Cut, Plan, assemble
+from workbench.plan import Cut, Plan, assemble, runs_of
 from workbench.windows import Run
 
 Runs = tuple[Run, ...]
@@ -44,9 +44,8 @@ def held(plan: Plan, kept: str, shape: Sequence[int], rank: int) -> Piece:
         if cut.flat is None:
             within: Runs = (plan.share(here, [cut], rank)[cut.dim],)
         else:
-            sizes = [length for _, length in cut.flat.parts]
             ranges = [plan.share_of_label(label, length, rank) for label, length in cut.flat.parts]
-            within = _flat(sizes, ranges)
+            within = runs_of(cut.flat, ranges)
         piece[cut.dim] = tuple(
             run for start, stop in within for run in _narrow(piece[cut.dim], start, stop)
         )
@@ -84,6 +83,10 @@ class _Extent:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
+    def __getitem__(self, index: tuple[slice, ...]) -> _Extent:
+        taken = (len(range(size)[each]) for size, each in zip(self.shape, index, strict=False))
+        return _Extent((*taken, *self.shape[len(index) :]))
+
     def reshape(self, shape: tuple[int, ...]) -> _Extent:
         return _Extent(shape)
 
@@ -105,21 +108,6 @@ def _narrow(runs: Runs, start: int, stop: int) -> list[Run]:
         if begin < end:
             found.append((begin, end))
     return found
-
-
-def _flat(sizes: Sequence[int], ranges: Sequence[Run]) -> Runs:
-    """Return the positions, in a dim that was made of several, of a range of each of those."""
-    runs: list[Run] = [(0, 1)]
-    for length, (start, stop) in zip(sizes, ranges, strict=True):
-        finer: list[Run] = []
-        for first, last in runs:
-            for block in range(first, last):
-                begin, end = block * length + start, block * length + stop
-                if finer and finer[-1][1] == begin:
-                    begin = finer.pop()[0]
-                finer.append((begin, end))
-        runs = finer
-    return tuple(run for run in runs if run[0] < run[1]) or ((0, 0),)
 
 
 def _overlaps(have: Runs, want: Runs) -> list[Copy]:

@@ -19,7 +19,7 @@ from workbench.errors import RunError
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.groups import Groups
 from workbench.mesh import BATCH_AXES
-from workbench.plan import Cut, LayerPlan, Plan
+from workbench.plan import Cut, LayerPlan, Plan, runs_of
 from workbench.traced import Flat
 from workbench.windows import Run
 
@@ -155,6 +155,9 @@ def split_flat(x: Tensor, dim: int, flat: Flat, plan: Plan, rank: int) -> Tensor
     """
     sizes = [size for _, size in flat.parts]
     owned = [plan.share_of_label(label, size, rank) for label, size in flat.parts]
+    if flat.beside:
+        runs = runs_of(flat, owned)
+        return torch.cat([x.narrow(dim, start, stop - start) for start, stop in runs], dim)
     x = split(x.unflatten(dim, sizes), owned, range(dim, dim + len(sizes)))
     shape = (*x.shape[:dim], prod(b - a for a, b in owned), *x.shape[dim + len(sizes) :])
     return x.reshape(shape)

@@ -142,7 +142,7 @@ def _slices(x: Tensor, index: Any, name: str) -> Given | None:
 
 def fitted(size: int, parts: Parts, own: Callable[[str, int], int]) -> int:
     """Return a size on a share: of dims of which there is another number there."""
-    if size == -1 or not parts:
+    if size in (-1, 0) or not parts:
         return size
     wholes = [whole or size for _, whole in parts]
     there = prod(own(label, whole) for (label, _), whole in zip(parts, wholes, strict=True))

@@ -5,7 +5,7 @@ Pure: imports nothing of torch, dask or the UI.
 
 from workbench.plan.assembly import assemble, is_first, owner_of
 from workbench.plan.collective import Collective
-from workbench.plan.cuts import Bucket, Cut, CutLabel
+from workbench.plan.cuts import Bucket, Cut, CutLabel, runs_of
 from workbench.plan.explanation import in_binary_units
 from workbench.plan.plan import (
     Batch,
@@ -26,5 +26,6 @@ __all__ = [
     "in_binary_units",
     "is_first",
     "owner_of",
+    "runs_of",
     "shares_of",
 ]

@@ -6,6 +6,7 @@ Pure: imports nothing of torch, dask or the UI; arrays come with the function th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
@@ -41,7 +42,7 @@ def assemble(
     """Return the whole of an array that is cut so, given its shares by rank.
 
     Of several ranks with the same share one is enough. ``concatenate`` joins arrays along a dim;
-    arrays have ``shape`` and ``reshape``, as those of torch, numpy and dask do.
+    arrays have ``shape`` and ``reshape`` and are sliced, as those of torch, numpy and dask.
     """
     cuts = tuple(cuts)
     cutting = [cut.axis for cut in cuts]
@@ -63,6 +64,17 @@ def _joined(
     if cut.flat is None:
         return concatenate(parts, cut.dim)
     sizes = [size for _, size in cut.flat.parts]
+    if cut.flat.beside:  # of each a rank has as many whole units
+        edges, total = list(accumulate(sizes, initial=0)), sum(sizes)
+        things = []
+        for begin, end in pairwise(edges):
+            shares = []
+            for part in parts:
+                length = part.shape[cut.dim]
+                run = slice(begin * length // total, end * length // total)
+                shares.append(part[(*[slice(None)] * cut.dim, run)])
+            things.append(concatenate(shares, cut.dim))
+        return concatenate(things, cut.dim)
     inner = next(n for n, (label, _) in enumerate(cut.flat.parts) if label)
     rest = prod(sizes) // sizes[inner]
     apart = []

@@ -5,9 +5,12 @@ Pure: imports nothing of torch, dask or the UI.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from workbench.traced import Flat
+from workbench.windows import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,28 @@ class Bucket:
     names: tuple[str, ...]
     axes: tuple[str, ...]
     places: tuple[int, ...] = ()
+
+
+def runs_of(flat: Flat, ranges: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the positions, in a dim that was made of several, of a range of each of those."""
+    sizes = [size for _, size in flat.parts]
+    if flat.beside:
+        edges = accumulate(sizes[:-1], initial=0)
+        runs = [(at + start, at + stop) for at, (start, stop) in zip(edges, ranges, strict=True)]
+        return _longer(runs)
+    runs = [(0, 1)]
+    for size, (start, stop) in zip(sizes, ranges, strict=True):
+        finer: list[Run] = []
+        for first, last in runs:
+            for block in range(first, last):
+                begin, end = block * size + start, block * size + stop
+                if finer and finer[-1][1] == begin:
+                    begin = finer.pop()[0]
+                finer.append((begin, end))
+        runs = finer
+    return _longer(runs)
+
+
+def _longer(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the ranges that have positions, or one that has none."""
+    return tuple((start, stop) for start, stop in runs if start < stop) or ((0, 0),)

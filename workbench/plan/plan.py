@@ -100,9 +100,8 @@ class Plan:
     numbers the optimizer keeps for each of a parameter's, and how many bytes beside. ``made`` says
     how the model leaves its output, which is gathered before the loss where ``output`` is not cut.
     ``compression`` is what replicas send of gradients, ``averaging`` when they average ``averaged``
-    instead.
-    ``loss_dim`` is the dim of the output that counts classes, if the loss can be computed of shares
-    of them; 0 if not.
+    instead. ``loss_dim`` is the dim of the output that counts classes, if the loss can be computed
+    of shares of them; 0 if not.
     """
 
     workload: str
@@ -221,7 +220,8 @@ class Plan:
         for cut in cuts:
             if cut.flat is not None:
                 parts = [self.share_of_label(label, size, rank) for label, size in cut.flat.parts]
-                found[cut.dim] = (0, prod(stop - start for start, stop in parts))
+                together = sum if cut.flat.beside else prod
+                found[cut.dim] = (0, together(stop - start for start, stop in parts))
                 continue
             count = self.mesh.parts(cut.axis, cut.part)
             place = self.mesh.place(rank, cut.axis, cut.part)

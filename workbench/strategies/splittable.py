@@ -15,7 +15,8 @@ class Splittable:
 
     ``source`` and ``made`` are the labels of the features that it reads and makes, ``inputs`` and
     ``outputs`` their numbers. ``ways`` are the choices that there are. A layer that makes several
-    ``things`` side by side, such as queries, keys and values, has ``made`` features of each.
+    ``things`` side by side, such as queries, keys and values, has that label for all of them, and
+    ``made`` for the features of each.
     """
 
     layer: Layer
@@ -24,7 +25,13 @@ class Splittable:
     inputs: int
     outputs: int
     ways: tuple[str, ...]
-    things: int = 1
+    things: Flat | None = None
+
+    @property
+    def features(self) -> int:
+        """The number of features that it makes, or of the fewest where these are of things."""
+        sizes = [size for label, size in self.things.parts if label] if self.things else []
+        return min(sizes, default=self.outputs)
 
     def choice(self, kept: frozenset[Label], degree: int) -> str:
         """Return how the layer is split, given which labels stay cut; "" if it stays whole."""
@@ -42,10 +49,9 @@ class Splittable:
         layer = self.layer
         if choice == "heads":
             return [(name, Cut(dim, axis, flat=flat)) for name, dim, flat in layer.by_heads]
-        if self.things > 1 and stays:
-            flat = Flat((("", self.things), (str(self.made), self.outputs // self.things)))
+        if self.things is not None and stays:
             return [
-                (p.name, Cut(int(layer.turned and len(p.shape) > 1), axis, flat=flat))
+                (p.name, Cut(int(layer.turned and len(p.shape) > 1), axis, flat=self.things))
                 for p in (*layer.parameters, *layer.tied)
             ]
         # A transposed convolution and an embedding count what they read in the weight's first dim.

@@ -62,11 +62,7 @@ def _units(plan: Plan, label: Label, kept: frozenset[Label]) -> int:
 
 def _labels_that_can_be_cut(plan: Plan, found: Sequence[Splittable], degree: int) -> list[str]:
     """Return the labels of features all of whose readers can do with a part."""
-    candidates = {
-        one.made: one.outputs // one.things
-        for one in found
-        if isinstance(one.made, str) and one.made
-    }
+    candidates = {one.made: one.features for one in found if isinstance(one.made, str) and one.made}
     whole = {name for mix in plan.mixes for label in mix.labels for name in _names(label)}
     whole |= {
         name
@@ -122,7 +118,7 @@ def _takes(layer: Layer, array: Traced, dim: int, one: Splittable | None, made: 
     label = array.labels[dim]
     if layer.watched:
         return True
-    if one is not None and one.things > 1 and made and dim == layer.feature_dim(array):
+    if one is not None and one.things and made and dim == layer.feature_dim(array):
         return True
     if isinstance(label, Flat) or not label.startswith("out:"):
         return False

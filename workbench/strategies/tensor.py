@@ -18,7 +18,7 @@ from workbench.strategies.splittable import Splittable, splittable
 from workbench.strategies.splitting import split
 from workbench.strategies.strategy import Strategy
 from workbench.strategies.wording import exposed_note
-from workbench.traced import Flat, Layer
+from workbench.traced import Flat, Label, Layer
 
 AXIS = "tensor"
 
@@ -63,7 +63,8 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
     weights = [p for p in (*layer.parameters, *layer.tied) if len(p.shape) == 2]
     if len(weights) != 1 or not made.labels:
         return None
-    label, things = made.labels[-1], 1
+    label: Label = made.labels[-1]
+    things: Flat | None = None
     tied = len({user.name for user in users[weights[0].name]}) > 1
     if tied and not all(
         not user.turned and user.role in ("linear", "embedding") and weights[0].shape[0] >= degree
@@ -82,7 +83,7 @@ def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittab
         return None
     ways: tuple[str, ...] = ("filters",) if tied else ("filters", "channels")
     if isinstance(label, Flat) and not tied:  # several things side by side, each of them split
-        ((_, things), (label, _)) = label.parts
+        things, label = label, label.parts[-1][0]
         ways = ("filters",)
     return Splittable(layer, source.labels[-1], label, source.shape[-1], outputs, ways, things)
 
@@ -100,9 +101,15 @@ def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
 def _nothing_to_split(plan: Plan, degree: int, users: dict[str, list[Layer]]) -> str:
     if plan.mesh.degree("channel") > 1:
         ranks = degree * plan.mesh.degree("channel")
+        tied = {array.name for planned in plan.layers for array in planned.layer.tied}
+        nearest = f"data={ranks}"
+        for fewer in range(ranks, 1, -1):
+            if splittable(plan, lambda layer, d=fewer: convolution(layer, d, tied)):  # type: ignore[misc]
+                nearest = f"channel={fewer}"
+                break
         return (
             f"{plan.mesh} splits convolutions over channel and all else over tensor, and this "
-            f"model has nothing else that can be split; use channel={ranks}."
+            f"model has nothing else that can be split; use {nearest}."
         )
     sizes = [
         max(size for array in planned.layer.parameters for size in array.shape[:2])

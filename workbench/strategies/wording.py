@@ -33,7 +33,8 @@ def notes(plan: Plan, axis: str, split: Collection[str]) -> list[str]:
         if shared and (layer.role == "conv") != (axis == "channel"):
             continue
         way = WORDS.get((layer.role, planned.choice if layer.name in split else ""))
-        parts = next((cut.flat.parts[0][1] for _, cut in planned.parameters if cut.flat), 0)
+        flat = next((cut.flat for _, cut in planned.parameters if cut.flat), None)
+        parts = 0 if flat is None else len(flat.parts) if flat.beside else flat.parts[0][1]
         if way and layer.role == "linear" and parts:
             way = f"{way}, each of {parts} parts by itself"
         ways.setdefault(way or "whole on every rank, as it cannot be split", []).append(layer.name)

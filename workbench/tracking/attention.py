@@ -13,12 +13,18 @@ from workbench.tracking.tags import Tag, labels_in, lost
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
 @rule("_scaled_dot_product_fused_attention_overrideable")
 def _attention(op: Operation) -> list[list[Tag]]:
-    """Take samples, heads and queries each by itself; every key meets all queries of its head."""
+    """Take samples, heads and queries each by itself; every key meets all queries of its head.
+
+    Several heads of queries in a row may have a head of keys and values in common.
+    """
     query, key, value = op.tensors[:3]
     mask: Tensor | None = op.given.get("attn_mask", op.given.get("attn_bias"))
-    if any(x.dim() != 4 for x in (query, key, value)) or query.shape[1] != key.shape[1]:
+    if any(x.dim() != 4 for x in (query, key, value)) or query.shape[1] % key.shape[1]:
         return everything(op)
     of_query, of_key, of_value = (list(tags_of(x)) for x in (query, key, value))
+    if query.shape[1] != key.shape[1]:
+        for tag in (of_key[1], of_value[1]):
+            op.names.split(tag, key.shape[1])
     inner = (of_query[3], of_key[3], of_key[2], of_value[2])
     mixed: list[Label] = list(labels_in(inner))
     apart: list[Label] = []

@@ -73,7 +73,7 @@ class Calls:
     Parameters
     ----------
     fused:
-        Layers that make several things at once, such as queries, keys and values, and how many.
+        Layers that make several things at once, such as queries, keys and values: their sizes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Calls:
         model: nn.Module,
         watch: Watch,
         opaque: frozenset[str],
-        fused: Mapping[str, int] | None = None,
+        fused: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.model, self.watch, self.opaque = model, watch, opaque
         self.fused, self.positions = fused or {}, watch.positions
@@ -275,7 +275,7 @@ class Calls:
         self.watch.names.introduce(own)
         made: Tag = own
         if said.role == "linear" and first.dim():
-            made = fused(own, first.shape[-1], self.fused.get(own.removeprefix("out:"), 1))
+            made = fused(own, self.fused.get(own.removeprefix("out:"), ()))
         tags: Tags = tuple(made if label == "out" else label for label in said.labels)
         set_tags(first, tags if len(tags) == first.dim() else ("",) * first.dim())
         for x in others:

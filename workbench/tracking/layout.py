@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from math import gcd
 
 import torch
@@ -99,7 +100,8 @@ def _part(op: Operation) -> list[list[Tag]]:
     if hit := labels_of(tags[dim]):
         sizes = [op.first.shape[dim], *(r.shape[dim] for r in op.results if r.dim() == len(tags))]
         single = op.name in ("select", "unbind")
-        op.names.part(tags[dim], sizes[0] // (1 if single else max(1, gcd(*sizes))))
+        count = sizes[0] // (1 if single else max(1, gcd(*sizes)))
+        op.names.part(tags[dim], count, () if single else _edges(op, dim))
         op.mix(hit, f"{op.said} of dim {dim}")
         tags[dim] = lost(tags[dim])
     if op.name in ("select", "unbind"):
@@ -107,16 +109,28 @@ def _part(op: Operation) -> list[list[Tag]]:
     return [tags] * len(op.results)
 
 
+def _edges(op: Operation, dim: int) -> list[int]:
+    """Return where the parts that code takes of a dim begin and end."""
+    start = (op.given["start"] or 0) if op.name in ("slice", "narrow") else 0
+    start += op.first.shape[dim] if start < 0 else 0
+    return list(accumulate((result.shape[dim] for result in op.results), initial=start))
+
+
 def _whole_things(op: Operation, tag: Tag, dim: int) -> list[Tag]:
     """Return the tags of parts that are whole things of several side by side; none if not so."""
     if not isinstance(tag, Merged) or not is_fused(tag) or op.name in ("select", "unbind"):
         return []
+    if op.given.get("step", 1) != 1:
+        return []
+    edges = _edges(op, dim)
+    if tag.beside:
+        ends = list(accumulate((size for _, size in tag.parts), initial=0))
+        things = dict(zip(pairwise(ends), (part for part, _ in tag.parts), strict=True))
+        found = [things.get(each, "") for each in pairwise(edges)]
+        return found if all(found) else []
     (none, _), (label, size) = tag.parts
-    start = 0
-    if op.name in ("slice", "narrow"):
-        start = op.given["start"] or 0
-    sizes = [result.shape[dim] for result in op.results]
-    if op.given.get("step", 1) != 1 or start % size or any(n % size or not n for n in sizes):
+    sizes = [stop - start for start, stop in pairwise(edges)]
+    if edges[0] % size or any(n % size or not n for n in sizes):
         return []
     return [label if n == size else Merged(((none, n // size), (label, size))) for n in sizes]
 

@@ -53,7 +53,7 @@ def _labels(x: Tensor) -> tuple[Label, ...]:
     """Return the labels of the dims of ``x``, those too that a view has merged into one."""
     tags = tags_of(x)
     return tuple(
-        Flat(tuple(_parts(tag))) if isinstance(tag, Merged) else label
+        Flat(tuple(_parts(tag)), tag.beside) if isinstance(tag, Merged) else label
         for tag, label in zip(tags, as_labels(tags, x.shape), strict=True)
     )
 

@@ -71,7 +71,7 @@ def regroup(
 
 
 def _atoms(tag: Tag, size: int) -> Parts:
-    return tag.parts if isinstance(tag, Merged) else ((tag, size),)
+    return tag.parts if isinstance(tag, Merged) and not tag.beside else ((tag, size),)
 
 
 def _together(
@@ -86,7 +86,9 @@ def _together(
     if len(parts) == 1:
         return parts[0][0]
     tags = [tag for tag, _ in parts]
-    if not any(tags[1:]) and split(tags[0], parts[0][1], 0):
+    # Entries that are all equal are what was expanded: each of the pieces, so many times.
+    alike = all(not tag or isinstance(tag, Even) for tag in tags[1:])
+    if alike and split(tags[0], parts[0][1], 0):
         return tags[0]
     if labels_in(tags):
         return merged(parts)

@@ -95,7 +95,8 @@ def _like(value: Any, items: Any) -> Any:
 def scaled(tag: Tag, size: int, scale: Scale) -> int:
     """Return the other size of a dim with ``tag``."""
     if isinstance(tag, Merged | Flat):
-        return prod(scaled(part, rows, scale) for part, rows in tag.parts)
+        parts = [scaled(part, rows, scale) for part, rows in tag.parts]
+        return sum(parts) if tag.beside else prod(parts)
     if isinstance(tag, str) and tag:
         return scale(tag, size)
     return size

@@ -35,6 +35,8 @@ def _parts(given: Given, argument: Tags, results: Sequence[Tensor]) -> tuple[Par
 
 def _labelled(tag: Tag) -> Parts:
     """Return the labels that a dim carries, with their sizes; 0 for all of the dim."""
+    if isinstance(tag, Merged) and tag.beside:
+        tag = tag.parts[0][0]
     if isinstance(tag, Merged):
         return tuple((part, n) for part, n in tag.parts if isinstance(part, str) and part)
     return ((tag, 0),) if isinstance(tag, str) and tag.startswith("out:") else ()

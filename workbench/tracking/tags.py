@@ -34,10 +34,12 @@ class Merged:
 
     Harmless as long as every row is treated alike, or until the dim is taken apart again, as in
     the matrix product of an array of many dims. ``origin`` is the mix to report where it is not.
+    With ``beside`` it is no view: the dim has parts of several sizes side by side.
     """
 
     parts: tuple[tuple[Tag, int], ...]
     origin: Mix | None = field(default=None, compare=False)
+    beside: bool = False
 
 
 Tag = Label | Even | Lost | Merged
@@ -45,21 +47,24 @@ Tags = tuple[Tag, ...]
 EVEN = Even()
 
 
-def fused(label: str, size: int, count: int) -> Tag:
-    """Return the tag of ``size`` features that are ``count`` things side by side, each a layer's.
+def fused(label: str, sizes: Sequence[int]) -> Tag:
+    """Return the tag of features that are things of ``sizes`` side by side, each a layer's.
 
     The label then counts the features of each of them.
     """
-    if count < 2 or size % count:
+    if len(sizes) < 2:
         return label
-    return Merged((("", count), (label, size // count)))
+    if len(set(sizes)) == 1:
+        return Merged((("", len(sizes)), (label, sizes[0])))
+    return Merged(tuple((label, size) for size in sizes), beside=True)
 
 
 def is_fused(tag: Tag) -> bool:
     """Return whether a dim has several things side by side, of each of which there are features."""
+    if not isinstance(tag, Merged) or tag.beside:
+        return isinstance(tag, Merged)
     return (
-        isinstance(tag, Merged)
-        and len(tag.parts) == 2
+        len(tag.parts) == 2
         and not tag.parts[0][0]
         and isinstance(tag.parts[1][0], str)
         and tag.parts[1][0].startswith("out:")
@@ -69,7 +74,8 @@ def is_fused(tag: Tag) -> bool:
 def labels_of(tag: Tag) -> tuple[Label, ...]:
     """Return the labels that a dim carries, those of merged dims one by one."""
     if isinstance(tag, Merged):
-        return tuple(label for part, _ in tag.parts for label in labels_of(part))
+        parts = tag.parts[:1] if tag.beside else tag.parts
+        return tuple(label for part, _ in parts for label in labels_of(part))
     if isinstance(tag, Even | Lost) or not tag:
         return ()
     return (tag,)
@@ -100,7 +106,7 @@ def as_labels(tags: Tags, shape: Sequence[int]) -> tuple[Label, ...]:
     found: list[Label] = [tag if isinstance(tag, str | Flat) else "" for tag in tags]
     for dim, tag in enumerate(tags):
         if isinstance(tag, Merged) and is_fused(tag):
-            found[dim] = Flat(tuple((str(part), size) for part, size in tag.parts))
+            found[dim] = Flat(tuple((str(part), size) for part, size in tag.parts), tag.beside)
     for dim, tag in enumerate(tags):
         if isinstance(tag, Lost) and len(tag.labels) == 1 and shape[dim] > 1:
             (label,) = tag.labels
@@ -121,11 +127,17 @@ class Names:
         self._units: dict[str, int] = {}
         self.splits: list[tuple[str, int, int]] = []
         self.parted: dict[str, int] = {}
+        self.edges: dict[str, set[int]] = {}
 
-    def part(self, tag: Tag, count: int) -> None:
-        """Note that code takes the features of a layer apart into ``count`` things of their own."""
-        if isinstance(tag, str) and tag.startswith("out:") and count > 1:
-            self.parted.setdefault(tag, count)
+    def part(self, tag: Tag, count: int, edges: Iterable[int]) -> None:
+        """Note that code takes the features of a layer apart into ``count`` things of their own.
+
+        ``edges`` are those of the parts, which may be of several sizes.
+        """
+        if isinstance(tag, str) and tag.startswith("out:"):
+            self.edges.setdefault(tag, set()).update(edges)
+            if count > 1:
+                self.parted.setdefault(tag, count)
 
     def introduce(self, label: str) -> None:
         """Note that ``label`` exists: the earlier of two that are the same gives both its name."""
@@ -163,7 +175,8 @@ class Names:
     def canonical(self, label: Label) -> Label:
         """Return ``label`` with the names that all agree on, also inside a flattened dim."""
         if isinstance(label, Flat):
-            return Flat(tuple((self.find(name), size) for name, size in label.parts))
+            parts = tuple((self.find(name), size) for name, size in label.parts)
+            return Flat(parts, label.beside)
         return self.find(label)
 
     def all(self, labels: Iterable[Label]) -> tuple[Label, ...]:
@@ -213,15 +226,21 @@ class Names:
             return a or b, ()
         if isinstance(a, str) and isinstance(b, str) and a and b and self.same(a, b):
             return a, ()
-        if isinstance(a, Flat) and isinstance(b, Flat) and self._alike(a.parts, b.parts):
+        if isinstance(a, Flat) and isinstance(b, Flat) and self._alike(a, b):
             return a, ()
-        if isinstance(a, Merged) and isinstance(b, Merged) and self._alike(a.parts, b.parts):
+        if isinstance(a, Merged) and isinstance(b, Merged) and self._alike(a, b):
             return a, ()
         mixed = labels_in((a, b))
         return Lost(frozenset(mixed)), mixed
 
-    def _alike(self, a: Sequence[tuple[Tag, int]], b: Sequence[tuple[Tag, int]]) -> bool:
+    def _alike(self, a: Merged | Flat, b: Merged | Flat) -> bool:
         """Return whether two merged dims are made of the same parts."""
-        return [size for _, size in a] == [size for _, size in b] and not any(
-            self._join(one, other, size)[1] for (one, size), (other, _) in zip(a, b, strict=True)
+        sizes = [[size for _, size in each.parts] for each in (a, b)]
+        return (
+            a.beside == b.beside
+            and sizes[0] == sizes[1]
+            and not any(
+                self._join(one, other, size)[1]
+                for (one, size), (other, _) in zip(a.parts, b.parts, strict=True)
+            )
         )
