@@ -62,6 +62,7 @@ ROOMS = (
     "limits",  # what a rank may keep
     "dividing",  # a model -> the stages of a pipeline
     "sequencing",  # a model -> where ranks go on with some positions
+    "arranging",  # a plan's first lines -> its stages and positions
     "planning",  # workload and strategy -> plan
     "controls",  # what an experiment is, in plain values
     "sharing",  # share codes
@@ -137,6 +138,7 @@ TORCH = (
         "dividing",
         "layer_times",
         "sequencing",
+        "arranging",
         "planning",
         "layers",
         "scoring",

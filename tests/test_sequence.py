@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,12 @@ from rank_threads import run_on_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench import layer_times
 from workbench.errors import PlanError
 from workbench.plan import Plan
+from workbench.plan.stages import Call
 from workbench.planning import plan
+from workbench.verify import verify
 from workbench.workload import Workload
 
 VOCABULARY, CLASSES = 11, 5
@@ -224,11 +229,43 @@ def test_stages_that_begin_anywhere(strategy: str, cut: str, after: bool) -> Non
     assert_bytes(got)
 
 
+def test_stages_begin_in_one_place_although_times_differ_each_time_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where stages begin decides which layers may leave ranks some positions."""
+    torch.manual_seed(0)
+    perceptrons = (
+        (nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8), nn.LayerNorm(8)) for _ in range(2)
+    )
+    net = nn.Sequential(nn.Embedding(VOCABULARY, 8), *chain(*perceptrons), nn.Linear(8, CLASSES))
+    slow = iter([("model.4", "model.5"), ("model.1", "model.3")])
+    taken = layer_times.layer_times
+
+    def other_times(*given: Any) -> dict[Call, float]:
+        two = next(slow)
+        return {call: 1.0 if call.module in two else 1e-6 for call in taken(*given)}
+
+    monkeypatch.setattr(layer_times, "layer_times", other_times)
+    work = workload(net, per_word=True)
+    options: dict[str, Any] = {"accumulate": 2, "balance": "measured"}
+    got = run_on_threads(work, "pipeline=2,tensor=2", STEPS, sequence="split", **options)
+    assert_same(got, run_on_threads(work, "serial", STEPS, accumulate=2))
+    assert_bytes(got)
+
+
+def test_a_proof_has_the_refusal() -> None:
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 6)
+    proof = verify(net, x, strategy="tensor=2", sequence="split")
+    assert "no layer of this model adds up" in str(proof.refusal)
+
+
 def test_positions_that_spatial_cuts_are_not_cut_once_more() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 30, 3))
     data = (np.zeros((8, 2, 6, 5), np.float32), np.zeros(8, np.int64))
     made = Workload(model=net, data=data, loss=nn.CrossEntropyLoss(), batch_size=4)
-    with pytest.raises(PlanError, match=r"spatial cuts positions already; use sequence=\"whole\""):
+    with pytest.raises(
+        PlanError, match=r"that is not offered with spatial; use sequence=\"whole\""
+    ):
         plan(made, "tensor=2,spatial=2", sequence="split")
 
 

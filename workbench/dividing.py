@@ -47,6 +47,7 @@ def divide(
     split_at: str = "",
     times: Mapping[Call, float] | None = None,
     room: Room | None = None,
+    entries: Sequence[Call] = (),
 ) -> Divided:
     """Cut ``model`` into stages of about equal cost, each between two calls of modules.
 
@@ -60,13 +61,16 @@ def divide(
         Seconds of the calls of layers, to be balanced instead of what is counted.
     room:
         What a rank may keep. Where no division would do, one is made as if there were no limit.
+    entries:
+        The calls with which stages begin, where an earlier division has chosen them.
 
     Raises
     ------
     PlanError
         If there are not so many pieces, a named module is none, or what crosses cannot be carried.
     """
-    return _Divider(model, inputs, found, mesh, chunks, times, room).divide(split_at)
+    divider = _Divider(model, inputs, found, mesh, chunks, times, room)
+    return divider.at(entries) if entries else divider.divide(split_at)
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,12 @@ class _Divider:
 
     def divide(self, split_at: str) -> Divided:
         if split_at:
-            return self._divided(self._named(split_at))
+            return self.at(self._named(split_at))
         refused: dict[Call, str] = {}
         while True:
             entries = self._best(refused)
             try:
-                return self._divided(entries)
+                return self.at(entries)
             except Uncarried as error:
                 refused[entries[error.stage - 1]] = str(error)
 
@@ -246,7 +250,7 @@ class _Divider:
             )
         entries = sorted((Call(name) for name in names), key=lambda call: self.calls[call].enter)
         try:
-            self._divided(entries)
+            self.at(entries)
         except Uncarried as error:
             nearest = self._best({entries[error.stage - 1]: str(error)})
             raise PlanError(
@@ -255,7 +259,7 @@ class _Divider:
             ) from None
         return entries
 
-    def _divided(self, entries: Sequence[Call]) -> Divided:
+    def at(self, entries: Sequence[Call]) -> Divided:
         """Run every stage without computing, to see what it needs of earlier ones."""
         device = self.trace.device
         stages = Stages(self.trace.copy(self.model), self.calls, entries, device)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from workbench.arguments import check_accumulate
+from workbench.arranging import arranged
 from workbench.errors import PlanError
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import AXES, Mesh, cuts_features
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.schedules import SCHEDULES, most_in_flight
 from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from workbench.dividing import Room
     from workbench.profile import Profile
     from workbench.workload import Workload
 
@@ -105,7 +103,7 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     start = replace(start, batch=replace(start.batch, accumulate=accumulate))
     optimizer = work.make_optimizer(list(model.named_parameters()))
     start = replace(start, optimizer_state=state_of(optimizer))
-    start = staged(start, model, (batch,), found)
+    start, found = arranged(start, model, (batch,), found, compose)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
@@ -205,39 +203,6 @@ def _micro_batches(start: Plan, found: Profile) -> int:
     return min(most, pipeline.MICRO_BATCHES_PER_RANK * ranks)
 
 
-def staged(start: Plan, model: nn.Module, inputs: Sequence[Tensor], found: Profile) -> Plan:
-    """Divide the model into the stages of a pipeline, if that is asked for."""
-    if start.mesh.degree(pipeline.AXIS) == 1:
-        return start
-    from workbench.dividing import divide
-    from workbench.layer_times import layer_times
-
-    chunks = pipeline.chunks(start.option("schedule", "1f1b"), start.option("chunks", ""))
-    asked = start.option("split_at", "")
-    rows = max(start.batch.rows(start.mesh.replicas, 0))
-    times = None
-    if start.option("balance", "counted") == "measured":
-        times = layer_times(model, inputs, rows, {layer.name for layer in found.layers})
-    room = _room(start, chunks, rows)
-    made = divide(model, inputs, found, start.mesh, chunks, asked, times, room)
-    return replace(start, stages=made.stages, crossings=made.crossings, held=made.held)
-
-
-def _room(start: Plan, chunks: int, rows: int) -> Room | None:
-    """Return what a stage may keep if there is a limit; a rank's chunks get equal parts of it."""
-    from workbench.dividing import Room
-
-    limit = start.option("memory_limit", "")
-    if not limit:
-        return None
-    ranks, micro = start.mesh.degree(pipeline.AXIS), start.batch.accumulate
-    actions = SCHEDULES[start.option("schedule", "1f1b")].actions(ranks, chunks, micro)
-    most = [-(-number // chunks) for number in most_in_flight(actions)] * chunks
-    in_flight = [1] * len(most) if start.option("recompute", "no") == "yes" else most
-    alike, _ = start.optimizer_state
-    return Room(bytes_of(limit) // chunks, 2 + alike, tuple(in_flight), rows)
-
-
 def _check_shares(made: Plan, optimizer: Optimizer) -> None:
     """Check that ranks can update their shares of parameters by themselves."""
     from workbench.optimizers import updates_by_entry
@@ -255,7 +220,6 @@ def _check_shares(made: Plan, optimizer: Optimizer) -> None:
 def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     """Profile ``model``; with ``fallback="gather"`` layers that cannot be cut are kept whole."""
     from workbench.profile import profile
-    from workbench.sequencing import asked, cut_positions
 
     cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
     features = bool(start.mesh.feature_axes)
@@ -264,11 +228,6 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
         asked_for = spatial.dims_asked(start.option("spatial_dims", "largest"))
         dims = (*dims, *(asked_for or range(2, inputs[0].dim())))
     opaque: frozenset[str] = frozenset()
-    if asked(start):
-        again = partial(profile, model, *inputs, dims=dims, features=True)
-        found = again()
-        start = staged(start, model, inputs, found)
-        return cut_positions(start, found, compose, lambda positions: again(positions=positions))
     while True:
         found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":

@@ -35,7 +35,7 @@ def cut_positions(
         If nothing is left to cut, or code needs all positions of what no layer has made.
     """
     if start.mesh.degree("spatial") > 1:
-        raise sequence.nothing_to_cut(start, "spatial cuts positions already")
+        raise sequence.nothing_to_cut(start, "that is not offered with spatial")
     plan = compose(start, found)
     cut, gathered = sequence.layers_to_cut(plan, tensor.AXIS), frozenset[str]()
     why = ""

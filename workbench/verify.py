@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from workbench.arranging import arranged
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
@@ -24,7 +25,7 @@ from workbench.layers.swap import parallelize
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, Plan
-from workbench.planning import checked_options, compose, staged, trace
+from workbench.planning import checked_options, compose, trace
 from workbench.profile import tensors_in
 from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
@@ -124,7 +125,9 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
     )
     found = trace(module, tuple(_leaf(x) for x in values), start)
     try:
-        plan = compose(staged(start, module, [_leaf(x) for x in values], found), found)
+        arrays = [_leaf(x) for x in values]
+        divided, found = arranged(start, module, arrays, found, compose)
+        plan = compose(divided, found)
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
     if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.replicas > 1:

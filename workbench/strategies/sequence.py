@@ -119,7 +119,7 @@ def planned(plan: Plan, layers: Iterable[LayerPlan]) -> tuple[LayerPlan, ...]:
     Raises
     ------
     PlanError
-        If a layer's results would have to be added up and are not, or of two sizes look alike.
+        If a layer is called on arrays of two sizes of which the shares look alike.
     """
     made = tuple(
         replace(each, choice="gather output") if is_gathered(each.layer) else each
