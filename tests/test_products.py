@@ -87,6 +87,70 @@ def test_what_crosses_is_what_a_rank_has(entry: str) -> None:
     assert {shape[0] for shape in rows} == {2}
 
 
+class Turned(nn.Module):
+    """Needs all channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.flip(1))
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("strategy", ["tensor=2,spatial=2", "channel=2,spatial=3"])
+def test_halos_have_the_channels_of_a_rank_s_groups(strategy: str, groups: int) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        Turned(),
+        nn.Conv2d(4, 4, 3, 2, padding=2, dilation=2, groups=groups),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 1),
+    )
+    found = assert_equal(vector(net, 2, 7, 5), strategy)
+    (grouped,) = [planned for planned in found.layers if planned.layer.name == "2"]
+    assert grouped.choice == "groups"
+    assert {cut.axis for cut in grouped.input} == {"spatial"}
+
+
+class Again(nn.Module):
+    """The same layers in both stages, of which only some calls need what others have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(2, 2, 3, padding=1), nn.MaxPool2d(2)
+        self.second, self.last = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.pool(torch.tanh(self.conv(x)))
+        return self.last(self.pool(self.conv(self.second(hidden))))
+
+
+@pytest.mark.parametrize(
+    ("height", "stages"), [(4, [(1,)]), (5, [(0,), (1,)]), (6, [(0,)]), (7, [])]
+)
+def test_each_call_of_a_layer_sends_in_its_own_stage(height: int, stages: list[tuple[int]]) -> None:
+    torch.manual_seed(0)
+    made = vector(Again(), 2, height, 5)
+    found = assert_equal(made, "pipeline=2,spatial=2", spatial_dims=2, split_at="second")
+    assert [c.places for c in found.collectives if c.name == "pool: halo"] == stages
+    # Nobody needs a gradient of the image, so the first call sends none back.
+    back = [c.places for c in found.collectives if c.name == "conv: halo gradients"]
+    assert back == [(1,)]
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+@pytest.mark.parametrize("height", [4, 7])
+def test_a_layer_in_two_stages_is_gathered_in_both(height: int, stage: str) -> None:
+    torch.manual_seed(0)
+    made = vector(Again(), 2, height, 5)
+    assert_equal(made, "sharded=2,pipeline=2", split_at="second", stage=stage)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["pipeline=2,spatial=2", "pipeline=2,tensor=2", "sharded=2,pipeline=2"]
+)
+def test_all_chunks_but_the_last_are_recomputed(strategy: str) -> None:
+    assert_equal(skips(), strategy, schedule="interleaved", recompute="yes")
+
+
 @pytest.mark.parametrize("strategy", ["pipeline=2,spatial=2x2", "data=2,pipeline=2,spatial=2"])
 def test_eight_ranks_on_a_u_net(strategy: str) -> None:
     found = assert_equal(vector(u_net(), 3, 8, 8, batch=4), strategy, accumulate=2)
@@ -228,5 +292,9 @@ def test_both_with_stages_or_rows(strategy: str) -> None:
 
 def test_convolutions_alone_leave_nothing_for_tensor() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    made = vector(net, 2, 6, 6)
     with pytest.raises(PlanError, match=r"nothing else that can be split; use channel=4"):
-        plan(vector(net, 2, 6, 6), "tensor=2,channel=2")
+        plan(made, "tensor=2,channel=2")
+    with pytest.raises(PlanError, match=r"nothing else that can be split; use channel=4"):
+        plan(made, "tensor=2,channel=4")  # eight are more than any layer has channels
+    assert plan(made, "channel=4").ranks == 4

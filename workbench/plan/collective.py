@@ -26,7 +26,8 @@ class Collective:
     about: a rank puts in its shares of them. ``by_rank`` is ``numel`` for each rank of the mesh,
     where places on other axes decide too. ``places`` are those on the pipeline whose ranks
     take part, if not all do. ``part`` is what of ``arrays`` travels, if not all their numbers, see
-    :class:`workbench.plan.replicas.Compression`.
+    :class:`workbench.plan.replicas.Compression`. ``call`` is the number in the plan of the call
+    of a layer that it belongs to, where calls of that layer differ.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Collective:
     by_rank: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
     part: str = ""
+    call: int | None = None
 
     def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.

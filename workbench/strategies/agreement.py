@@ -7,13 +7,15 @@ all axes have cut.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
+from itertools import chain
 from math import prod
 
 from workbench.mesh import BATCH_AXES
 from workbench.plan import Bucket, Collective, LayerPlan, Plan
 from workbench.strategies import replicas
+from workbench.strategies.pipeline import stage_of
 from workbench.traced import Array, Sums
 
 BUCKET_BYTES = 32 * 2**20
@@ -40,15 +42,11 @@ def agree(plan: Plan) -> Plan:
     if plan.inexact:
         plan = replace(plan, averaged=replicas.averaged(plan)).adding(notes=[replicas.note(plan)])
     trainable = sum(len(bucket.names) for bucket, _ in buckets)
-    at_stage = _at_stages(plan)
     return replace(
         plan,
         collectives=(
             *(_initial_value(plan, array, axes) for array in plan.arrays),
-            *_recomputed(plan, map(at_stage, plan.collectives)),
-            *_recomputed(
-                plan, (at_stage(s) for each in plan.layers for s in _layer_sums(plan, each))
-            ),
+            *_in_stages(plan, chain(plan.collectives, _layer_sums(plan))),
             *_loss_weight(plan, axes),
             *(
                 moved
@@ -66,44 +64,34 @@ def agree(plan: Plan) -> Plan:
     )
 
 
-def _at_stages(plan: Plan) -> Callable[[Collective], Collective]:
-    """Return what lets only ranks that have a layer take part in its collectives."""
-    ranks = plan.mesh.degree("pipeline")
-    places: dict[str, list[int]] = {}  # of the calls of a layer, in order
-    for index, planned in enumerate(plan.layers):
-        stages = [stage.number for stage in plan.stages if index in stage.layers]
-        if stages:  # a module that is cut inside makes whole what it returns
-            number = stages[-1 if planned.choice == "gather output" else 0]
-            places.setdefault(planned.layer.name, []).append(number % ranks)
-    seen: Counter[tuple[str, str]] = Counter()
+def _in_stages(plan: Plan, found: Iterable[Collective]) -> Iterator[Collective]:
+    """Yield collectives of layers, in which only ranks take part that have the layer.
 
-    def at_stage(moved: Collective) -> Collective:
-        mine = places.get(moved.name.partition(": ")[0])
-        if mine is None or moved.places:
-            return moved
-        call = seen[moved.name, moved.phase]
-        seen[moved.name, moved.phase] += 1
-        return replace(moved, places=(mine[min(call, len(mine) - 1)],))
-
-    return at_stage
-
-
-def _recomputed(plan: Plan, found: Iterable[Collective]) -> Iterator[Collective]:
-    """Yield collectives, those of a forward pass once more where that is done again."""
-    last = (len(plan.stages) - 1) % plan.mesh.degree("pipeline")
+    Those of a forward pass come once more where that is done again.
+    """
+    ranks, last = plan.mesh.degree("pipeline"), len(plan.stages) - 1
     again = plan.stages and plan.option("recompute", "no") == "yes"
+    stages: dict[int, int] = {}  # of calls, by their number
+    calls: dict[str, list[int]] = {}
+    for number, planned in enumerate(plan.layers):
+        if (stage := stage_of(plan, number)) is not None:
+            stages[number] = stage
+            calls.setdefault(planned.layer.name, []).append(number)
+    seen: Counter[tuple[str, str]] = Counter()
     for moved in found:
+        mine = calls.get(moved.name.partition(": ")[0])
+        if mine is None or moved.places:
+            yield moved
+            continue
+        before = seen[moved.name, moved.phase]
+        seen[moved.name, moved.phase] += 1
+        call = mine[min(before, len(mine) - 1)] if moved.call is None else moved.call
+        moved = replace(moved, places=(stages[call] % ranks,))
         yield moved
         # The last stage goes backward at once, so that it recomputes nothing. Under stage 2 whole
         # parameters are still there.
         kept = moved.name.endswith(": parameters") and plan.option("stage", "3") == "2"
-        if (
-            again
-            and not kept
-            and moved.phase == "forward"
-            and moved.places
-            and moved.places != (last,)
-        ):
+        if again and not kept and moved.phase == "forward" and stages[call] != last:
             yield replace(moved, phase="backward")
 
 
@@ -148,18 +136,18 @@ def _initial_value(plan: Plan, array: Array, axes: tuple[str, ...]) -> Collectiv
     return Collective(name, "broadcast", axes, array.numel, itemsize, "start")
 
 
-def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
-    """Return what a layer's statistics cost, over the axes that cut what they are taken of."""
-    layer, found = planned.layer, []
-    carried = [] if planned.choice == "gather" else [cut.axis for cut in planned.input]
-    for sums in layer.sums:
-        axes = {c.axis for c in plan.cut_labels if c.label in sums.labels and c.axis in carried}
-        together = plan.option("batch_norm", "synchronized") != "local"
-        if sums.over_batch and together:
-            axes |= {axis for axis in BATCH_AXES if plan.mesh.degree(axis) > 1}
-        if axes:
-            found.append(
-                Collective(
+def _layer_sums(plan: Plan) -> Iterator[Collective]:
+    """Yield what layers' statistics cost, over the axes that cut what they are taken of."""
+    together = plan.option("batch_norm", "synchronized") != "local"
+    for number, planned in enumerate(plan.layers):
+        layer = planned.layer
+        carried = [] if planned.choice == "gather" else [cut.axis for cut in planned.input]
+        for sums in layer.sums:
+            axes = {c.axis for c in plan.cut_labels if c.label in sums.labels and c.axis in carried}
+            if sums.over_batch and together:
+                axes |= {axis for axis in BATCH_AXES if plan.mesh.degree(axis) > 1}
+            if axes:
+                yield Collective(
                     f"{layer.name}: {sums.name}",
                     sums.operation,
                     tuple(axis for axis, _ in plan.mesh.axes if axis in axes),
@@ -169,9 +157,8 @@ def _layer_sums(plan: Plan, planned: LayerPlan) -> list[Collective]:
                     times=plan.batch.accumulate,
                     per_sample=sums.per_sample,
                     by_rank=_by_rank(plan, planned, sums, axes),
+                    call=number,
                 )
-            )
-    return found
 
 
 def _rows_per_sample(plan: Plan, planned: LayerPlan, sums: Sums) -> int:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, LayerPlan, Plan
 from workbench.strategies.data import cut_batch
+from workbench.strategies.pipeline import stage_of
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Array, Layer
 
@@ -52,13 +53,15 @@ def cut(plan: Plan) -> Plan:
         ),
     )
     collectives: list[Collective] = []
-    seen: set[str] = set()
-    for planned in plan.layers:
+    seen: set[tuple[str, int]] = set()  # with the place on a pipeline
+    for number, planned in enumerate(plan.layers):
         arrays = [array for array in readers.get(planned.layer.name, ()) if array.name in cuts]
         if arrays and planned.layer.arguments:
-            first = planned.layer.name not in seen
-            seen.add(planned.layer.name)
-            collectives += _of_layer(plan, planned, arrays, cuts, stage, first)
+            place = (stage_of(plan, number) or 0) % plan.mesh.degree("pipeline")
+            first = (planned.layer.name, place) not in seen
+            seen.add((planned.layer.name, place))
+            found = _of_layer(plan, planned, arrays, cuts, stage, first)
+            collectives += [replace(moved, call=number) for moved in found]
     return plan.adding(collectives=collectives, notes=[_note(plan, cuts, stage)])
 
 

@@ -26,7 +26,7 @@ _NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width"
 
 
 def declare(plan: Plan) -> Plan:
-    """Say which labels are cut and which arrays are gathered, before other axes cut features."""
+    """Say which dims are cut and which arrays are gathered, before other axes cut features."""
     labels = cut_labels(plan)
     plan = replace(plan, cut_labels=(*plan.cut_labels, *labels))
     check_mixes(plan, {c.label for c in labels})
@@ -35,14 +35,16 @@ def declare(plan: Plan) -> Plan:
 
 
 def cut(plan: Plan) -> Plan:
-    """Cut the input's largest spatial dim, or those that were chosen, and all that follows."""
-    if not _own(plan.cut_labels):
-        plan = declare(plan)
+    """Cut what :func:`declare` has said, and say what travels."""
     labels = _own(plan.cut_labels)
     layers = tuple(_planned(plan, planned) for planned in plan.layers)
     plan = replace(plan, layers=layers)
     check_calls(plan)
-    collectives = [c for planned in layers for c in _collectives(plan, planned)]
+    collectives = [
+        replace(moved, call=number)
+        for number, planned in enumerate(layers)
+        for moved in _collectives(plan, planned)
+    ]
     plan = plan.adding(collectives=collectives, notes=_notes(plan, labels))
     return _at_the_ends(plan)
 
@@ -273,6 +275,8 @@ def _halos(plan: Plan, planned: LayerPlan) -> list[Collective]:
         return []
     rows = prod(window.size for window in halo.windows)
     others = [cut for cut in plan.cuts_of(array) if cut.axis != AXIS]
+    if planned.choice == "groups" and not any(cut.dim == 1 for cut in others):
+        others.append(Cut(1, planned.feature_axis))  # a rank takes the channels of its groups
 
     def numbers(of: list[int]) -> list[int]:
         """Return, for each rank, the numbers in those rows: it may have some channels of them."""
