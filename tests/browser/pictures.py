@@ -26,8 +26,8 @@ from workbench.ui.lab import lab_command
 
 LIMIT_MS = 400_000
 WIDTH_PX, HEIGHT_PX = 1280, 3000
-MOST_BYTES = 120_000
-COLOURS = (128, 64, 32, 16)
+MOST_BYTES = 200_000
+COLOURS = (256, 128, 64)
 
 PANEL = "import workbench as wb\n\nwb.app(compare=['tensor=2'], batch=64, steps={steps})"
 KILL = """import os, signal
@@ -74,7 +74,9 @@ class Camera:
         image = Image.open(io.BytesIO(png)).convert("RGB")
         for colours in COLOURS:
             out = io.BytesIO()
-            image.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+            # Every colour that means something is kept, however little of it there is.
+            few = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(out, "PNG", optimize=True)
             if len(out.getvalue()) <= MOST_BYTES:
                 break
         path = self._folder / f"see-{name}.png"
