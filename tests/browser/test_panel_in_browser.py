@@ -18,6 +18,11 @@ pytestmark = pytest.mark.timeout(300)
 
 TITLES = "() => Bokeh.documents.flatMap(d => d.roots().map(root => root.title?.text ?? ''))"
 
+ENTRIES = """() => Bokeh.documents.flatMap(d => d.roots())
+    .filter(root => root.title?.text.includes("speedup"))
+    .map(root => root.above.find(part => part.items).items
+        .filter(item => item.visible).map(item => item.name))"""
+
 
 def open_notebook(page, address):
     """Open the notebook, touch nothing, and wait for the panel."""
@@ -57,6 +62,7 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     page.locator(".wb-predict input[type=number]").press("Tab")
     page.locator(".wb-predict .wb-lock").click()
     page.wait_for_function(f"() => ({POINTS})().length === 1", timeout=20_000)
+    assert page.evaluate(ENTRIES) == [["legend.ideal"]]  # what is drawn, and no more
 
     # Run: the cluster starts, points appear while it goes on, the badge at the end.
     set_number(page, "steps", 6)

@@ -39,7 +39,8 @@ if (/^(#|rgba?\\(|[a-z]+$)/i.test(color)) // what Bokeh can read
 
 _AS_THE_DATA = """
 const drawn = source.data[first].length > 0
-const has_any = (column) => column.some((each) => typeof each == "number" ? !isNaN(each) : each)
+const is_any = (each) => typeof each == "number" ? !isNaN(each) : each?.length > 0
+const has_any = (column) => column.some(is_any)
 const show = (part, visible) => part.setv({visible}, {sync: false})
 show(empty, !drawn)
 for (const part of frame) show(part, drawn)
