@@ -221,7 +221,9 @@ def test_a_private_lab_works_in_a_script_without_a_main_guard(tmp_path, mark):
     )
     (tmp_path / "own_module.py").write_text("def double(ctx, job):\n    return 2 * job\n")
     assert run_python("", str(script), mark=mark, folder=tmp_path) == "begin\n42 42\n"
-    assert {p.name for p in tmp_path.iterdir()} <= {"script.py", "own_module.py", "__pycache__"}
+    # Torch makes a folder for its compiler's cache wherever an optimizer is made.
+    left = {p.name for p in tmp_path.iterdir() if not p.name.startswith("torchinductor_")}
+    assert left <= {"script.py", "own_module.py", "__pycache__"}
 
 
 def test_a_lab_works_in_an_interpreter_and_is_closed_at_its_exit(tmp_path, mark):
