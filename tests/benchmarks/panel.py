@@ -60,12 +60,6 @@ print(f"ms: {{1e3 * run.wait().step_s:.3f}}")"""
 BY_PANEL = """print(f"ms: {1e3 * panel.training.run.step_s:.3f}")"""
 ADDRESS = "print(lab.dashboard_link)"
 
-UNTIL = """([wanted, before]) => new Promise(done => {
-  const began = performance.now()
-  const look = () => eval(wanted)().length > before ? done(performance.now() - began)
-                                                    : requestAnimationFrame(look)
-  look()
-})"""
 FRAMES = """limit_ms => new Promise(done => {
   const at = []
   const look = now => {
