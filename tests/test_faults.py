@@ -26,7 +26,7 @@ from workbench.cluster.lab import Lab
 from workbench.cluster.starting import start
 from workbench.errors import RunError
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("no_rank_is_left")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("no_rank_is_left")]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from workbench.errors import PlanError
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, LayerPlan, Plan, in_binary_units
-from workbench.strategies import STRATEGIES
+from workbench.strategies import STRATEGIES, spatial
 from workbench.strategies.agreement import BUCKET_BYTES, agree, gradient_buckets
 from workbench.strategies.notation import parse
 from workbench.traced import Array, Layer, Sums, Traced
@@ -66,8 +66,8 @@ def toy(batch: int = 8, **options: str) -> Plan:
 
 
 def cut(plan: Plan, name: str, degree: int) -> Plan:
-    mesh = Mesh(((name, degree),))
-    return agree(STRATEGIES[name].cut(replace(plan, mesh=mesh)))
+    plan = replace(plan, mesh=Mesh(((name, degree),)))
+    return agree(STRATEGIES[name].cut(spatial.declare(plan) if name == spatial.AXIS else plan))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

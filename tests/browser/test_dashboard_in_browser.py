@@ -28,7 +28,7 @@ def test_the_pages_advance_while_a_run_goes_on(watched, lab: Lab, tmp_path: Path
     try:
         page.goto(f"{base}/workbench")
         page.locator("canvas").first.wait_for(timeout=60_000)
-        page.get_by_role("link", name="Workbench", exact=True).wait_for(timeout=5_000)
+        page.get_by_role("link", name="Workbench", exact=True).wait_for(timeout=30_000)
         page.wait_for_function(f"() => ({LAST})() > 0", timeout=60_000)
         seen_s = page.evaluate(LAST)
         page.wait_for_function(f"() => ({LAST})() > {seen_s}", timeout=40_000)

@@ -10,7 +10,7 @@ from served import served, write_notebook
 
 from workbench.ui.lab import voila_command
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(360)
 
 PANEL = """import workbench as wb
 
@@ -19,7 +19,7 @@ wb.app(workload="digits-mlp", batch=16, steps=6, repeats=1)"""
 
 def run_and_stop(page):
     """Measure something, then stop something."""
-    page.locator(".wb-run").wait_for(timeout=90_000)
+    page.locator(".wb-run").wait_for(timeout=150_000)
     page.locator(".wb-chart-speedup canvas").first.wait_for(timeout=20_000)
     press(page, "Run")
     says(page, "Done")

@@ -13,7 +13,7 @@ from workbench.errors import PlanError, RunError
 if TYPE_CHECKING:
     from workbench.cluster.own_cluster import OwnCluster
 
-WORKER_LIMIT_S = 20.0
+WORKER_LIMIT_S = 60.0
 """Longest wait for a worker that died to come back."""
 
 _POLL_S = 0.05
