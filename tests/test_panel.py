@@ -9,7 +9,7 @@ import pytest
 from panel_fakes import FakeLab, FakeWork, shown, until
 
 from workbench.errors import RunError
-from workbench.ui import driver, form, panel, view
+from workbench.ui import driver, form, pace, panel
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -206,18 +206,18 @@ def test_figures_send_few_messages_and_whole_lists(opened, rooms, monkeypatch):
 
 
 def test_what_people_read_is_renewed_less_often_and_at_the_end(opened, rooms, monkeypatch):
-    monkeypatch.setattr(view, "READ_S", 1e9)
+    monkeypatch.setattr(pace, "FREE", pace.Pace(0.0, 0.0, 1e9))
     opened.run()
     until(lambda: rooms.compared, "the comparison")
     comparison = rooms.compared[0][-1]
     comparison.go_on()
-    charts = {chart.name: chart.source for chart in opened._view._charts}
-    until(lambda: charts["speedup"].data["cores"], "the points")
-    assert charts["share"].data["label"] == []
-    assert "data=2" not in opened._view._table.value
+    speedup = opened._view._charts[0].source
+    until(lambda: "data=2" in opened._view._table.value, "the table of what has begun")
+    comparison.rows[2]["speedup"] = 1.9
+    until(lambda: 1.9 in speedup.data["speedup"], "the point")
+    assert "1.90" not in opened._view._table.value
     comparison.status = "done"
-    until(lambda: "data=2" in opened._view._table.value, "the table")
-    until(lambda: charts["share"].data["label"], "the bars")
+    until(lambda: "1.90" in opened._view._table.value, "the table")
 
 
 def test_an_own_workload_comes_first_and_is_named_in_the_python_line(rooms):

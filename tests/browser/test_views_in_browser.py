@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hands import POINTS, column, do, open_panel, press, says
+from hands import POINTS, column, do, open_panel, press, run_cell, says
 
 pytestmark = pytest.mark.timeout(240)
 
 PANEL = "import workbench as wb\n\nwb.app(batch=8, steps=20_000, repeats=1)"
+TALL = "print('further down\\n' * 200)"
 MOST_MESSAGES_PER_S = 60
 LOOK_S = 10
 ENDS = column("loss", "end_s")
+SAVED = "() => !document.querySelector('.lm-DockPanel-tabBar .jp-mod-dirty')"
 FRAMES = """() => Bokeh.documents.flatMap(d => d.roots())
     .filter(root => root.title?.text.includes("loss"))
     .map(root => [root.below[0].visible, root.legend?.visible ?? null,
@@ -76,5 +78,43 @@ def test_two_views_zoom_and_a_narrow_window_while_a_run_goes_on(watched, noteboo
     page.wait_for_function(f"() => new Set(({ENDS})()).size === 1", timeout=20_000)
     both = page.evaluate(POINTS)
     assert both[: len(both) // 2] == both[len(both) // 2 :]
+    assert watched.errors == []
+    assert watched.strayed == []
+
+
+def test_out_of_sight_and_loaded_again_while_a_run_goes_on(watched, notebook):
+    page = watched.page
+    open_panel(page, notebook(PANEL, TALL))
+    run_cell(page, 1)
+    below = page.get_by_text("further down").first
+    below.wait_for(timeout=20_000)
+    press(page, "Run")
+    says(page, "repeat 1 of 1")
+    page.wait_for_function(f"() => ({ENDS})()[0] > 0", timeout=60_000)
+
+    # What is out of sight for a while is there again, up to date, and in one piece.
+    (seen_s,) = page.evaluate(ENDS)
+    below.evaluate("element => element.scrollIntoView({block: 'end'})")
+    page.wait_for_timeout(3_000)
+    assert page.locator(".wb-charts canvas").first.bounding_box()["y"] < 0
+    page.locator(".wb-charts").first.scroll_into_view_if_needed()
+    page.wait_for_function(f"() => ({ENDS})()[0] > {seen_s} + 2", timeout=20_000)
+    assert len(page.evaluate(ENDS)) == 1
+    drawn = page.locator(".wb-charts canvas").first.bounding_box()
+    assert drawn["width"] > 100
+    assert drawn["height"] > 100
+
+    # Loaded again, the page shows the run as it is by now, and its buttons work.
+    do(page, "docmanager:save")
+    page.wait_for_function(SAVED, timeout=30_000)
+    (seen_s,) = page.evaluate(ENDS)
+    page.reload()
+    page.locator(".wb-run").wait_for(timeout=60_000)
+    page.wait_for_function(f"() => ({ENDS})()[0] > {seen_s}", timeout=60_000)
+    (seen_s,) = page.evaluate(ENDS)
+    page.wait_for_function(f"() => ({ENDS})()[0] > {seen_s}", timeout=20_000)
+    assert page.locator(".wb-charts canvas").count() > 3
+    press(page, "Stop")
+    says(page, "Stopped after")
     assert watched.errors == []
     assert watched.strayed == []

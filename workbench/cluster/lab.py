@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Future
+from distributed.comm import get_address_host
 
 from workbench.cluster.control import CONTROL_LIMIT_S, Control
 from workbench.cluster.feed import Feed
@@ -107,10 +108,15 @@ class Lab:
         """Address of the Dask dashboard."""
         return str(self.client.dashboard_link)
 
+    @property
+    def here(self) -> bool:
+        """Whether its scheduler, and so as a rule every worker, is on this machine."""
+        return get_address_host(self.client.scheduler.addr) in ("127.0.0.1", "::1", "localhost")
+
     def hosts_for(self, size: int) -> tuple[Host, ...]:
         """Return the workers of ``size`` ranks, by rank: one worker each.
 
-        Waits up to 20 seconds for workers that died and are being started again.
+        Waits up to a minute for workers that died and are being started again.
 
         Raises
         ------

@@ -83,10 +83,19 @@ class Actions:
         self.because.placeholder = text("guess.because")
         put(self.language, current())
 
-    def show(self, state: State, strategy: str) -> None:
-        """Bring the buttons up to date; ``strategy`` is the one that is chosen now."""
-        put(self.message, f'<span class="wb-{state.status}">{escape(state.message)}</span>')
-        put(self.progress, state.done)
+    def show(self, state: State, strategy: str, said: State | None = None) -> None:
+        """Bring the buttons up to date.
+
+        Parameters
+        ----------
+        strategy:
+            The one that is chosen now.
+        said:
+            An earlier state whose message and progress are still good enough, if there is one.
+        """
+        said = said or state
+        put(self.message, f'<span class="wb-{said.status}">{escape(said.message)}</span>')
+        put(self.progress, said.done)
         put(self.progress, _BAR.get(state.status, ""), "bar_style")
         must_guess = self._predict_first and self.locked is None
         put(self.run, state.busy or must_guess, "disabled")

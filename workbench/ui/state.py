@@ -81,6 +81,10 @@ class State:
         Whether there is a training that another strategy can go on with.
     dashboard:
         Address of the page of the cluster that shows what runs, "" without one.
+    turn:
+        How many runs there have been of what goes on; another one when the next begins.
+    crowded:
+        Whether what goes on has all cores of this machine at work, so that drawing slows it.
     """
 
     message: str
@@ -105,6 +109,8 @@ class State:
     gone: bool = False
     can_go_on: bool = False
     dashboard: str = ""
+    turn: int = 0
+    crowded: bool = False
 
     @property
     def busy(self) -> bool:
@@ -215,7 +221,22 @@ class Watcher:
             timeline=timeline_of(going.timelines),
             memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
             preview=going.preview,
+            turn=len(going.runs),
+            crowded=self._crowded(going),
         )
+
+    def _crowded(self, going: Any) -> bool:
+        """Return whether any of what is measured takes every core of the machine that draws.
+
+        What is compared is watched alike, or the one that leaves a core free would gain by it.
+        """
+        lab = self._driver.lab
+        if lab is None or not lab.here:
+            return False
+        if isinstance(going, Training):
+            return going.run.plan.ranks * going.run.threads >= machine.cores()
+        taken = [entry.ranks * entry.threads for entry in getattr(going, "entries", ())]
+        return max(taken, default=0) >= machine.cores()
 
 
 def _bubbles(going: Any) -> list[str]:

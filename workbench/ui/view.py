@@ -7,7 +7,6 @@ Nothing here knows Dask or threads; a :class:`~workbench.ui.state.State` goes in
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -31,6 +30,7 @@ from workbench.ui.keep import Keep
 from workbench.ui.language import current, text, translate
 from workbench.ui.live_figure import LiveFigure
 from workbench.ui.memory_figure import memory_chart, memory_columns
+from workbench.ui.pace import FREE, Clock, Due, pace_of, rests
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
@@ -41,13 +41,8 @@ from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.why_table import why_table
 from workbench.ui.widget import Fold, all_of, box, hint, problem, put
 
-READ_S = 1.0
-"""How often what people read is renewed while a run goes on: tables, and the figures of one step.
-
-What moves is drawn at every tick. A message that Jupyter drops breaks a figure, so they are few.
-"""
-
 READ = ("throughput", "accuracy", "share", "timeline", "memory")
+"""Figures that are read rather than watched, see :class:`workbench.ui.pace.Pace`."""
 
 
 class View:
@@ -82,7 +77,8 @@ class View:
         self.controls = Controls(asked, own_name, limits)
         self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
-        self._read_at = -READ_S
+        self._said: State | None = None
+        self._clock = Clock()
         self.keep = keep
         self._price = widgets.BoundedFloatText(value=0.0, min=0.0, max=1e6, step=0.1)
         self._price_drawn = 0.0
@@ -92,6 +88,7 @@ class View:
         self._problem = widgets.HTML()
         self._result = widgets.HTML()
         self._python = widgets.HTML()
+        self._pace = widgets.HTML()
         self._why, self._table, self._details = (widgets.HTML() for _ in range(3))
         self._details_fold = Fold(box([self._details, self._price]), "wb-details")
         self._python_fold = Fold(self._python)
@@ -157,6 +154,7 @@ class View:
             for chart, about in zip(self._charts, self._about, strict=True):
                 chart.speak()
                 about.speak()
+            self._clock = Clock()
             shown, self._shown = self._shown, None
             if shown is not None:
                 self.redraw()
@@ -186,20 +184,23 @@ class View:
                 self._price_drawn = price
                 put(self._details, _details(state, price))
             if state is not self._shown or guess is not self._drawn_guess:
+                due = self._clock.look(state, again=guess is not self._drawn_guess)
+                put(self._pace, _paced(state))
                 put(self._place, _place(state))
                 put(self._problem, _problem(state))
-                put(self._result, _result(state))
-                put(self._pictures, pictures.strip(state.preview))
-                renewed = _rests(state) or time.monotonic() >= self._read_at + READ_S
-                if renewed:
-                    self._read_at = time.monotonic()
+                if due.moving:
+                    put(self._result, _result(state))
+                    put(self._pictures, pictures.strip(state.preview))
+                if due.read:
                     put(self._why, why_table(state.bars, machine.cores()))
                     put(self._table, _runs(state))
                     put(self._details, _details(state, price))
-                self._draw(state, guess, renewed)
+                self._draw(state, guess, due)
                 self._shown, self._drawn_guess = state, guess
+                if due.said:
+                    self._said = state
             # Last: who reads "Done" finds all that was measured.
-            self.actions.show(state, asked.strategy)
+            self.actions.show(state, asked.strategy, self._said)
 
     def break_down(self, error: Exception) -> None:
         """Say that the panel cannot go on."""
@@ -219,7 +220,7 @@ class View:
             for widget in all_of(self.root):
                 widget.close()
 
-    def _draw(self, state: State, guess: Guess | None, renewed: bool) -> None:
+    def _draw(self, state: State, guess: Guess | None, due: Due) -> None:
         columns = (
             figures.speedup_columns(state.points, guess),
             figures.loss_columns(state.curves),
@@ -230,11 +231,11 @@ class View:
             memory_columns(state.memory),
         )
         for chart, about, data in zip(self._charts, self._about, columns, strict=True):
-            if renewed or chart.name not in READ:
+            if due.read if chart.name in READ else due.moving:
                 chart.draw(data)
-            if renewed:
+            if due.read:
                 about.show(data)
-        if _rests(state) and self._shown is not None and not _rests(self._shown):
+        if rests(state) and self._shown is not None and not rests(self._shown):
             self.redraw()  # nothing new will come that would tell a page that is loaded now
 
     def _layout(self) -> Any:
@@ -252,6 +253,7 @@ class View:
                 box([self._problem, self.actions.cluster], "wb-trouble"),
                 self._result,
                 self._pictures,
+                self._pace,
                 box(charts, "wb-charts"),
                 self._why,
                 self._table,
@@ -265,10 +267,6 @@ class View:
         )
 
 
-def _rests(state: State) -> bool:
-    return not state.busy or state.status == "paused"
-
-
 def _place(state: State) -> str:
     """Return where it runs, and a link to the page of the dashboard in the language spoken here."""
     said = f"<span>{escape(state.place)}</span>"
@@ -277,6 +275,15 @@ def _place(state: State) -> str:
     address = escape(f"{state.dashboard}?lang={current()}")
     named = escape(text("place.dashboard"))
     return f'{said} · <a href="{address}" target="_blank" rel="noopener">{named}</a>'
+
+
+def _paced(state: State) -> str:
+    """Say why figures move seldom, where they do."""
+    pace = pace_of(state)
+    if pace is FREE:
+        return ""
+    cores = texts.count(machine.cores(), "core")
+    return hint(text("hint.pace", cores=cores, seconds=f"{pace.moving_s:.0f}"))
 
 
 def _problem(state: State) -> str:
