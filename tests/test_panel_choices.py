@@ -104,7 +104,8 @@ def test_train_goes_on_with_the_same_weights_under_another_strategy(opened, room
         begun.append((strategy, options["start"]))
         kept = SimpleNamespace(
             work=work, plan=SimpleNamespace(strategy=strategy, ranks=1), threads=1,
-            status="running", history=[], spans=[], label=strategy, first_step=0, step=0, steps=12, eta_s=None,
+            status="running", history=[], spans=[], label=strategy, first_step=0, step=0,
+            steps=12, eta_s=None,
             kept={"all": 1}, error=None, preview=None, accuracy=None,
             peak_memory_bytes=(), predicted_memory_bytes=(),
             lab=SimpleNamespace(closed=False),
