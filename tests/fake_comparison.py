@@ -58,7 +58,7 @@ class FakeComparison:
         self.error: Exception | None = None
         self.rows: list[dict[str, Any]] = []
         self.runs: list[Any] = []
-        self.entries: list[Any] = [SimpleNamespace(ranks=1, threads=1)]
+        self.crowded = False
         self.preview: Any = None
         self.timelines: dict[str, Any] = {}
         self.folder = Path("workbench-runs/fake")

@@ -29,7 +29,6 @@ class FakeWork:
 class FakeLab:
     dashboard_link = "http://127.0.0.1:8787/status"
     feed = SimpleNamespace(on=True)
-    here = True
 
     def __init__(self, workers):
         self.hosts, self.closed = [None] * workers, False

@@ -211,6 +211,36 @@ def test_a_page_does_nothing_without_news(board, scheduler, monkeypatch):
     assert len(drawn) == 2  # each part once
 
 
+@pytest.mark.parametrize(("alone", "waits_s"), [(True, 2.0), (False, 5.0)])
+def test_a_page_leaves_what_has_all_cores_at_work_alone(
+    board, scheduler, monkeypatch, alone, waits_s
+):
+    watch = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(pages, "time", SimpleNamespace(monotonic=lambda: watch.now_s))
+    _doc, page = opened(scheduler, "/individual-workbench-speedup")
+    drawn = []
+    monkeypatch.setattr(page, "_draw", lambda part, board: drawn.append(part))
+
+    def news(after_s, **facts):
+        watch.now_s += after_s
+        board.take(News(facts=facts))
+        page.update()
+        count = len(drawn) // 2  # each page has two parts
+        drawn.clear()
+        return count
+
+    going = {"status": "running", "crowded": True, **({"strategy": "data=2"} if alone else {})}
+    assert news(0.5, status="starting") == 1
+    assert news(0.5, **going) == 1  # it begins
+    assert news(0.5, done=9) == 0
+    assert news(0.5, **{"run r2": {}}) == 1  # the next begins
+    assert news(waits_s - 0.1, done=10) == 0
+    assert news(0.2, done=11) == 1
+    assert news(0.1, status="done") == 1
+    assert news(0.1, crowded=False) == 1
+    assert news(0.1, done=12) == 1
+
+
 @pytest.mark.parametrize("path", INDIVIDUAL)
 def test_a_page_that_fails_does_not_trouble_the_scheduler(board, scheduler, path, caplog):
     _doc, page = opened(scheduler, path)

@@ -111,7 +111,7 @@ def test_without_pages_nothing_is_gathered_and_no_thread_runs():
 
 
 def execution(feed: Feed, work: Any, **changes: Any) -> SimpleNamespace:
-    lab = SimpleNamespace(feed=feed)
+    lab = SimpleNamespace(feed=feed, crowded_by=lambda threads: threads > 1)
     return SimpleNamespace(
         work=work,
         plan=SimpleNamespace(
@@ -151,6 +151,7 @@ def test_a_run_by_itself_is_shown_with_its_steps_its_plan_and_its_timeline(feed,
     said = facts(sent)
     assert (said["workload"], said["batch"]) == ("digits", 32)
     assert (said["done"], said["total"]) == (2, 3)
+    assert said["crowded"]
     assert said["plan"].strategy == "data=2"
     assert said["run r1"] == {"strategy": "data=2", "ranks": 2, "threads": 1, "device": "cpu"}
     assert series(sent, "steps r1") == [(0.0, 2.0, 64.0), (0.5, 2.0, 64.0)]
@@ -184,6 +185,7 @@ def test_of_a_comparison_only_timed_runs_make_curves(feed, sent):
         rows=[{"strategy": "serial"}],
         progress=SimpleNamespace(text="serial", done_steps=1, total_steps=9, eta_s=None),
         lab=SimpleNamespace(feed=feed),
+        crowded=True,
     )
     show_comparison(comparison)
     proof = SimpleNamespace(name="digits", batch_size=32)

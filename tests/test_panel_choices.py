@@ -108,7 +108,7 @@ def test_train_goes_on_with_the_same_weights_under_another_strategy(opened, room
             steps=12, eta_s=None,
             kept={"all": 1}, error=None, preview=None, accuracy=None,
             peak_memory_bytes=(), predicted_memory_bytes=(),
-            lab=SimpleNamespace(closed=False),
+            lab=SimpleNamespace(closed=False, crowded_by=lambda threads: False),
         )  # fmt: skip
         kept.stop = lambda: setattr(kept, "status", "stopped")
         return kept

@@ -122,6 +122,11 @@ class Comparison(Compared):
         return "paused" if waits else self._status
 
     @property
+    def crowded(self) -> bool:
+        """Whether any line takes all cores of this machine: then all are watched as seldom."""
+        return self.lab.crowded_by(max(entry.ranks * entry.threads for entry in self.entries))
+
+    @property
     def preview(self) -> Preview | None:
         """The newest picture of the newest run that has one."""
         return next((run.preview for run in reversed(self.runs) if run.preview), None)

@@ -11,6 +11,7 @@ never holds anybody up: exact numbers are in the results. The names are:
 ``strategy``          of a run that is shown by itself
 ``done``, ``total``   steps
 ``eta_s``             seconds left, or None
+``crowded``           whether it takes all cores of the client's machine, so that drawing slows it
 ``rows``              the table of a comparison
 ``plan``              the plan of the newest run that has several ranks, else of the first one
 ``timeline``          one step, as :class:`workbench.timeline.Timeline`
@@ -54,6 +55,7 @@ def show_comparison(comparison: Any) -> None:
             "done": progress.done_steps,
             "total": progress.total_steps,
             "eta_s": progress.eta_s,
+            "crowded": comparison.crowded,
             "rows": comparison.rows,
         }
         return facts, status in ENDED
@@ -164,6 +166,7 @@ class Told:
             "done": self._steps,
             "total": of.steps,
             "eta_s": None,
+            "crowded": of.placement.lab.crowded_by(of.plan.ranks * of.threads),
             "rows": [],
         }
         return facts, status in ENDED

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client, Future
 from distributed.comm import get_address_host
 
+from workbench import machine
 from workbench.cluster.control import CONTROL_LIMIT_S, Control
 from workbench.cluster.feed import Feed
 from workbench.cluster.host import Host, equal_threads
@@ -79,6 +80,8 @@ class Lab:
         self.client = client
         self.id = uuid.uuid4().hex[:12]
         self.closed = False
+        address = client.scheduler_info()["address"]
+        self._here = get_address_host(address) in ("127.0.0.1", "::1", "localhost")
         self._cluster = cluster
         self._control = Control(client)
         self._roster = Roster(self._control, cluster)
@@ -108,10 +111,12 @@ class Lab:
         """Address of the Dask dashboard."""
         return str(self.client.dashboard_link)
 
-    @property
-    def here(self) -> bool:
-        """Whether its scheduler, and so as a rule every worker, is on this machine."""
-        return get_address_host(self.client.scheduler.addr) in ("127.0.0.1", "::1", "localhost")
+    def crowded_by(self, threads: int) -> bool:
+        """Return whether ``threads`` at work in this lab leave no core of this machine to others.
+
+        A scheduler that is on this machine is taken to have its workers here.
+        """
+        return self._here and threads >= machine.cores()
 
     def hosts_for(self, size: int) -> tuple[Host, ...]:
         """Return the workers of ``size`` ranks, by rank: one worker each.

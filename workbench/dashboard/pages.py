@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -20,6 +21,7 @@ from workbench.dashboard.board import Board
 from workbench.dashboard.parts import Part
 from workbench.ui import look
 from workbench.ui.language import LANGUAGES, preferred, speaking, text
+from workbench.ui.pace import TIMED, TRAINED
 
 EVERY_MS = 500
 """Between two looks at the board; nothing is done if it has no news."""
@@ -36,6 +38,8 @@ class Page:
     def __init__(self, scheduler: Scheduler, shown: Sequence[Part], language: str) -> None:
         self._scheduler, self._parts, self._language = scheduler, shown, language
         self._drawn: tuple[int, int] | None = None
+        self._drawn_s = 0.0
+        self._moment: tuple[object, ...] = ()
         self._broken: set[Part] = set()
 
     def update(self) -> None:
@@ -45,12 +49,22 @@ class Page:
             return
         board.pages.add(self)
         now = board.version, len(board.pages)
-        if now == self._drawn:
+        if now == self._drawn or self._can_wait(board):
             return
-        self._drawn = now
+        self._drawn, self._drawn_s = now, time.monotonic()
         with speaking(self._language):
             for part in self._parts:
                 self._draw(part, board)
+
+    def _can_wait(self, board: Board) -> bool:
+        """Return whether drawing now would slow what is drawn, and nothing has begun or ended."""
+        facts, before = board.facts, self._moment
+        runs = sum(name.startswith("run ") for name in facts)
+        self._moment = facts.get("status"), facts.get("workload"), runs
+        if self._moment != before or not facts.get("crowded") or facts.get("status") != "running":
+            return False
+        pace = TRAINED if "strategy" in facts else TIMED
+        return time.monotonic() < self._drawn_s + pace.moving_s
 
     def _draw(self, part: Part, board: Board) -> None:
         try:

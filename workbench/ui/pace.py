@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from workbench.ui.state import State
+if TYPE_CHECKING:
+    from workbench.ui.state import State
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench import machine
 from workbench.amdahl import fits
+from workbench.attaching import AttachedComparison
 from workbench.findings import findings
 from workbench.gathered import Gathered
 from workbench.preview import Preview
@@ -222,21 +223,8 @@ class Watcher:
             memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
             preview=going.preview,
             turn=len(going.runs),
-            crowded=self._crowded(going),
+            crowded=not isinstance(going, AttachedComparison) and going.crowded,
         )
-
-    def _crowded(self, going: Any) -> bool:
-        """Return whether any of what is measured takes every core of the machine that draws.
-
-        What is compared is watched alike, or the one that leaves a core free would gain by it.
-        """
-        lab = self._driver.lab
-        if lab is None or not lab.here:
-            return False
-        if isinstance(going, Training):
-            return going.run.plan.ranks * going.run.threads >= machine.cores()
-        taken = [entry.ranks * entry.threads for entry in getattr(going, "entries", ())]
-        return max(taken, default=0) >= machine.cores()
 
 
 def _bubbles(going: Any) -> list[str]:

@@ -81,6 +81,11 @@ class Training:
         return self.run.error
 
     @property
+    def crowded(self) -> bool:
+        """Whether the newest run takes all cores of this machine."""
+        return self.run.lab.crowded_by(self.run.plan.ranks * self.run.threads)
+
+    @property
     def preview(self) -> Preview | None:
         """The newest picture that the model has made."""
         return self.run.preview
