@@ -94,6 +94,28 @@ def test_shares_of_classes_are_judged_by_the_loss(monkeypatch: pytest.MonkeyPatc
     assert max(accuracy_of(want).values()) > 0
 
 
+@pytest.mark.parametrize("strategy", ["serial", "tensor=2"])
+def test_a_model_that_says_nothing_has_the_accuracy_of_its_first_class(
+    monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr(splitting, "MESSAGE_BYTES", 0)
+    targets = np.arange(9 * 6).reshape(9, 6) % 4
+    model = Words()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    work = Workload(
+        model=model,
+        data=(np.zeros((9, 6), int), targets),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+        batch_size=9,
+        dtype="float64",
+    )
+    run = run_on_threads(work, strategy, 1)
+    assert bool(run.plan.class_cuts) == (strategy != "serial")
+    assert accuracy_of(run)[0] == (targets == 0).mean()
+
+
 def test_without_classes_there_is_no_accuracy() -> None:
     source = np.random.default_rng(0)
     work = Workload(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -56,6 +57,7 @@ def overlap(array: da.Array, chunk: tuple[int, ...], index: tuple[Run, ...]) -> 
 
 
 _placements: WeakSet[Placement] = WeakSet()
+_registry = threading.Lock()
 
 
 class Placement:
@@ -68,7 +70,8 @@ class Placement:
         self.lab = lab
         self._placed: dict[tuple[Any, ...], Future] = {}
         self._checked: set[tuple[Any, ...]] = set()
-        _placements.add(self)
+        with _registry:
+            _placements.add(self)
 
     def release(self) -> None:
         """Let go of all pieces in this lab; the next run has them placed again."""
@@ -80,7 +83,9 @@ class Placement:
         While anybody holds a piece, Dask has what it was made of pinned to its worker, for others
         too, and waits for a worker that is gone.
         """
-        for each in list(_placements):
+        with _registry:
+            placements = list(_placements)
+        for each in placements:
             if each.lab is self.lab:
                 each._placed = {key: held for key, held in each._placed.items() if wanted(key[2])}
 

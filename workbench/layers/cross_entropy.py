@@ -95,7 +95,9 @@ class _CrossEntropy(torch.autograd.Function):
         if how.smoothing:
             sums.append(shifted.sum(1) if own_weight is None else shifted @ own_weight)
         summed = comm.all_reduce(torch.stack(sums), name=sums_name)
-        how.note(summed[1], targets)
+        # Where all classes are alike, as with weights of zero, it is the first that is named.
+        named = (summed[0] != how.count) | (targets == 0)
+        how.note(summed[1].where(named, -1), targets)
         logarithms = summed[0].log()
         safe = targets.where(counted, 0)
         row_weight = counted.to(x) if weight is None else weight[safe].where(counted, 0)
