@@ -60,7 +60,14 @@ def test_what_is_timed_is_left_alone_between_two_looks(clock):
 
 @pytest.mark.parametrize(
     "change",
-    [{"turn": 2}, {"status": "paused"}, {"status": "done"}, {"job": 2}, {"curves": ("one",)}],
+    [
+        {"turn": 2},
+        {"status": "paused"},
+        {"status": "done"},
+        {"job": 2},
+        {"curves": ("one",)},
+        {"points": ({},)},
+    ],
 )
 def test_what_begins_or_ends_is_drawn_at_once(clock, change):
     clock(RUNNING)

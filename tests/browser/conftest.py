@@ -27,6 +27,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def watched(browser) -> Iterator[Watched]:
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_default_navigation_timeout(120_000)  # a server on a busy machine takes its time
     yield Watched(context.new_page())
     context.close()
 

@@ -12,7 +12,7 @@ from workbench.cluster.lab import Lab
 from workbench.dashboard.pages import PAGES
 from workbench.run import run
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(360)
 
 LAST = """name => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-loss")?.data.end_s ?? [])).at(-1) ?? 0"""

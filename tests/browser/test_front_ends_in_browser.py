@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from contextlib import suppress
 
 import pytest
 from hands import POINTS, press, says
@@ -33,6 +35,20 @@ def run_and_stop(page):
     says(page, "Stopped after")
 
 
+def run_first_cell(page):
+    """Run it as a person does: who presses before the page listens presses again."""
+    from playwright.sync_api import TimeoutError as Late
+
+    begun = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*1]\]")).first
+    for _ in range(6):
+        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
+        page.keyboard.press("Shift+Enter")
+        with suppress(Late):
+            begun.wait_for(timeout=10_000)
+            return
+    begun.wait_for(timeout=1_000)
+
+
 def test_the_panel_runs_and_stops_in_notebook_7(watched, tmp_path):
     pytest.importorskip("notebook", reason="Notebook 7 is not installed")
     name = write_notebook(tmp_path / "panel.ipynb", PANEL)
@@ -45,8 +61,7 @@ def test_the_panel_runs_and_stops_in_notebook_7(watched, tmp_path):
         page = watched.page
         page.goto(f"{base.rpartition('/')[0]}/notebooks/{name}?{query}")
         page.locator("[data-status=idle]").first.wait_for(timeout=60_000)
-        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
-        page.keyboard.press("Shift+Enter")
+        run_first_cell(page)
         run_and_stop(page)
     # The Dask pane's extension wants JupyterLab's shell and settings, and says so; the panel not.
     others = ("dask-labextension", "reading 'schema'")

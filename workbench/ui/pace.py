@@ -85,4 +85,4 @@ class Clock:
 
 
 def _moment(state: State) -> tuple[object, ...]:
-    return state.job, state.status, state.turn, len(state.curves)
+    return state.job, state.status, state.turn, len(state.curves), len(state.points)
