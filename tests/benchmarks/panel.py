@@ -38,7 +38,6 @@ from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 LONG_MS = 600_000
 LOOK_S = 6
-HELD_S = 20
 RANKS, SPANS = 8, 10_000
 KINDS = ("compute", "comm", "wait")
 
@@ -105,7 +104,7 @@ def live(repeats: int, steps: int) -> None:
         _tell("click on Run → first point of the loss, s", first)
         _tell("click on Run → first point of the speedup, s", speedup)
         _tell("switch of strategy, weights kept → its first step, s", _switches(page, repeats))
-        rows = [_turn(page) for _ in range(repeats)]
+        rows = [_turn(page, steps) for _ in range(repeats)]
         _tell("frames a second while it runs", [row["fps"] for row in rows])
         _tell("kernel without the panel, % of a core", [row["kernel_closed"] for row in rows])
         more = [row["kernel_open"] - row["kernel_closed"] for row in rows]
@@ -168,7 +167,7 @@ def _switches(page: Any, repeats: int) -> list[float]:
     return took
 
 
-def _turn(page: Any) -> dict[str, float]:
+def _turn(page: Any, steps: int) -> dict[str, float]:
     """Run once by code, all else closed; once with panel and Dask page; once drawn elsewhere."""
     found: dict[str, float] = {}
     run_cell(page, 1)
@@ -197,7 +196,7 @@ def _turn(page: Any) -> dict[str, float]:
             found["fps"] = 1e3 * (len(at) - 1) / (at[-1] - at[0])
             found["kernel_open"] = _kernel_share()
         else:
-            _hold_browser(HELD_S)
+            _hold_browser(1.3 * steps * found["closed"] / 1e3)  # to the run's end
         _done(page)
         run_cell(page, 2)
         found[name] = _printed(page, 2)
