@@ -58,10 +58,10 @@ class Judge:
             self._count_held()  # at most one micro-batch's output is kept for longer than its loss
             self._held = output.detach(), targets
 
-    def note(self, below: Tensor, targets: Tensor) -> None:
-        """Take how far the output for each target lies from the largest of all classes."""
+    def note(self, below: Tensor, total: Tensor, count: int, targets: Tensor) -> None:
+        """Take what :func:`workbench.layers.cross_entropy.shared_loss` tells of a micro-batch."""
         if self._looking and self._samples:
-            self._add(below, targets)
+            self._add(below, total == count, targets)
 
     def end(self, step: int) -> float:
         """End a step, after its time was taken; return the seconds that this has taken."""
@@ -95,11 +95,11 @@ class Judge:
             # Of many pixels, the largest is found in a tenth of the time that its place is.
             place = targets.clamp(min=0).long().unsqueeze(dim)
             largest = output.amax(dim)
-            # Where all classes are alike, as with weights of zero, it is the first that is named.
-            named = (output.amin(dim) < largest) | (targets == 0)
-            self._add((output.gather(dim, place).squeeze(dim) - largest).where(named, -1), targets)
+            below = output.gather(dim, place).squeeze(dim) - largest
+            self._add(below, output.amin(dim) == largest, targets)
 
-    def _add(self, below: Tensor, targets: Tensor) -> None:
-        right = (below == 0) & (targets >= 0)
+    def _add(self, below: Tensor, alike: Tensor, targets: Tensor) -> None:
+        # Where all classes are alike, as with weights of zero, it is the first that is named.
+        right = (below == 0) & (targets >= 0) & (~alike | (targets == 0))
         counted = torch.ones_like(right) if self._ignored is None else targets != self._ignored
         self._counts.append(torch.stack([(right & counted).sum(), counted.sum()]))

@@ -16,15 +16,15 @@ from workbench.plan import Plan
 from workbench.windows import Run
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Note = Callable[[Tensor, Tensor, int, Tensor], None]
 
 
-def shared_loss(
-    loss: Loss, plan: Plan, groups: Groups, note: Callable[[Tensor, Tensor], None]
-) -> Loss:
+def shared_loss(loss: Loss, plan: Plan, groups: Groups, note: Note) -> Loss:
     """Return ``loss``, or what computes it of the rank's share of the classes if they are cut.
 
     Then ``note`` is told how far the output for each target lies from the largest of all classes,
-    0 or less, and the targets; of one that is left out that is 0.
+    0 or less (of one that is left out 0); the sum of all classes' exponentials, that of the largest
+    being 1; the number of classes; and the targets.
     """
     if not plan.class_cuts:
         return loss
@@ -57,7 +57,7 @@ class _Options:
         count: int,
         comm: Comm,
         names: tuple[str, str],
-        note: Callable[[Tensor, Tensor], None],
+        note: Note,
         *,
         weight: Tensor | None,
         ignore_index: int,
@@ -95,9 +95,7 @@ class _CrossEntropy(torch.autograd.Function):
         if how.smoothing:
             sums.append(shifted.sum(1) if own_weight is None else shifted @ own_weight)
         summed = comm.all_reduce(torch.stack(sums), name=sums_name)
-        # Where all classes are alike, as with weights of zero, it is the first that is named.
-        named = (summed[0] != how.count) | (targets == 0)
-        how.note(summed[1].where(named, -1), targets)
+        how.note(summed[1], summed[0], how.count, targets)
         logarithms = summed[0].log()
         safe = targets.where(counted, 0)
         row_weight = counted.to(x) if weight is None else weight[safe].where(counted, 0)
