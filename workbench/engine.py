@@ -104,7 +104,6 @@ class _Trainer:
         self.order = Order(batch.samples, batch.size, self.work.seed, self.work.shuffle_block)
         self.loader = Loader(context, self.plan, self.order, dtype, job.first_step + job.steps)
         self.share = Share(seed=self.work.seed)
-        torch.manual_seed(self.work.seed)
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")

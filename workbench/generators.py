@@ -7,20 +7,38 @@ Dropout layers and the order of the data draw by step and need none of these. Co
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+# The generators are the process's, and ranks on threads, plans and models are made side by side.
+_held = threading.RLock()
+
+
+@contextmanager
+def set_aside(seed: int | None = None) -> Iterator[None]:
+    """Draw from torch's generator on the CPU, begun with ``seed`` if given, then put it back.
+
+    No other thread begins anew or sets aside meanwhile: what a seed gives is always the same.
+    """
+    with _held, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
 
 def seed_all(seed: int) -> None:
     """Begin anew with ``seed``."""
     seed %= 2**64
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    with _held:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
 
 def states(device: torch.device) -> dict[str, NDArray[Any]]:

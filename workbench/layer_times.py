@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from workbench.errors import PlanError
+from workbench.generators import set_aside
 from workbench.plan.stages import Call
 
 ROUNDS = 5
@@ -60,7 +61,7 @@ def layer_times(
         if name in layers:
             module.forward = around(name, module.forward)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with set_aside(), torch.no_grad():
             tried(*(_like(x, rows) for x in inputs))
     except Exception as error:
         raise PlanError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from workbench.generators import set_aside
 from workbench.profile import profile, tensors_in
 from workbench.traced import SAMPLES, Mix
 
@@ -75,7 +76,7 @@ def _parts_differ(model: nn.Module, inputs: Sequence[Tensor], flops: float) -> b
     source = torch.Generator().manual_seed(0)
     made = [_made_up(x, few, source) for x in inputs]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), set_aside():
             whole, *parts = (
                 tensors_in(tried(*(x[rows] for x in made)))
                 for rows in (slice(None), slice(few // 2), slice(few // 2, None))

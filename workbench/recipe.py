@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from workbench import pickling
 from workbench.errors import PlanError
+from workbench.generators import set_aside
 
 Named = tuple[str, nn.Parameter]
 MakeOptimizer = Callable[[Any], Optimizer]
@@ -53,8 +54,7 @@ class Recipe:
         PlanError
             if the factory fails or gives something else, or lazy layers cannot be given a shape.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with set_aside(self.seed):
             model = make_model(self.model).to(getattr(torch, self.dtype))
             if any(is_lazy(tensor) for tensor in _tensors(model)):
                 self._give_shapes(model)

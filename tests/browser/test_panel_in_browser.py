@@ -48,7 +48,7 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     page.locator(".wb-where").get_by_role("button", name="Add a worker").focus()
     page.keyboard.press("Enter")
     page.locator(".wb-said").get_by_text("a fair part is 20.0%").wait_for(timeout=20_000)
-    assert page.locator(".wb-where svg [fill^='url(#wb-hatch']").count() > 0
+    page.locator(".wb-where svg [fill^='url(#wb-hatch']").first.wait_for(timeout=20_000)
 
     # What cannot be is told in words before anything runs; a hybrid is two menus.
     page.locator(".wb-axis-tensor select").select_option(label="2")

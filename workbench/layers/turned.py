@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.generators import set_aside
 from workbench.layers.carrier import Carrier, Declared, Forward, Seat
 from workbench.layers.channels import is_split
 from workbench.layers.linear import build_linear, declare_linear
@@ -33,7 +34,7 @@ def _is_turned_linear(kind: type[nn.Module]) -> bool:
 
 def _computes_so(make: Any) -> bool:
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with set_aside(), torch.device("cpu"):
             layer = make(_MAKES, _READS).double()
         weight = torch.arange(1.0, 7.0, dtype=torch.float64).view(_READS, _MAKES)
         bias = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
