@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +38,7 @@ from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 LONG_MS = 600_000
 LOOK_S = 6
+RESTING = 0.5  # of a core
 RANKS, SPANS = 8, 10_000
 KINDS = ("compute", "comm", "wait")
 
@@ -104,7 +105,7 @@ def live(repeats: int, steps: int) -> None:
         _tell("click on Run → first point of the loss, s", first)
         _tell("click on Run → first point of the speedup, s", speedup)
         _tell("switch of strategy, weights kept → its first step, s", _switches(page, repeats))
-        rows = [_turn(page, steps) for _ in range(repeats)]
+        rows = [_turn(page) for _ in range(repeats)]
         _tell("frames a second while it runs", [row["fps"] for row in rows])
         _tell("kernel without the panel, % of a core", [row["kernel_closed"] for row in rows])
         more = [row["kernel_open"] - row["kernel_closed"] for row in rows]
@@ -167,13 +168,43 @@ def _switches(page: Any, repeats: int) -> list[float]:
     return took
 
 
-def _turn(page: Any, steps: int) -> dict[str, float]:
-    """Run once by code, all else closed; once with panel and Dask page; once drawn elsewhere."""
+def _turn(page: Any) -> dict[str, float]:
+    """Run with all closed, with panel and Dask page open, and drawn elsewhere, in any order.
+
+    Nothing else looks at the page meanwhile: frames and the kernel have a run of their own.
+    """
     found: dict[str, float] = {}
-    run_cell(page, 1)
-    page.get_by_text("begun").wait_for(timeout=LONG_MS)
-    found["kernel_closed"] = _kernel_share()
-    found["closed"] = _printed(page, 1)
+    ways = ["closed", "open", "elsewhere"]
+    random.shuffle(ways)
+    for way in ways:
+        if way == "closed":
+            run_cell(page, 1)
+            page.get_by_text("begun").wait_for(timeout=LONG_MS)
+            time.sleep(LOOK_S)
+            found["kernel_closed"] = _kernel_share()
+            found["closed"] = _printed(page, 1)
+            continue
+        with _panel_and_dask_page(page):
+            _train(page)
+            if way == "elsewhere":
+                _hold_browser()
+            _done(page)
+            run_cell(page, 2)
+            found[way] = _printed(page, 2)
+            if way == "open":
+                page.locator(".wb-over").click()
+                _train(page)
+                found["kernel_open"] = _kernel_share()
+                at = page.evaluate(FRAMES, 1e3 * LOOK_S)
+                found["fps"] = 1e3 * (len(at) - 1) / (at[-1] - at[0])
+                press(page, "Stop")
+                says(page, "Stopped after", LONG_MS)
+    return found
+
+
+@contextmanager
+def _panel_and_dask_page(page: Any) -> Iterator[None]:
+    """Open the panel, in sight, and the page /workbench; close the page after."""
     run_cell(page, 3)
     link = page.locator(".jp-OutputArea-output", has_text="/status").last
     link.wait_for(timeout=LONG_MS)
@@ -186,22 +217,13 @@ def _turn(page: Any, steps: int) -> dict[str, float]:
     page.get_by_text("1,438 samples").wait_for(timeout=LONG_MS)
     page.locator(".wb-charts").first.scroll_into_view_if_needed()
     page.wait_for_timeout(2_000)
-    for name in ("open", "elsewhere"):
-        page.locator(".wb-over" if name == "elsewhere" else ".wb-train").click()
-        if name == "elsewhere":
-            page.locator(".wb-train").click()
-        says(page, "Training with data=2", LONG_MS)
-        if name == "open":
-            at = page.evaluate(FRAMES, 1e3 * LOOK_S)
-            found["fps"] = 1e3 * (len(at) - 1) / (at[-1] - at[0])
-            found["kernel_open"] = _kernel_share()
-        else:
-            _hold_browser(1.3 * steps * found["closed"] / 1e3)  # to the run's end
-        _done(page)
-        run_cell(page, 2)
-        found[name] = _printed(page, 2)
+    yield
     window.close()
-    return found
+
+
+def _train(page: Any) -> None:
+    page.locator(".wb-train").click()
+    says(page, "Training with data=2", LONG_MS)
 
 
 def _kernel_share() -> float:
@@ -212,14 +234,28 @@ def _kernel_share() -> float:
     return 100 * (_cpu_s(kernel) - before) / LOOK_S
 
 
-def _hold_browser(for_s: float) -> None:
-    """Have Chromium stand still for a while, as if it drew on another machine."""
+def _hold_browser() -> None:
+    """Have Chromium stand still until the ranks rest, as if it drew on another machine."""
     browser = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "chromium"]
     for process in browser:
         process.suspend()
-    time.sleep(for_s)
+    time.sleep(LOOK_S)  # they are at work
+    while _ranks_share() > RESTING:
+        pass
     for process in browser:
         process.resume()
+
+
+def _ranks_share() -> float:
+    """Return how many cores all that the kernel has started keeps busy, for a second from now."""
+    started = _kernel().children(recursive=True)
+    before = {process.pid: _cpu_s(process) for process in started}
+    time.sleep(1)
+    took = 0.0
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            took += _cpu_s(process) - before[process.pid]
+    return took
 
 
 def _printed(page: Any, cell: int) -> float:
