@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 import rank_targets
@@ -143,10 +144,12 @@ def test_a_run_after_the_loss_of_all_workers_has_the_same_data(fragile: Lab, tmp
     before = wb.compare(work, ["data=2"], steps=6, **options)
     lost = wb.compare(work, ["data=2"], steps=100_000, wait=False, **options)
     assert until(lambda: lost.progress.done_steps > 2, 30)
-    for pid in list(fragile.client.run(os.getpid).values()):
-        os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RunError, match="is gone"):
-        lost.wait(30)
+    # However long they take: Dask would give up workers that are not there again in time.
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}):
+        for pid in list(fragile.client.run(os.getpid).values()):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RunError, match="is gone"):
+            lost.wait(30)
     # What was pinned to workers that are gone is not waited for, though both are still here.
     after = wb.compare(work, ["data=2"], steps=6, **options)
     assert len(after.rows) == len(before.rows) == 3

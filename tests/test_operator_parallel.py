@@ -16,13 +16,13 @@ from workbench.errors import PlanError
 from workbench.verify import verify
 
 EXAMPLES = {
-    "convolution": 900,
-    "transposed convolution": 500,
-    "pooling": 500,
-    "adaptive pooling": 350,
-    "resampling": 400,
-    "padding": 350,
-    "norm": 400,
+    "convolution": 650,
+    "transposed convolution": 350,
+    "pooling": 350,
+    "adaptive pooling": 250,
+    "resampling": 300,
+    "padding": 250,
+    "norm": 300,
 }
 QUIETLY = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 

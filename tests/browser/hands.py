@@ -23,6 +23,7 @@ def column(figure: str, name: str) -> str:
 NOTEBOOK = "jupyterapp.shell.currentWidget"
 KERNEL = f"{NOTEBOOK}?.sessionContext?.session?.kernel?.status"
 POINTS = column("speedup", "cores")
+SAVED = "() => !document.querySelector('.lm-DockPanel-tabBar .jp-mod-dirty')"
 
 
 def open_panel(page: Any, address: str) -> None:
@@ -59,6 +60,12 @@ def set_number(page: Any, control: str, value: float) -> None:
 def unfold(page: Any, title: str) -> None:
     """Open one of the folds."""
     page.locator(".wb-fold summary", has_text=title).first.click()
+
+
+def save(page: Any) -> None:
+    """Save the notebook, and wait until it is."""
+    do(page, "docmanager:save")
+    page.wait_for_function(SAVED, timeout=30_000)
 
 
 def do(page: Any, command: str) -> None:

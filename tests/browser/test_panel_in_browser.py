@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the fakes are beside the other tests
 
 from fake_comparison import FakeComparison
-from hands import LIMIT_MS, POINTS, press, says, set_number
+from hands import LIMIT_MS, POINTS, press, save, says, set_number
 
 from workbench.ui.report import write_report
 
@@ -122,9 +122,7 @@ def test_run_stop_and_the_cells_of_the_notebook(watched, jupyter):
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 1
 
     # A page that is loaded again shows the panel as it is now, and its buttons work.
-    page.keyboard.press("Control+s")
-    saved = "() => !document.querySelector('.lm-DockPanel-tabBar .jp-mod-dirty')"
-    page.wait_for_function(saved, timeout=30_000)
+    save(page)
     page.reload()
     page.locator(".wb-run").wait_for(timeout=60_000)
     says(page, "Stopped after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hands import POINTS, column, do, open_panel, press, run_cell, says
+from hands import POINTS, column, do, open_panel, press, run_cell, save, says
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -12,7 +12,6 @@ TALL = "print('further down\\n' * 200)"
 MOST_MESSAGES_PER_S = 60
 LOOK_S = 10
 ENDS = column("loss", "end_s")
-SAVED = "() => !document.querySelector('.lm-DockPanel-tabBar .jp-mod-dirty')"
 FRAMES = """() => Bokeh.documents.flatMap(d => d.roots())
     .filter(root => root.title?.text.includes("loss"))
     .map(root => [root.below[0].visible, root.legend?.visible ?? null,
@@ -105,8 +104,7 @@ def test_out_of_sight_and_loaded_again_while_a_run_goes_on(watched, notebook):
     assert drawn["height"] > 100
 
     # Loaded again, the page shows the run as it is by now, and its buttons work.
-    do(page, "docmanager:save")
-    page.wait_for_function(SAVED, timeout=30_000)
+    save(page)
     (seen_s,) = page.evaluate(ENDS)
     page.reload()
     page.locator(".wb-run").wait_for(timeout=60_000)

@@ -14,6 +14,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Scheduler, Security, SpecCluster
+from distributed.deploy.cluster import Cluster
 
 from workbench import machine
 from workbench.cluster.control import CONTROL_LIMIT_S
@@ -34,6 +35,15 @@ _CALM = {
     "distributed.admin.system-monitor.interval": "1s",
 }
 _COMM = {"distributed.comm.timeouts.connect": "10s", "distributed.comm.require-encryption": True}
+
+
+class _Lasting(SpecCluster):
+    """A cluster that does not give up a worker which is on its way back."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Dask closes for good what is not there again after 15 s. On a machine with other work to
+        # do a new process takes longer, and whether it is to be one is for WorkerProcess to say.
+        Cluster._update_worker_status(self, op, msg)
 
 
 class OwnCluster:
@@ -169,7 +179,7 @@ def _spec_cluster(folder: Path, workers: int, threads: int, gpus: Sequence[str])
     }
     # Dask reads its settings while it makes the scheduler. The user's own are as before afterwards.
     with dask.config.set(_scheduler_settings(folder)):
-        cluster = SpecCluster(
+        cluster = _Lasting(
             workers=specification,
             scheduler={
                 "cls": Scheduler,

@@ -24,14 +24,21 @@ import psutil
 GOODBYE = b"goodbye"
 """What the client says last to a worker that it ends on purpose."""
 
+CLEAR_LIMIT_S = 2.0
+"""Longest wait for the thread that clears away what a killed client has left."""
+
 
 def main() -> None:
     """Read the options, then serve until told to close or until the client is gone."""
     options: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     folder = Path(options["folder"])
-    threading.Thread(target=_follow_client, args=[folder], daemon=True).start()
+    follower = threading.Thread(target=_follow_client, args=[folder], daemon=True)
+    follower.start()
     sys.path[:] = options["path"]
     asyncio.run(_serve(options))
+    # Its scheduler is gone. Mostly the client is too, and then there is more to clear away: that
+    # thread is at it, or will be in a moment, and ends this process.
+    follower.join(CLEAR_LIMIT_S)
     _leave(folder)
 
 
