@@ -8,9 +8,16 @@ from typing import Any
 
 import dask
 import pytest
+import torch
 from leftovers import descendants, described, rank_processes, until
 
 from workbench.cluster.lab import Lab
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two processes test on two cores as a rule: threads of torch would wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
