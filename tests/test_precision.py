@@ -129,6 +129,10 @@ def serial(accumulate: int) -> ThreadRun:
         ("channel=3", 2, {}),
         ("data=2,tensor=2", 1, {}),
         ("data=2,sharded=2", 2, {}),
+        ("tensor=2,spatial=2", 1, {}),
+        ("sharded=2,tensor=2", 2, {}),
+        ("pipeline=2,data=2", 2, {}),
+        ("pipeline=2", 2, {"schedule": "interleaved"}),
     ],
 )
 def test_every_axis_gives_the_serial_run_of_bfloat16(
@@ -142,6 +146,7 @@ def test_every_axis_gives_the_serial_run_of_bfloat16(
     ("strategy", "options"),
     [
         ("tensor=2", {}),
+        ("tensor=2", {"sequence": "split"}),
         ("sharded=2", {}),
         ("pipeline=2", {"accumulate": 3}),
         ("pipeline=2", {"accumulate": 3, "schedule": "zb-h1"}),
@@ -152,6 +157,25 @@ def test_a_transformer_is_cut_in_bfloat16(strategy: str, options: dict[str, Any]
     want = run_on_threads(GPT, "serial", 2, precision="bf16")
     got = run_on_threads(GPT, strategy, 2, precision="bf16", **options)
     assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "bf16"},
+        {"compression": "powersgd"},
+        {"compression": "topk"},
+        {"sync_every": 2},
+        {"sync_every": 2, "outer": "nesterov"},
+    ],
+)
+def test_fewer_bytes_on_the_data_axis_go_with_bfloat16(options: dict[str, Any]) -> None:
+    got = run_on_threads(WORK, "data=2", STEPS, precision="bf16", **options)
+    want = run_on_threads(WORK, "data=2", STEPS, **options)
+    np.testing.assert_allclose(got.losses, want.losses, atol=2 * LOSS_TOLERANCE)
+    for rank, outcome in enumerate(got.outcomes):
+        assert sum(row["sent_bytes"] for row in outcome.rows) > 0
+        assert got.plan.sent_bytes(rank) > 0
 
 
 def test_recurrent_layers_compute_with_the_copies() -> None:

@@ -113,11 +113,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 IMAGES = [*ALONE, *BOTH, *OF_IMAGES]
 SEQUENCES = [s for s in (*ALONE, *BOTH) if not re.search("spatial|channel|=1", s)]
-# Each model under each strategy with one optimizer, and with the other the other way round.
+# Each with both optimizers, in two of the three ways.
 CASES = [
-    (model, strategy, list(OPTIMIZERS)[(number + (model == "images")) % 2])
+    (model, strategy, optimizer)
     for model, strategies in (("images", IMAGES), ("sequences", SEQUENCES))
-    for number, strategy in enumerate(strategies)
+    for strategy in strategies
+    for optimizer in OPTIMIZERS
 ]
 
 
