@@ -279,9 +279,11 @@ def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
     made.close()
 
 
-def test_a_wrong_option_is_told_where_it_is_seen(opened):
-    opened._view.controls.options["accumulate"].value = "many"
+@pytest.mark.parametrize("typed", ["many", "--5", "²", "1e3", "-", "9" * 5000])
+def test_a_wrong_option_is_told_where_it_is_seen(opened, typed):
+    opened._view.controls.options["accumulate"].value = typed
     until(lambda: "Micro-batches is" in opened._view.controls.notes["accumulate"].value, "the word")
+    assert opened._thread.is_alive()
     opened._view.controls.options["accumulate"].value = "2"
     assert opened._view.request().accumulate == 2
 
