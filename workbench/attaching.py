@@ -23,7 +23,7 @@ from workbench.attached_run import (
 from workbench.compared import Compared, Progress
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS, SpanRow
-from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, read_spans
+from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, read_spans, typed_path
 from workbench.speedup import FEWEST_STEPS, Entry
 
 
@@ -152,7 +152,7 @@ def attach(path: str | Path | None = None) -> AttachedRun | AttachedComparison:
     PlanError
         If there is nothing of that kind, or it cannot be read.
     """
-    asked = Path(DEFAULT_FOLDER if path is None else path).expanduser()
+    asked = typed_path(DEFAULT_FOLDER if path is None else path)
     if asked.is_file():
         return _comparison(asked)
     if (asked / COMPARISON).is_file():

@@ -10,6 +10,7 @@ from workbench.attached_run import OVER
 from workbench.errors import RunError
 from workbench.steering import ENDED
 from workbench.ui.form import Request
+from workbench.ui.language import Say
 
 if TYPE_CHECKING:
     from workbench.attaching import AttachedComparison
@@ -26,7 +27,8 @@ class Job:
     Attributes
     ----------
     after:
-        The job that ends before this one begins.
+        The job that ends before this one begins; None once it has, for a job holds what was
+        measured, and with it what the ranks have left on their workers.
     phase:
         What the driver does before anything runs: a key of the catalogue, and its values.
     problems:
@@ -44,7 +46,7 @@ class Job:
     kind: Kind = "compare"
     after: Job | None = None
     phase: tuple[str, dict[str, Any]] = ("phase.checking", {})
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, Say] = field(default_factory=dict)
     details: str = ""
     going: Comparison | Training | AttachedComparison | None = None
     notice: str = ""

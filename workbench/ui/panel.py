@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -308,13 +307,10 @@ class Panel:
 
     def _loop(self) -> None:
         while not self._closed.wait(TICK_S):
-            try:
+            with self._view.guard.task("panel"):
                 self._tick()
-            except Exception as error:
-                if not self._closed.is_set():
-                    traceback.print_exc()
-                    self._view.break_down(error)
-                return
+            with self._view.guard.task("broken"):
+                self._view.tell_broken(self._watcher.broken)
 
     def _tick(self) -> None:
         speech.speak(self._language)
@@ -330,7 +326,8 @@ class Panel:
             self.driver.draw(asked)
         described = self.driver.described.get(chosen)
         if described is not None:
-            self._view.suggest(described, self._keep)
+            with self._view.guard.task("suggest"):
+                self._view.suggest(described, self._keep)
         state = self._watcher.look()
         self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
         if self._print and state.job:
