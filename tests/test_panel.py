@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 from panel_fakes import FakeLab, FakeWork, shown, until
@@ -62,6 +63,20 @@ def test_stop_while_the_cluster_starts_needs_no_waiting_and_keeps_the_cluster(op
     until(lambda: rooms.compared, "the second run")
     assert len(rooms.labs) == 1
     rooms.compared[0][-1].status = "done"
+
+
+def test_what_earlier_runs_have_measured_is_not_held(opened, rooms):
+    held = []
+    for _ in range(4):
+        opened.run()
+        until(lambda: rooms.compared, "the comparison")
+        comparison = rooms.compared.pop()[-1]
+        comparison.go_on("done")
+        held.append(weakref.ref(comparison))
+        del comparison
+        opened.wait(10)
+    until(lambda: [ref() is None for ref in held] == [True] * 3 + [False], "the end of three")
+    assert opened.driver.job.number == 4
 
 
 def test_buttons_only_put_commands_into_the_queue(opened, rooms):

@@ -105,7 +105,8 @@ class Driver:
                     return old
                 old.stop_asked.set()
             number = 1 if old is None else old.number + 1
-            self.job = job = Job(number, request, kind, after=old)
+            ended = old is None or not old.here or old.ended
+            self.job = job = Job(number, request, kind, after=None if ended else old)
         self._tasks.put("run", lambda: self._begin(job))
         return job
 
@@ -223,8 +224,9 @@ class Driver:
 
     def _begin(self, job: Job) -> None:
         try:
-            if job.after is not None and job.after.here and not job.after.ended:
-                job.after.stop()
+            before, job.after = job.after, None
+            if before is not None:
+                before.stop()
             if job.ended:  # stopped while it was in the queue
                 return
             problems = check(job.request)
