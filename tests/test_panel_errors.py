@@ -95,9 +95,7 @@ def test_a_strategy_that_raises_anything_is_told_beside_it(opened, rooms, monkey
         (state, "fits"),
     ],
 )
-def test_no_part_ends_the_drawing_and_the_others_are_shown(
-    opened, rooms, monkeypatch, where, name
-):
+def test_no_part_ends_the_drawing_and_the_others_are_shown(opened, rooms, monkeypatch, where, name):
     with monkeypatch.context() as patched:
         patched.setattr(where, name, fails)
         runs(opened, rooms)

@@ -61,7 +61,7 @@ def typed_path(typed: str | Path) -> Path:
         return Path(typed).expanduser()
     except (TypeError, ValueError, RuntimeError) as error:
         raise PlanError(
-            f"{str(typed)!r} is no path ({str(error).rstrip(".")}); give the whole path, such as "
+            f"{str(typed)!r} is no path ({str(error).rstrip('.')}); give the whole path, such as "
             f"{str(Path.cwd() / DEFAULT_FOLDER)!r}."
         ) from None
 

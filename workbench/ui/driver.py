@@ -1,6 +1,7 @@
-"""The driver: the one thread of the panel that talks to Dask.
+"""The driver: the threads of the panel that talk to Dask.
 
-The panel's callbacks only put a command into its queue. What comes of it is read from the
+The panel's callbacks only put a task into a queue. One thread does what takes time. Another one
+stops and steers what runs, at once, whatever the first is at. What comes of it is read from the
 :class:`~workbench.ui.job.Job` that the driver works on; single attributes are set whole, so that
 the thread that draws can read them at any time.
 """
@@ -44,7 +45,7 @@ MOST_VARIANTS = 8
 
 
 class Driver:
-    """Runs what the panel asks for, one after the other, on a thread of its own.
+    """Runs what the panel asks for, one after the other, on threads of its own.
 
     Parameters
     ----------
@@ -90,6 +91,7 @@ class Driver:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         SHARED.join(self)
+        self._steering = Tasks("panel steering", lambda: self.language)
         self._tasks = Tasks("panel driver", lambda: self.language, self._idle, self._leave)
 
     def run(self, request: Request, kind: Kind = "compare") -> Job:
@@ -116,7 +118,7 @@ class Driver:
         if job is not None and not job.ended:
             if job.here:
                 job.stop_asked.set()
-            self._tasks.put("stop", job.stop)
+            self._steering.put("stop", job.stop)
 
     def pause(self) -> None:
         """Ask what runs to wait after its step, or to go on if it waits, and return at once."""
@@ -136,7 +138,7 @@ class Driver:
             with suppress(RunError):  # it has ended in between
                 what(going, going.status == "paused")
 
-        self._tasks.put("steer", tell)
+        self._steering.put("steer", tell)
 
     def start_cluster(self) -> None:
         """Ask for a new cluster in the place of one that is gone, and return at once."""
@@ -191,20 +193,22 @@ class Driver:
     @property
     def broken(self) -> tuple[Broken, ...]:
         """What tasks have broken with that told of it nowhere else."""
-        return tuple(self._tasks.guard.found.values())
+        return (*self._tasks.guard.found.values(), *self._steering.guard.found.values())
 
     def close(self, wait: bool = True) -> None:
-        """Stop what runs, leave the cluster to other panels or close it, and end the thread."""
+        """Stop what runs, leave the cluster to other panels or close it, and end the threads."""
         if not self._closed.is_set():
             self._closed.set()
             self.stop()
+            self._steering.close()
             self._tasks.close()
         if wait:
             self._tasks.join(CLOSE_LIMIT_S)
 
-    # The driver's thread.
+    # The thread of what takes time.
 
     def _leave(self) -> None:
+        self._steering.join(CLOSE_LIMIT_S)  # what runs is stopped before its cluster is closed
         SHARED.leave(self)
 
     def _idle(self) -> None:

@@ -51,6 +51,8 @@ class Job:
     going: Comparison | Training | AttachedComparison | None = None
     notice: str = ""
     stop_asked: threading.Event = field(default_factory=threading.Event)
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held while files of what goes on elsewhere are read, which two threads do."""
 
     @property
     def status(self) -> str:
@@ -83,14 +85,16 @@ class Job:
         """Read what is new of what goes on elsewhere."""
         followed: Any = self.going
         if not self.here and followed is not None and not self.ended:
-            followed.refresh()
+            with self._reading:
+                followed.refresh()
 
     def stop(self) -> None:
         """End what goes on within 2 s; of what is followed, say where it can be ended."""
         if not self.here:
             try:
                 if self.going is not None:
-                    self.going.stop()
+                    with self._reading:
+                        self.going.stop()
             except RunError as error:
                 self.notice = str(error)
             return
