@@ -209,9 +209,8 @@ def test_two_panels_take_turns_on_one_cluster_which_ends_with_the_last(opened, r
     second.close()
     assert len(rooms.labs) == 1
     assert rooms.labs[0].closed
-    assert not {"panel", "panel driver", "panel steering"} & {
-        thread.name for thread in threading.enumerate()
-    }
+    of_panels = {"panel", "panel driver", "panel steering"}
+    assert not of_panels & {thread.name for thread in threading.enumerate()}
 
 
 def test_a_run_that_waits_for_its_turn_can_be_stopped(opened, rooms):

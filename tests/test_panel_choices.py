@@ -280,6 +280,33 @@ def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
 
 
 @pytest.mark.parametrize("typed", ["many", "--5", "²", "1e3", "-", "9" * 5000])
+@pytest.mark.parametrize("shown_before", [False, True])
+def test_a_cluster_is_started_where_nothing_was_run_yet(rooms, tmp_path, shown_before):
+    lab = FakeLab(2)
+    made = panel.app(lab=lab, workers=3, batch=32, steps=12)
+    if shown_before:
+        made.attach(str(going_on(tmp_path, "one").path))
+        until(lambda: "Followed" in shown(made), "the earlier run")
+    lab.close()
+    cluster = made._view.actions.cluster
+    until(lambda: cluster.layout.display != "none", "the button")
+    assert "The cluster is gone" in shown(made)
+    rooms.gate = threading.Event()
+    cluster.click()
+    until(lambda: "Starting a cluster of 3 workers" in shown(made), "the start")
+    assert cluster.layout.display == "none"
+    rooms.gate.set()
+    until(lambda: [len(lab.hosts) for lab in rooms.labs] == [3], "the cluster")
+    until(lambda: "Starting a cluster" not in shown(made), "the end of the start")
+    assert not rooms.compared
+    rooms.labs[0].close()
+    until(lambda: cluster.layout.display != "none", "the button again")
+    rooms.no_start = "There is no port left."
+    cluster.click()
+    until(lambda: rooms.no_start in made._view._broken.value, "why there is none")
+    made.close()
+
+
 def test_a_wrong_option_is_told_where_it_is_seen(opened, typed):
     opened._view.controls.options["accumulate"].value = typed
     until(lambda: "Micro-batches is" in opened._view.controls.notes["accumulate"].value, "the word")

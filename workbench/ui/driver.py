@@ -109,6 +109,7 @@ class Driver:
             number = 1 if old is None else old.number + 1
             ended = old is None or not old.here or old.ended
             self.job = job = Job(number, request, kind, after=None if ended else old)
+        self._tasks.guard.forget()
         self._tasks.put("run", lambda: self._begin(job))
         return job
 
@@ -140,12 +141,18 @@ class Driver:
 
         self._steering.put("steer", tell)
 
-    def start_cluster(self) -> None:
-        """Ask for a new cluster in the place of one that is gone, and return at once."""
+    def start_cluster(self, workers: int) -> None:
+        """Ask for a new cluster in the place of one that is gone, and return at once.
+
+        What was run last is run again; where nothing was, there is a cluster of ``workers`` then.
+        """
         self.using.forget()
         job = self.job
         if job is not None and job.ended and job.here:
             self.run(job.request, job.kind)
+        else:
+            self.using.opening = workers  # it is told from now on
+            self._tasks.put("cluster", lambda: self._open(workers))
 
     def export(self, folder: str) -> None:
         """Ask for files of what was measured last and return at once."""
@@ -302,6 +309,12 @@ class Driver:
             before=before if same else None,
         )
         return self.training
+
+    def _open(self, workers: int) -> None:
+        try:
+            self.using.open(workers)
+        finally:
+            self.using.opening = 0
 
     def _open_lab(self, job: Job) -> Lab:
         """Return the cluster to use; say so where one is started."""

@@ -55,6 +55,10 @@ class Guard:
     def __init__(self) -> None:
         self.found: Mapping[str, Broken] = {}
 
+    def forget(self) -> None:
+        """Let go of what is known, where something new begins."""
+        self.found = {}
+
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
         """Carry out a block as the task of that name."""

@@ -135,7 +135,7 @@ class Panel:
             train=self.train,
             start_over=self.driver.start_over,
             stop=self.stop,
-            start_cluster=self.driver.start_cluster,
+            start_cluster=self.start_cluster,
             lock=self._lock_guess,
             language=self.speak,
         )
@@ -196,6 +196,10 @@ class Panel:
     def step(self) -> None:
         """Do what Step does: what waits makes one step, and waits again."""
         self.driver.step()
+
+    def start_cluster(self) -> None:
+        """Do what Start a cluster does: another in the place of one that is gone."""
+        self.driver.start_cluster(self._view.request().workers)
 
     @property
     def code(self) -> str:

@@ -181,9 +181,10 @@ class Watcher:
         elif job is not None and (news or job.number not in self._ended):
             self._last = self._gather(job, gone=now_in[1])
         self._told_in = now_in
-        if news and using.opening and not self._last.busy:
+        if using.opening and not self._last.busy:
             opening = text("phase.cluster", workers=using.opening)
-            self._last = replace(self._last, message=opening, done=0.0)
+            if self._last.message != opening:
+                self._last = replace(self._last, message=opening, done=0.0)
         training = driver.training
         now: dict[str, Any] = {
             # What goes on finds another cluster, or tells that it cannot.
