@@ -279,7 +279,6 @@ def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
     made.close()
 
 
-@pytest.mark.parametrize("typed", ["many", "--5", "²", "1e3", "-", "9" * 5000])
 @pytest.mark.parametrize("shown_before", [False, True])
 def test_a_cluster_is_started_where_nothing_was_run_yet(rooms, tmp_path, shown_before):
     lab = FakeLab(2)
@@ -307,6 +306,7 @@ def test_a_cluster_is_started_where_nothing_was_run_yet(rooms, tmp_path, shown_b
     made.close()
 
 
+@pytest.mark.parametrize("typed", ["many", "--5", "²", "1e3", "-", "9" * 5000])
 def test_a_wrong_option_is_told_where_it_is_seen(opened, typed):
     opened._view.controls.options["accumulate"].value = typed
     until(lambda: "Micro-batches is" in opened._view.controls.notes["accumulate"].value, "the word")

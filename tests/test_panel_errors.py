@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from panel_fakes import shown, until
 
@@ -23,7 +25,11 @@ def runs(made, rooms):
     before = len(rooms.compared)
     made.run()
     until(lambda: len(rooms.compared) > before, "the comparison")
-    rooms.compared[-1][-1].go_on("done")
+    comparison = rooms.compared[-1][-1]
+    comparison.go_on()
+    for number, run in enumerate(comparison.runs):
+        run.folder = Path(f"run-{number}")
+    comparison.status = "done"
     until(lambda: "Done: 90 steps" in shown(made), "the end")
     until(lambda: not made._view.actions.run.disabled, "the button")
 
@@ -48,7 +54,8 @@ def test_a_path_that_is_none_is_told_and_the_driver_goes_on(opened, rooms, path)
         (shelf.Earlier, "look", lambda made: None),
     ],
 )
-def test_no_task_ends_the_driver(opened, rooms, monkeypatch, where, name, ask):
+def test_no_task_ends_the_driver(opened, rooms, monkeypatch, tmp_path, where, name, ask):
+    monkeypatch.chdir(tmp_path)
     runs(opened, rooms)
     with monkeypatch.context() as patched:
         patched.setattr(where, name, fails)
@@ -60,7 +67,7 @@ def test_no_task_ends_the_driver(opened, rooms, monkeypatch, where, name, ask):
         until(lambda: "面板中有一处出错" in opened._view._broken.value, "Chinese")
         opened.speak("en")
         runs(opened, rooms)
-    opened.attach("there")
+    opened.attach("there")  # there is nothing, which is told where it was asked
     opened.export("there")
     until(lambda: not opened._view._broken.value, "the end of the sentence")
 
