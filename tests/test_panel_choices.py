@@ -67,9 +67,12 @@ def test_degrees_that_cannot_be_are_marked_with_the_reason(rooms):
 
 def test_a_guess_is_drawn_and_scored_when_its_strategy_is_measured(rooms):
     made = panel.app(workers=2, batch=32, steps=12, predict_first=True)
-    until(lambda: made._view.actions.run.disabled, "the wait for a guess")
-    made._view.actions.guess.value = 3.0
-    made._view.actions.lock.click()
+    actions = made._view.actions
+    starts = (actions.run, actions.sweep, actions.train)
+    until(lambda: all(button.disabled for button in starts), "the wait for a guess")
+    actions.guess.value = 3.0
+    actions.lock.click()
+    until(lambda: not any(button.disabled for button in starts), "the end of the wait")
     speedup = made._view._charts[0].source
     until(lambda: speedup.data["speedup"] == [3.0], "the mark")
     made.run()
@@ -78,6 +81,17 @@ def test_a_guess_is_drawn_and_scored_when_its_strategy_is_measured(rooms):
     said = made._view.actions._verdict
     until(lambda: "You guessed 3.00×, and data=2 measured 2.00×" in said.value, "the score")
     assert "50% too high" in said.value
+    # What is known is no guess: another one is about the next run.
+    actions.lock.click()
+    until(lambda: all(button.disabled for button in starts), "the wait for another guess")
+    actions.guess.value = 2.0
+    actions.lock.click()
+    until(lambda: "Locked for data=2" in said.value, "the lock")
+    made.run()
+    until(lambda: len(rooms.compared) == 2, "the second comparison")
+    assert "Locked for data=2" in said.value
+    rooms.compared[1][-1].go_on("done")
+    until(lambda: "Well guessed!" in said.value, "the second score")
     made.close()
 
 

@@ -78,7 +78,7 @@ def app(
     hidden, locked:
         Controls that are not shown, or cannot be changed, for a lesson: names of presets.
     predict_first:
-        Whether Run waits until a guess of the speedup is locked.
+        Whether Run, Sweep and Train wait until a guess of the speedup is locked.
     presets:
         What the controls show at first: ``workload="digits-mlp"``, ``strategy="data=2,tensor=2"``,
         ``compare=["data=4"]``, ``workers=4``, ``threads=1``, ``batch=64``, ``steps=30``,
@@ -238,11 +238,13 @@ class Panel:
         self.driver.attach(*paths)
 
     def guess(self, speedup: float, because: str = "") -> None:
-        """Lock a guess of the chosen strategy's speedup over one thread."""
-        asked = self._view.request()
+        """Lock a guess of the chosen strategy's speedup over one thread, for runs from now on."""
+        asked, job = self._view.request(), self.driver.job
         threads = asked.threads or max(1, machine.cores() // max(1, asked.workers))
         cores = parse(asked.strategy).size * threads
-        self._view.actions.locked = Guess(asked, speedup, cores, because)
+        self._view.actions.locked = Guess(
+            asked, speedup, cores, because, after=job.number if job else 0
+        )
 
     def speak(self, language: str) -> None:
         """Speak another language from now on: ``"en"`` or ``"zh"``."""
