@@ -43,7 +43,7 @@ class FakeLab:
 
 def fake_rooms(monkeypatch):
     """Put fakes where the driver meets the other rooms, and keep what they were asked for."""
-    seen = SimpleNamespace(labs=[], compared=[], threads=set(), refuse=None, gate=None)
+    seen = SimpleNamespace(labs=[], compared=[], threads=set(), refuse=None, gate=None, no_start="")
 
     def plan(work, strategy, **options):
         if seen.refuse is not None and strategy != "serial":
@@ -52,6 +52,8 @@ def fake_rooms(monkeypatch):
 
     def start(workers):
         seen.threads.add(threading.current_thread().name)
+        if seen.no_start:
+            raise PlanError(seen.no_start)
         if seen.gate is not None:
             assert seen.gate.wait(20)
         seen.labs.append(FakeLab(workers))

@@ -41,6 +41,7 @@ ROOMS = (
     "timeline",  # what every rank did when
     "why",  # each millisecond beyond the ideal step
     "findings",  # what a comparison found, in sentences
+    "documents",  # what is read back of a comparison, field by field
     "records",  # the folder of a run
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
@@ -125,6 +126,7 @@ PURE = (
     "why",
     "findings",
     "timeline",
+    "documents",
 )
 HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyter_bokeh", "IPython")
 

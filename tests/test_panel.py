@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 from panel_fakes import FakeLab, FakeWork, shown, until
 
 from workbench.errors import RunError
-from workbench.ui import driver, form, pace, panel
+from workbench.ui import driver, form, pace, panel, shelf
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,7 +40,7 @@ def test_run_goes_from_idle_over_a_cluster_to_a_measured_result(opened, rooms):
     assert rooms.threads == {"panel driver"}
 
 
-def test_stop_is_called_by_the_driver_and_keeps_what_was_measured(opened, rooms):
+def test_stop_is_called_on_no_kernel_thread_and_keeps_what_was_measured(opened, rooms):
     opened.run()
     until(lambda: rooms.compared, "the comparison")
     comparison = rooms.compared[0][-1]
@@ -47,8 +48,43 @@ def test_stop_is_called_by_the_driver_and_keeps_what_was_measured(opened, rooms)
     opened._view.actions.stop.click()
     assert opened.wait(10).status == "stopped"
     until(lambda: "Stopped after 90 of 90 steps" in shown(opened), "the word")
-    assert comparison.stopped_on == ["panel driver"]
+    assert comparison.stopped_on == ["panel steering"]
     until(lambda: "data=2" in opened._view._table.value, "the table")
+
+
+@pytest.mark.parametrize("busy", ["an export", "a plan", "a description"])
+def test_stop_reaches_what_runs_while_the_driver_is_at_something_else(
+    opened, rooms, monkeypatch, busy
+):
+    begun, gate = threading.Event(), threading.Event()
+
+    def takes_long(*_args, **_options):
+        begun.set()
+        assert gate.wait(50)
+        return str
+
+    opened.run()
+    until(lambda: rooms.compared, "the comparison")
+    comparison = rooms.compared[0][-1]
+    comparison.go_on()
+    fields = opened._view.controls.fields
+    if busy == "an export":
+        monkeypatch.setattr(shelf, "write", takes_long)
+        opened.export("there")
+    elif busy == "a plan":
+        monkeypatch.setattr(driver, "plan", takes_long)
+        fields["batch"].value = 16
+    else:
+        monkeypatch.setattr(driver, "described", takes_long)
+        fields["workload"].value = "digits-mlp"
+    until(begun.is_set, "the task")
+    opened._view.actions.pause.click()
+    until(lambda: comparison.told == ["pause"], "the pause")
+    opened._view.actions.stop.click()
+    until(lambda: comparison.stopped_on, "the stop")
+    until(lambda: "Stopped after 90 of 90 steps" in shown(opened), "the word")
+    assert not gate.is_set()  # the driver is at it still
+    gate.set()
 
 
 def test_stop_while_the_cluster_starts_needs_no_waiting_and_keeps_the_cluster(opened, rooms):
@@ -62,6 +98,20 @@ def test_stop_while_the_cluster_starts_needs_no_waiting_and_keeps_the_cluster(op
     until(lambda: rooms.compared, "the second run")
     assert len(rooms.labs) == 1
     rooms.compared[0][-1].status = "done"
+
+
+def test_what_earlier_runs_have_measured_is_not_held(opened, rooms):
+    held = []
+    for _ in range(4):
+        opened.run()
+        until(lambda: rooms.compared, "the comparison")
+        comparison = rooms.compared.pop()[-1]
+        comparison.go_on("done")
+        held.append(weakref.ref(comparison))
+        del comparison
+        opened.wait(10)
+    until(lambda: [ref() is None for ref in held] == [True] * 3 + [False], "the end of three")
+    assert opened.driver.job.number == 4
 
 
 def test_buttons_only_put_commands_into_the_queue(opened, rooms):
@@ -129,7 +179,7 @@ def test_an_unforeseen_error_does_not_end_the_driver(opened, rooms, monkeypatch)
     opened.run()
     note = opened._view._problem
     until(lambda: "ZeroDivisionError" in note.value, "the sentence")
-    assert opened.driver._thread.is_alive()
+    assert opened.driver._tasks.alive
 
 
 def test_more_workers_than_the_own_cluster_has_start_a_larger_one(opened, rooms):
@@ -159,7 +209,8 @@ def test_two_panels_take_turns_on_one_cluster_which_ends_with_the_last(opened, r
     second.close()
     assert len(rooms.labs) == 1
     assert rooms.labs[0].closed
-    assert not {"panel", "panel driver"} & {thread.name for thread in threading.enumerate()}
+    of_panels = {"panel", "panel driver", "panel steering"}
+    assert not of_panels & {thread.name for thread in threading.enumerate()}
 
 
 def test_a_run_that_waits_for_its_turn_can_be_stopped(opened, rooms):

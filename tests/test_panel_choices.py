@@ -67,9 +67,12 @@ def test_degrees_that_cannot_be_are_marked_with_the_reason(rooms):
 
 def test_a_guess_is_drawn_and_scored_when_its_strategy_is_measured(rooms):
     made = panel.app(workers=2, batch=32, steps=12, predict_first=True)
-    until(lambda: made._view.actions.run.disabled, "the wait for a guess")
-    made._view.actions.guess.value = 3.0
-    made._view.actions.lock.click()
+    actions = made._view.actions
+    starts = (actions.run, actions.sweep, actions.train)
+    until(lambda: all(button.disabled for button in starts), "the wait for a guess")
+    actions.guess.value = 3.0
+    actions.lock.click()
+    until(lambda: not any(button.disabled for button in starts), "the end of the wait")
     speedup = made._view._charts[0].source
     until(lambda: speedup.data["speedup"] == [3.0], "the mark")
     made.run()
@@ -78,6 +81,17 @@ def test_a_guess_is_drawn_and_scored_when_its_strategy_is_measured(rooms):
     said = made._view.actions._verdict
     until(lambda: "You guessed 3.00×, and data=2 measured 2.00×" in said.value, "the score")
     assert "50% too high" in said.value
+    # What is known is no guess: another one is about the next run.
+    actions.lock.click()
+    until(lambda: all(button.disabled for button in starts), "the wait for another guess")
+    actions.guess.value = 2.0
+    actions.lock.click()
+    until(lambda: "Locked for data=2" in said.value, "the lock")
+    made.run()
+    until(lambda: len(rooms.compared) == 2, "the second comparison")
+    assert "Locked for data=2" in said.value
+    rooms.compared[1][-1].go_on("done")
+    until(lambda: "Well guessed!" in said.value, "the second score")
     made.close()
 
 
@@ -279,9 +293,38 @@ def test_a_given_cluster_that_lost_its_workers_is_told_too(rooms):
     made.close()
 
 
-def test_a_wrong_option_is_told_where_it_is_seen(opened):
-    opened._view.controls.options["accumulate"].value = "many"
+@pytest.mark.parametrize("shown_before", [False, True])
+def test_a_cluster_is_started_where_nothing_was_run_yet(rooms, tmp_path, shown_before):
+    lab = FakeLab(2)
+    made = panel.app(lab=lab, workers=3, batch=32, steps=12)
+    if shown_before:
+        made.attach(str(going_on(tmp_path, "one").path))
+        until(lambda: "Followed" in shown(made), "the earlier run")
+    lab.close()
+    cluster = made._view.actions.cluster
+    until(lambda: cluster.layout.display != "none", "the button")
+    assert "The cluster is gone" in shown(made)
+    rooms.gate = threading.Event()
+    cluster.click()
+    until(lambda: "Starting a cluster of 3 workers" in shown(made), "the start")
+    assert cluster.layout.display == "none"
+    rooms.gate.set()
+    until(lambda: [len(lab.hosts) for lab in rooms.labs] == [3], "the cluster")
+    until(lambda: "Starting a cluster" not in shown(made), "the end of the start")
+    assert not rooms.compared
+    rooms.labs[0].close()
+    until(lambda: cluster.layout.display != "none", "the button again")
+    rooms.no_start = "There is no port left."
+    cluster.click()
+    until(lambda: rooms.no_start in made._view._broken.value, "why there is none")
+    made.close()
+
+
+@pytest.mark.parametrize("typed", ["many", "--5", "²", "1e3", "-", "9" * 5000])
+def test_a_wrong_option_is_told_where_it_is_seen(opened, typed):
+    opened._view.controls.options["accumulate"].value = typed
     until(lambda: "Micro-batches is" in opened._view.controls.notes["accumulate"].value, "the word")
+    assert opened._thread.is_alive()
     opened._view.controls.options["accumulate"].value = "2"
     assert opened._view.request().accumulate == 2
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 from workbench.bubble import Bubble
 from workbench.compared import Facts
+from workbench.documents import check_run
 from workbench.errors import PlanError, RunError
 from workbench.measured import Measured, Row, SpanRow, join
 from workbench.records import RUN, STEPS, Tail, driven, drives, read, read_spans
@@ -59,6 +60,7 @@ class AttachedRun(Measured):
                 summary = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
                 lines, all_again = self._tail.look()  # after the summary: an end has all its steps
                 rows = [json.loads(line) for line in lines]
+                check_run(summary, rows, self.folder / RUN)
             except (OSError, ValueError):  # it is being written to, or taken away: nothing is new
                 return self
             with self._lock:
@@ -167,10 +169,8 @@ def stop_driven(followed: Any, refusal: str) -> None:
 def read_run(folder: Path) -> AttachedRun:
     """Return the run in a folder, refused in a sentence if it cannot be read."""
     summary, rows = readable(folder, read)
-    try:
-        return AttachedRun(folder, summary, rows)
-    except (KeyError, TypeError) as error:
-        raise PlanError(f"The run in {folder} cannot be read: {error!r}.") from error
+    check_run(summary, rows, folder / RUN)
+    return AttachedRun(folder, summary, rows)
 
 
 def readable(folder: Path, reading: Callable[[Path], Any]) -> Any:

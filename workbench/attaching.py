@@ -5,7 +5,6 @@ What was measured is written down step by step, so nothing is lost with the kern
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +20,10 @@ from workbench.attached_run import (
     wait_for,
 )
 from workbench.compared import Compared, Progress
+from workbench.documents import read_document
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS, SpanRow
-from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, read_spans
+from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN, STEPS, read_spans, typed_path
 from workbench.speedup import FEWEST_STEPS, Entry
 
 
@@ -79,10 +79,11 @@ class AttachedComparison(Compared):
         if self.status in OVER or self.folder is None:
             return self
         try:
-            document = json.loads((self.folder / COMPARISON).read_text(encoding="utf-8"))
+            file = self.folder / COMPARISON
+            document = read_document(file.read_text(encoding="utf-8"), file)
             runs = {run.folder.name: run for run in self.runs}
             parts = _parts(document, self.folder, runs, self.timelines)
-        except (OSError, ValueError, PlanError):  # it is being taken away: nothing is new
+        except (OSError, ValueError, RecursionError):  # it is being taken away: nothing is new
             return self
         for run in self.runs:
             run.refresh()
@@ -152,7 +153,7 @@ def attach(path: str | Path | None = None) -> AttachedRun | AttachedComparison:
     PlanError
         If there is nothing of that kind, or it cannot be read.
     """
-    asked = Path(DEFAULT_FOLDER if path is None else path).expanduser()
+    asked = typed_path(DEFAULT_FOLDER if path is None else path)
     if asked.is_file():
         return _comparison(asked)
     if (asked / COMPARISON).is_file():
@@ -266,14 +267,14 @@ def _timeline(run: Any) -> dict[str, list[SpanRow]]:
 
 def _comparison(file: Path) -> AttachedComparison:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        found = AttachedComparison(document, *_parts(document, file.parent), file.parent)
-        complete = bool(found.status and found.machine) and isinstance(found.rows, list)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise PlanError(f"{file} is not the JSON of a comparison that has measured something.")
-    return found
+        document = read_document(file.read_text(encoding="utf-8"), file)
+    except PlanError:
+        raise
+    except (ValueError, RecursionError):
+        raise PlanError(
+            f"{file} is not the JSON of a comparison that has measured something."
+        ) from None
+    return AttachedComparison(document, *_parts(document, file.parent), file.parent)
 
 
 def _parts(

@@ -129,6 +129,9 @@ class Execution:
         finally:
             self._ended.set()
             self._told.end("stopped" if self._stop_asked.is_set() else status)
+            # They are methods of a run that holds this: it is freed, with what its ranks have left
+            # on the workers, when nobody holds it, and not when the garbage collector comes by.
+            self.on_start = self.on_rows = self.on_pace = self.on_snapshot = _tell_nobody
 
     @property
     def preview(self) -> Preview | None:
@@ -263,6 +266,10 @@ class Execution:
             stopped=outcomes[0].stopped,
             peak_memory_bytes=tuple(o.peak_memory_bytes for o in outcomes),
         )
+
+
+def _tell_nobody(*_news: object) -> None:
+    """Stand where somebody was told of news."""
 
 
 def _check_workers(hosts: tuple[Host, ...], lab: Lab) -> None:

@@ -47,6 +47,25 @@ def driven(folder: Path | None) -> Any:
     return None if folder is None else _DRIVEN.get(folder.resolve())
 
 
+def typed_path(typed: str | Path) -> Path:
+    """Return the path that somebody means; a ``~`` before it is their folder.
+
+    Raises
+    ------
+    PlanError
+        If it can be no path.
+    """
+    try:
+        if "\0" in str(typed):
+            raise ValueError("no name has a zero byte")
+        return Path(typed).expanduser()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            f"{str(typed)!r} is no path ({str(error).rstrip('.')}); give the whole path, such as "
+            f"{str(Path.cwd() / DEFAULT_FOLDER)!r}."
+        ) from None
+
+
 class Folder:
     """A new folder for the records of something; files in it are replaced whole or not at all."""
 

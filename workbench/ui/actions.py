@@ -99,7 +99,7 @@ class Actions:
         put(self.progress, _BAR.get(state.status, ""), "bar_style")
         must_guess = self._predict_first and self.locked is None
         put(self.run, state.busy or must_guess, "disabled")
-        put(self.sweep, state.busy, "disabled")
+        put(self.sweep, state.busy or must_guess, "disabled")
         paused = state.status == "paused"
         put(self.pause, state.status not in ("running", "paused"), "disabled")
         put(self.pause, text("button.resume" if paused else "button.pause"), "description")
@@ -110,7 +110,7 @@ class Actions:
         training = state.busy and state.kind == "train"
         asked = state.request
         switch = training and asked is not None and asked.strategy != strategy
-        put(self.train, state.busy and not switch, "disabled")
+        put(self.train, must_guess if not state.busy else not switch, "disabled")
         goes_on = state.can_go_on or training
         label = text("button.go_on", strategy=strategy) if goes_on else text("button.train")
         put(self.train, label, "description")

@@ -350,4 +350,7 @@ def _whole(typed: str) -> Any:
     """Return a typed number, None for nothing; what is no number stays, and is refused as such."""
     if not typed:
         return None
-    return int(typed) if typed.lstrip("-").isdigit() else typed
+    try:
+        return int(typed)
+    except ValueError:  # a word, "--5", or more digits than Python reads
+        return typed

@@ -1,17 +1,18 @@
-"""The driver: the one thread of the panel that talks to Dask.
+"""The driver: the threads of the panel that talk to Dask.
 
-The panel's callbacks only put a command into its queue. What comes of it is read from the
+The panel's callbacks only put a task into a queue. One thread does what takes time. Another one
+stops and steers what runs, at once, whatever the first is at. What comes of it is read from the
 :class:`~workbench.ui.job.Job` that the driver works on; single attributes are set whole, so that
 the thread that draws can read them at any time.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.compare import compare
@@ -24,8 +25,12 @@ from workbench.ui import language, shelf
 from workbench.ui.blame import RefusedError, blame
 from workbench.ui.described import Described, described
 from workbench.ui.form import Request, check, request, tries
+from workbench.ui.guard import Broken
 from workbench.ui.job import TURNS, Job, Kind
-from workbench.ui.shared_lab import SHARED, gone
+from workbench.ui.lab_in_use import LabInUse
+from workbench.ui.language import Say
+from workbench.ui.shared_lab import SHARED
+from workbench.ui.tasks import Tasks
 from workbench.ui.training import Training
 from workbench.workload import Workload, workload
 
@@ -38,20 +43,16 @@ CLOSE_LIMIT_S = 20.0
 MOST_VARIANTS = 8
 """Workloads with a batch size or seed of their own that are kept, with their plans."""
 
-IDLE_S = 0.25
-"""How long the driver waits for a command before it looks at what waits for its turn."""
-
 
 class Driver:
-    """Runs what the panel asks for, one after the other, on a thread of its own.
+    """Runs what the panel asks for, one after the other, on threads of its own.
 
     Parameters
     ----------
     work:
         The user's own workload, or None.
     lab:
-        The cluster to use. Without one it is the one opened last; if there is none, one is started
-        that all panels share, and closed with the last of them.
+        The cluster to use, see :class:`workbench.ui.lab_in_use.LabInUse`.
 
     Attributes
     ----------
@@ -65,10 +66,8 @@ class Driver:
         What was drawn last: what was asked, and its plan or why there is none.
     refused:
         Why a strategy cannot be, or "" if it can: by the request's basis, and strategy.
-    lab:
-        The cluster in use, once there is one.
-    told:
-        What came of the last share code, export or attachment.
+    using:
+        The cluster in use.
     earlier:
         Runs and comparisons that can be chosen.
     language:
@@ -81,22 +80,19 @@ class Driver:
         self.described: dict[str, Described] = {}
         self.planned: tuple[Request, Plan | str] | None = None
         self.refused: dict[tuple[Request, str], str] = {}
-        self.lab = lab
-        self.told = ""
+        self.using = LabInUse(lab)
         self.earlier = shelf.Earlier()
         self.language = language
-        self._given = lab
-        self._lost = False
         self._made: dict[str, Workload] = {} if work is None else {OWN: work}
         self._variants: dict[tuple[Any, ...], Workload] = {}
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._told: Say = str
         self._waiting: Job | None = None
         self._drawn: Request | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
         SHARED.join(self)
-        self._thread = threading.Thread(target=self._loop, name="panel driver", daemon=True)
-        self._thread.start()
+        self._steering = Tasks("panel steering", lambda: self.language)
+        self._tasks = Tasks("panel driver", lambda: self.language, self._idle, self._leave)
 
     def run(self, request: Request, kind: Kind = "compare") -> Job:
         """Ask for a comparison or a training and return at once.
@@ -111,8 +107,10 @@ class Driver:
                     return old
                 old.stop_asked.set()
             number = 1 if old is None else old.number + 1
-            self.job = job = Job(number, request, kind, after=old)
-        self._commands.put(lambda: self._begin(job))
+            ended = old is None or not old.here or old.ended
+            self.job = job = Job(number, request, kind, after=None if ended else old)
+        self._tasks.guard.forget()
+        self._tasks.put("run", lambda: self._begin(job))
         return job
 
     def stop(self) -> None:
@@ -121,7 +119,7 @@ class Driver:
         if job is not None and not job.ended:
             if job.here:
                 job.stop_asked.set()
-            self._commands.put(job.stop)
+            self._steering.put("stop", job.stop)
 
     def pause(self) -> None:
         """Ask what runs to wait after its step, or to go on if it waits, and return at once."""
@@ -141,23 +139,28 @@ class Driver:
             with suppress(RunError):  # it has ended in between
                 what(going, going.status == "paused")
 
-        self._commands.put(tell)
+        self._steering.put("steer", tell)
 
-    def start_cluster(self) -> None:
-        """Ask for a new cluster in the place of one that is gone, and return at once."""
-        self._given = self.lab = None
-        self._lost = False
+    def start_cluster(self, workers: int) -> None:
+        """Ask for a new cluster in the place of one that is gone, and return at once.
+
+        What was run last is run again; where nothing was, there is a cluster of ``workers`` then.
+        """
+        self.using.forget()
         job = self.job
         if job is not None and job.ended and job.here:
             self.run(job.request, job.kind)
+        else:
+            self.using.opening = workers  # it is told from now on
+            self._tasks.put("cluster", lambda: self._open(workers))
 
     def export(self, folder: str) -> None:
         """Ask for files of what was measured last and return at once."""
-        self._commands.put(lambda: self._export(folder))
+        self._tasks.put("export", lambda: self._export(folder))
 
     def attach(self, *paths: str) -> None:
         """Ask for what was measured before, by whomever, and return at once."""
-        self._commands.put(lambda: self._attach(paths))
+        self._tasks.put("attach", lambda: self._attach(paths))
 
     def restore(self, code: str) -> tuple[Request, dict[str, list[str]]] | None:
         """Return what a share code asks for, and which controls it hides and locks.
@@ -170,10 +173,11 @@ class Driver:
                 limits = {name: given.pop(name, []) for name in ("hidden", "locked")}
                 found = request(self._made.get(OWN), given)
             except PlanError as error:
-                self.told = language.translate(str(error))
+                self._told = partial(language.translate, str(error))
                 return None
             limited = any(limits.values())
-            self.told = language.text("keep.restored_limited" if limited else "keep.restored")
+            key = "keep.restored_limited" if limited else "keep.restored"
+            self._told = partial(language.text, key)
         return found, limits
 
     def start_over(self) -> None:
@@ -182,83 +186,76 @@ class Driver:
 
     def describe(self, name: str) -> None:
         """Ask for the description of a workload and return at once."""
-        self._commands.put(lambda: self._describe(name))
+        self._tasks.put("describe", lambda: self._describe(name))
 
     def draw(self, request: Request) -> None:
         """Ask for the plan of what the controls say and return at once."""
-        self._commands.put(lambda: self._draw(request))
+        self._tasks.put("draw", lambda: self._draw(request))
 
     @property
-    def cluster_gone(self) -> bool:
-        """Whether the cluster in use is closed, or was found without workers; asks nobody."""
-        return self._lost or (self.lab is not None and self.lab.closed)
+    def told(self) -> str:
+        """What came of the last share code, export or attachment, in this thread's language."""
+        return self._told()
 
     @property
-    def dashboard(self) -> str:
-        """Address of the page of all runs on the cluster in use; "" where there is none."""
-        lab = self.lab
-        if lab is None or lab.closed or not lab.feed.on:
-            return ""
-        return f"{lab.dashboard_link.removesuffix('/status')}/workbench"
+    def broken(self) -> tuple[Broken, ...]:
+        """What tasks have broken with that told of it nowhere else."""
+        return (*self._tasks.guard.found.values(), *self._steering.guard.found.values())
 
     def close(self, wait: bool = True) -> None:
-        """Stop what runs, leave the cluster to other panels or close it, and end the thread."""
+        """Stop what runs, leave the cluster to other panels or close it, and end the threads."""
         if not self._closed.is_set():
             self._closed.set()
             self.stop()
-            self._commands.put(None)
+            self._steering.close()
+            self._tasks.close()
         if wait:
-            self._thread.join(CLOSE_LIMIT_S)
+            self._tasks.join(CLOSE_LIMIT_S)
 
-    # The driver's thread.
+    # The thread of what takes time.
 
-    def _loop(self) -> None:
-        while True:
-            try:
-                command = self._commands.get(timeout=IDLE_S)
-            except queue.Empty:
-                command = self._idle
-            if command is None:
-                break
-            language.speak(self.language)
-            command()
+    def _leave(self) -> None:
+        self._steering.join(CLOSE_LIMIT_S)  # what runs is stopped before its cluster is closed
         SHARED.leave(self)
 
     def _idle(self) -> None:
         """Do what has waited: a run for its turn, or else a try of what could be chosen."""
-        waiting, job = self._waiting, self.job
+        waiting, job, task = self._waiting, self.job, self._tasks.guard.task
         if job is not None:
-            job.follow()
-        self.earlier.look()
+            with task("follow"):
+                job.follow()
+        with task("earlier"):
+            self.earlier.look()
         if waiting is not None:
             self._waiting = None
             self._begin(waiting)
         elif not TURNS.busy:
-            self._try_one()
+            with task("try"):
+                self._try_one()
 
     def _begin(self, job: Job) -> None:
-        if job.ended:  # stopped while it was in the queue
-            return
-        problems = check(job.request)
-        if problems:
-            job.problems = problems
-            return
-        if job.after is not None and job.after.here and not job.after.ended:
-            job.after.stop()
-        if not TURNS.take(job):
-            job.phase = ("phase.turn", {})
-            self._waiting = job
-            return
         try:
+            before, job.after = job.after, None
+            if before is not None:
+                before.stop()
+            if job.ended:  # stopped while it was in the queue
+                return
+            problems = check(job.request)
+            if problems:
+                job.problems = {name: partial(str, said) for name, said in problems.items()}
+                return
+            if not TURNS.take(job):
+                job.phase = ("phase.turn", {})
+                self._waiting = job
+                return
             self._carry_out(job)
         except RefusedError as refused:
             job.problems = {refused.control: refused.sentence}
             job.details = refused.details
         except Exception as error:
-            # Nothing of ours may end the driver; the user is told, with the whole traceback.
-            job.problems = {
-                "run": language.text("problem.own", error=f"{type(error).__name__}: {error}")
-            }
+            # Told beside what was asked for, with the whole traceback.
+            told = f"{type(error).__name__}: {error}"
+            job.problems = {"run": partial(language.text, "problem.own", error=told)}
             job.details = traceback.format_exc()
 
     def _carry_out(self, job: Job) -> None:
@@ -313,41 +310,43 @@ class Driver:
         )
         return self.training
 
+    def _open(self, workers: int) -> None:
+        try:
+            self.using.open(workers)
+        finally:
+            self.using.opening = 0
+
     def _open_lab(self, job: Job) -> Lab:
-        """Return the cluster to use; start one where there is none, or ours is too small."""
+        """Return the cluster to use; say so where one is started."""
 
         def starting() -> None:
             job.phase = ("phase.cluster", {"workers": job.request.workers})
 
-        if self._given is not None:
-            if gone(self._given):
-                self._lost = True
-                raise RunError(language.text("cluster.gone"))
-            return self._given
-        self.lab = SHARED.lab_for(job.request.workers, starting)
-        return self.lab
+        return self.using.open(job.request.workers, starting)
 
     def _export(self, folder: str) -> None:
-        self.told = shelf.write(self.job, folder)
+        self._told = str
+        self._told = shelf.write(self.job, folder)
 
     def _attach(self, paths: tuple[str, ...]) -> None:
         if self.job is not None and self.job.here and not self.job.ended:
-            self.told = language.text("keep.busy")
+            self._told = partial(language.text, "keep.busy")
             return
         number = 1 if self.job is None else self.job.number + 1
-        job, self.told = shelf.read(paths, number)
+        self._told = str
+        job, self._told = shelf.read(paths, number)
         self.job = job or self.job
 
     def _describe(self, name: str) -> None:
-        with suppress(PlanError, RunError, OSError):  # Run tells what is wrong with it
+        with suppress(Exception):  # Run tells what is wrong with it
             self.described[name] = described(name, self._make(name))
 
     def _draw(self, request: Request) -> None:
         self._drawn = request
         try:
             found = plan(self._changed(request), request.strategy, **request.choices)
-        except (PlanError, RunError, OSError) as error:
-            self.planned = (request, str(error))
+        except Exception as error:  # somebody's own strategy may raise anything
+            self.planned = (request, Broken.of(error).error)
         else:
             self.planned = (request, found)
 
@@ -362,8 +361,8 @@ class Driver:
                 continue
             try:
                 plan(self._changed(asked), strategy, **asked.choices)
-            except (PlanError, RunError, OSError) as error:
-                self.refused[base, strategy] = str(error)
+            except Exception as error:
+                self.refused[base, strategy] = Broken.of(error).error
             else:
                 self.refused[base, strategy] = ""
             return

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.attaching import as_comparison, attach
 from workbench.errors import PlanError
 from workbench.measured import Measured
-from workbench.records import finite
+from workbench.records import finite, typed_path
 from workbench.timeline import trace
 from workbench.ui.report import report_html
 from workbench.ui.stills import available, png, svg
@@ -49,7 +49,7 @@ def export(of: Any, path: str | Path) -> list[Path]:
         For another ending, if there is nothing of that kind, or no file can be written there.
     """
     found = attach(of) if isinstance(of, str | Path) else of
-    target = Path(path).expanduser()
+    target = typed_path(path)
     if target.is_dir() or not target.suffix:
         return [_write(target / name, content) for name, content in _everything(found)]
     for ending, make in _MAKERS.items():

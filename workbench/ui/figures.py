@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bokeh.core.properties import value
@@ -29,7 +30,7 @@ from workbench.ui.chart import (
     place_legend,
 )
 from workbench.ui.guess import Guess
-from workbench.ui.language import text
+from workbench.ui.language import Say, text
 from workbench.ui.texts import Row
 
 BEYOND = 1.5
@@ -50,7 +51,8 @@ class Curve:
     """Loss and throughput of a run against its training time in seconds, and its accuracy.
 
     ``accuracy`` is that on test data at the end; ``batches`` has the time, and the accuracy on the
-    training batch in hand, of the steps of which it is known.
+    training batch in hand, of the steps of which it is known. ``say`` says the label, if that is
+    known, so that it can be said again in another language.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Curve:
     samples_per_s: Sequence[float] = ()
     accuracy: float | None = None
     batches: Sequence[tuple[float, float]] = ()
+    say: Say | None = field(default=None, compare=False)
 
 
 def speedup_chart() -> Chart:
@@ -258,6 +261,7 @@ def curves_of(comparison: Any) -> list[Curve]:
             [record["samples_per_s"] for record in history],
             run.accuracy,
             batches_of(history),
+            partial(texts.row_label, row),
         )
         for run in comparison.runs
         if run.work is comparison.work and (history := list(run.history))

@@ -25,18 +25,22 @@ class Guess:
         Ranks times threads, where the figure shows it.
     because:
         Why, in the guesser's words.
+    after:
+        Number of the panel's last run when it was locked: what that has measured is no secret.
     """
 
     request: Request
     speedup: float
     cores: int
     because: str = ""
+    after: int = 0
 
     def measured(self, request: Request | None, rows: Sequence[Row]) -> Row | None:
         """Return the row that it was about, once its strategy is measured to the end."""
         if request is None or request.task != self.request.task:
             return None
-        about = [row for row in rows if row["strategy"] == self.request.strategy]
+        later = (row for row in rows if row["run"] > self.after)
+        about = [row for row in later if row["strategy"] == self.request.strategy]
         return next((row for row in about if row["speedup"] is not None and row["complete"]), None)
 
 

@@ -10,6 +10,7 @@ from workbench.attached_run import OVER
 from workbench.errors import RunError
 from workbench.steering import ENDED
 from workbench.ui.form import Request
+from workbench.ui.language import Say
 
 if TYPE_CHECKING:
     from workbench.attaching import AttachedComparison
@@ -26,7 +27,8 @@ class Job:
     Attributes
     ----------
     after:
-        The job that ends before this one begins.
+        The job that ends before this one begins; None once it has, for a job holds what was
+        measured, and with it what the ranks have left on their workers.
     phase:
         What the driver does before anything runs: a key of the catalogue, and its values.
     problems:
@@ -44,11 +46,13 @@ class Job:
     kind: Kind = "compare"
     after: Job | None = None
     phase: tuple[str, dict[str, Any]] = ("phase.checking", {})
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, Say] = field(default_factory=dict)
     details: str = ""
     going: Comparison | Training | AttachedComparison | None = None
     notice: str = ""
     stop_asked: threading.Event = field(default_factory=threading.Event)
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held while files of what goes on elsewhere are read, which two threads do."""
 
     @property
     def status(self) -> str:
@@ -81,14 +85,16 @@ class Job:
         """Read what is new of what goes on elsewhere."""
         followed: Any = self.going
         if not self.here and followed is not None and not self.ended:
-            followed.refresh()
+            with self._reading:
+                followed.refresh()
 
     def stop(self) -> None:
         """End what goes on within 2 s; of what is followed, say where it can be ended."""
         if not self.here:
             try:
                 if self.going is not None:
-                    self.going.stop()
+                    with self._reading:
+                        self.going.stop()
             except RunError as error:
                 self.notice = str(error)
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, lru_cache
@@ -22,6 +22,9 @@ from workbench.errors import PlanError
 
 LANGUAGES = {"en": "EN", "zh": "中文"}
 """Languages by their codes, each named as its speakers name it."""
+
+Say = Callable[[], str]
+"""Says something in the language of the thread that calls it, so that it can be said again."""
 
 FOLDER = Path(__file__).parent / "catalogue"
 

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -79,7 +78,7 @@ def app(
     hidden, locked:
         Controls that are not shown, or cannot be changed, for a lesson: names of presets.
     predict_first:
-        Whether Run waits until a guess of the speedup is locked.
+        Whether Run, Sweep and Train wait until a guess of the speedup is locked.
     presets:
         What the controls show at first: ``workload="digits-mlp"``, ``strategy="data=2,tensor=2"``,
         ``compare=["data=4"]``, ``workers=4``, ``threads=1``, ``batch=64``, ``steps=30``,
@@ -136,7 +135,7 @@ class Panel:
             train=self.train,
             start_over=self.driver.start_over,
             stop=self.stop,
-            start_cluster=self.driver.start_cluster,
+            start_cluster=self.start_cluster,
             lock=self._lock_guess,
             language=self.speak,
         )
@@ -198,6 +197,10 @@ class Panel:
         """Do what Step does: what waits makes one step, and waits again."""
         self.driver.step()
 
+    def start_cluster(self) -> None:
+        """Do what Start a cluster does: another in the place of one that is gone."""
+        self.driver.start_cluster(self._view.request().workers)
+
     @property
     def code(self) -> str:
         """The share code of what the controls say, and of which are hidden or locked."""
@@ -235,11 +238,13 @@ class Panel:
         self.driver.attach(*paths)
 
     def guess(self, speedup: float, because: str = "") -> None:
-        """Lock a guess of the chosen strategy's speedup over one thread."""
-        asked = self._view.request()
+        """Lock a guess of the chosen strategy's speedup over one thread, for runs from now on."""
+        asked, job = self._view.request(), self.driver.job
         threads = asked.threads or max(1, machine.cores() // max(1, asked.workers))
         cores = parse(asked.strategy).size * threads
-        self._view.actions.locked = Guess(asked, speedup, cores, because)
+        self._view.actions.locked = Guess(
+            asked, speedup, cores, because, after=job.number if job else 0
+        )
 
     def speak(self, language: str) -> None:
         """Speak another language from now on: ``"en"`` or ``"zh"``."""
@@ -308,13 +313,10 @@ class Panel:
 
     def _loop(self) -> None:
         while not self._closed.wait(TICK_S):
-            try:
+            with self._view.guard.task("panel"):
                 self._tick()
-            except Exception as error:
-                if not self._closed.is_set():
-                    traceback.print_exc()
-                    self._view.break_down(error)
-                return
+            with self._view.guard.task("broken"):
+                self._view.tell_broken(self._watcher.broken)
 
     def _tick(self) -> None:
         speech.speak(self._language)
@@ -330,7 +332,8 @@ class Panel:
             self.driver.draw(asked)
         described = self.driver.described.get(chosen)
         if described is not None:
-            self._view.suggest(described, self._keep)
+            with self._view.guard.task("suggest"):
+                self._view.suggest(described, self._keep)
         state = self._watcher.look()
         self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
         if self._print and state.job:

@@ -140,7 +140,7 @@ class PlacementPage:
             if schemes is None or schemes.chunks != self._chunks_of(plan):
                 self.start_again()
             elif schemes.before is None and self._workers is None:
-                there = _of_lab()
+                there = workers_of_lab()
                 if there and there != schemes.workers:
                     self.start_again()
 
@@ -184,7 +184,7 @@ class PlacementPage:
         if chunks is None:
             assert self._plan is not None
             chunks = self._chunks_of(self._plan)
-        workers = _of_lab() or WORKERS if self._workers is None else self._workers
+        workers = workers_of_lab() or WORKERS if self._workers is None else self._workers
         self._schemes = Schemes.place(chunks, workers)
         placed = self._schemes.chunks
         size = in_binary_units(sum(placed.values()))
@@ -305,7 +305,7 @@ class PlacementPage:
         return bundle
 
 
-def _of_lab() -> Mapping[str, float]:
+def workers_of_lab() -> Mapping[str, float]:
     """Return the memory of each worker of the open lab in GiB; nothing if there is none."""
     try:
         hosts = current_lab().hosts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from workbench.records import COMPARISON, DEFAULT_FOLDER, RUN
 from workbench.ui.exporting import export
 from workbench.ui.form import Request
 from workbench.ui.job import Job
-from workbench.ui.language import text, translate
+from workbench.ui.language import Say, text, translate
 from workbench.ui.training import Training
 
 EXPORTS = "workbench-exports"
@@ -27,18 +28,18 @@ MOST_LISTED = 40
 """Earlier runs to choose from, the newest."""
 
 
-def write(job: Job | None, folder: str) -> str:
-    """Write all that a job has measured to ``folder``, and return a sentence on that."""
+def write(job: Job | None, folder: str) -> Say:
+    """Write all that a job has measured to ``folder``, and return what tells of that."""
     going = None if job is None else job.going
     of = going.run if isinstance(going, Training) else going
     if of is None:
-        return text("keep.nothing")
+        return partial(text, "keep.nothing")
     try:
         files = export(of, folder or EXPORTS)
     except (PlanError, RunError, OSError) as error:
-        return translate(str(error))
+        return partial(translate, str(error))
     where = str(files[0].parent.resolve()) if files else folder
-    return text("keep.exported", count=len(files), folder=where)
+    return partial(text, "keep.exported", count=len(files), folder=where)
 
 
 class Earlier:
@@ -73,8 +74,8 @@ def _listed() -> tuple[str, ...]:
     return tuple(islice(found, MOST_LISTED))
 
 
-def read(paths: Sequence[str], number: int) -> tuple[Job | None, str]:
-    """Return what was measured at ``paths`` as a job of that number, and a sentence on it.
+def read(paths: Sequence[str], number: int) -> tuple[Job | None, Say]:
+    """Return what was measured at ``paths`` as a job of that number, and what tells of it.
 
     An empty path is the newest; several are shown side by side. Without anything there is no job.
     """
@@ -88,8 +89,9 @@ def read(paths: Sequence[str], number: int) -> tuple[Job | None, str]:
         else:  # of a run that goes on there may be too little to time
             going = as_comparison(found) if found.status in OVER else followed(found)
     except (PlanError, RunError, OSError) as error:
-        return None, translate(str(error))
+        return None, partial(translate, str(error))
     facts = going.facts
     asked = Request(facts.name, (), 1, facts.batch_size, going.steps, max(1, going.repeats))
     where = ", ".join(paths) if len(paths) > 1 else str(going.folder or path)
-    return Job(number, asked, "attached", going=going), text("keep.attached", folder=where)
+    said = partial(text, "keep.attached", folder=where)
+    return Job(number, asked, "attached", going=going), said

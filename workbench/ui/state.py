@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from workbench import machine
@@ -18,8 +19,9 @@ from workbench.timeline import Timeline, timeline_of
 from workbench.ui import figures, look, texts
 from workbench.ui.driver import Driver
 from workbench.ui.form import Request, check
+from workbench.ui.guard import Broken, Guard
 from workbench.ui.job import Job
-from workbench.ui.language import current, text, translate
+from workbench.ui.language import Say, current, text, translate
 from workbench.ui.memory_figure import RankMemory, memory_of_runs
 from workbench.ui.texts import Row
 from workbench.ui.training import Training
@@ -29,11 +31,6 @@ KEPT_RUNS = 20
 
 AT_ONCE = "; the cluster can be used at once"
 """What a run that broke says of its cluster; of one that has gone since it is not true."""
-
-MEASURED = (
-    *("found", "refused", "rows", "points", "bars", "curves", "timeline", "memory", "preview"),
-)
-"""What of a state was measured."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,8 @@ class State:
         How many runs there have been of what goes on; another one when the next begins.
     crowded:
         Whether what goes on has all cores of this machine at work, so that drawing slows it.
+    broken:
+        What the panel itself has broken with, for the person to know: it goes on.
     """
 
     message: str
@@ -112,6 +111,7 @@ class State:
     dashboard: str = ""
     turn: int = 0
     crowded: bool = False
+    broken: tuple[Broken, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -127,7 +127,31 @@ class State:
             if row["speedup"] is not None
         )
         problem = next(iter(self.problems.values()), "")
-        return " · ".join(part for part in (self.message, problem, found, self.place) if part)
+        broken = " ".join(each.sentence for each in self.broken)
+        parts = (self.message, problem, broken, found, self.place)
+        return " · ".join(part for part in parts if part)
+
+
+def _machine() -> str:
+    return text("place.machine", cores=texts.count(machine.cores(), "core"))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is said of what was measured: in another language again, and nothing measured anew."""
+
+    place: Say = _machine
+    found: tuple[Say, ...] = ()
+    curves: tuple[figures.Curve, ...] = ()
+
+    def said(self) -> dict[str, Any]:
+        """Return it in the language of this thread, by the names that a state has for it."""
+        curves = (replace(each, label=each.say()) if each.say else each for each in self.curves)
+        return {
+            "place": self.place(),
+            "found": tuple(say() for say in self.found),
+            "curves": tuple(curves),
+        }
 
 
 class Watcher:
@@ -136,26 +160,39 @@ class Watcher:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._ended: dict[int, tuple[Request, list[Row]]] = {}
-        self._told_in: tuple[str, bool] | None = None
+        self._told_in: tuple[str, bool, int] | None = None
         self._last = State(message="", place="")
+        self._measured: dict[str, Any] = {}
+        self._words = Words()
+        self._guard = Guard()
+
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """What the driver's tasks, and looks at what is measured, have broken with."""
+        return (*self._driver.broken, *self._guard.found.values())
 
     def look(self) -> State:
         """Return the state of this moment; the same object once nothing more can change."""
-        job, driver = self._driver.job, self._driver
-        now_in = current(), driver.cluster_gone
+        job, driver, using = self._driver.job, self._driver, self._driver.using
+        now_in = current(), using.gone, using.opening
         news = self._told_in != now_in
         if job is None and news:
             self._last = State(message=text("progress.ready"), place=_machine())
         elif job is not None and (news or job.number not in self._ended):
             self._last = self._gather(job, gone=now_in[1])
         self._told_in = now_in
+        if using.opening and not self._last.busy:
+            opening = text("phase.cluster", workers=using.opening)
+            if self._last.message != opening:
+                self._last = replace(self._last, message=opening, done=0.0)
         training = driver.training
         now: dict[str, Any] = {
             # What goes on finds another cluster, or tells that it cannot.
-            "gone": driver.cluster_gone and not self._last.busy,
+            "gone": using.gone and not self._last.busy,
             "can_go_on": training is not None and training.can_go_on,
-            "dashboard": driver.dashboard,
+            "dashboard": using.dashboard,
             "earlier": driver.earlier.folders,
+            "broken": self.broken,
         }
         if any(getattr(self._last, name) != value for name, value in now.items()):
             self._last = replace(self._last, **now)
@@ -164,10 +201,12 @@ class Watcher:
     def _gather(self, job: Job, gone: bool) -> State:
         status = job.status  # before the rows: a run that has ended has all its rows
         going = job.going
-        rows: list[Row] = [{"run": job.number, **row} for row in going.rows] if going else []
+        rows: list[Row] = []
+        with self._guard.task("rows"):
+            rows = [{"run": job.number, **row} for row in going.rows] if going else []
         # Plain mistakes are found again, in the language of this moment.
         problems = check(job.request) if job.problems else {}
-        problems = problems or {name: translate(said) for name, said in job.problems.items()}
+        problems = problems or {name: say() for name, say in job.problems.items()}
         details = job.details
         if going is not None and going.error is not None:
             broke = str(going.error)
@@ -184,55 +223,63 @@ class Watcher:
             kind=job.kind,
             status=status,
             message=message,
-            place=self._last.place or _machine(),
+            place="",
             done=done,
             problems=problems,
             details=details,
             request=job.request,
         )
-        if going is None or not going.runs:
-            # Nothing is measured yet, or ever: what was measured before stays in the figures.
-            return replace(now, **{name: getattr(self._last, name) for name in MEASURED})
-        alike = [
-            row
-            for request, kept_rows in shown.values()
-            if request.task == job.request.task
-            for row in kept_rows
-        ]
-        if isinstance(going, Training):
-            found, curves = _trained(going), _training_curves(going)
-        else:
-            told = [*findings(rows, machine.cores()), *_amdahl(alike)]
-            found = [translate(said) for said in told]
-            if isinstance(going, Gathered):
-                found = [text(f"gathered.{word}", **values) for word, values in going.cautions]
-            elif status in ENDED:
-                found += _bubbles(going)
-            curves = figures.curves_of(going)
-        return replace(
-            now,
-            place=_place(rows),
-            found=tuple(found),
-            refused=tuple(getattr(going, "refused", {}).items()),
-            rows=tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
-            # Of each strategy the newest measurement: older ones stay in the table.
-            points=tuple({(row.get("part"), texts.row_label(row)): row for row in alike}.values()),
-            bars=tuple(rows),
-            curves=tuple(curves),
-            timeline=timeline_of(going.timelines),
-            memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
-            preview=going.preview,
-            turn=len(going.runs),
-            crowded=not isinstance(going, AttachedComparison) and going.crowded,
-        )
+        # Where nothing is measured yet, or ever, what was measured before stays in the figures.
+        if going is not None and (going.runs or rows):
+            with self._guard.task("measured"):
+                self._measured, self._words = _measured(job, status, rows, shown)
+                live = not isinstance(going, AttachedComparison)
+                now = replace(now, turn=len(going.runs), crowded=live and going.crowded)
+        return replace(now, **self._measured, **self._words.said())
 
 
-def _bubbles(going: Any) -> list[str]:
+def _measured(
+    job: Job, status: str, rows: list[Row], shown: Mapping[int, tuple[Request, list[Row]]]
+) -> tuple[dict[str, Any], Words]:
+    """Return what of a state is measured; ``shown`` has the rows of all runs by number."""
+    going: Any = job.going
+    alike = [
+        row
+        for request, kept_rows in shown.values()
+        if request.task == job.request.task
+        for row in kept_rows
+    ]
+    found: list[Say]
+    if isinstance(going, Training):
+        found, curves = _trained(going), _training_curves(going)
+    else:
+        told = [*findings(rows, machine.cores()), *_amdahl(alike)]
+        found = [partial(translate, said) for said in told]
+        if isinstance(going, Gathered):
+            found = [partial(text, f"gathered.{word}", **values) for word, values in going.cautions]
+        elif status in ENDED:
+            found += _bubbles(going)
+        curves = figures.curves_of(going)
+    measured = {
+        "refused": tuple(getattr(going, "refused", {}).items()),
+        "rows": tuple(row for number in sorted(shown, reverse=True) for row in shown[number][1]),
+        # Of each strategy the newest measurement: older ones stay in the table.
+        "points": tuple({(row.get("part"), texts.row_label(row)): row for row in alike}.values()),
+        "bars": tuple(rows),
+        "timeline": timeline_of(going.timelines),
+        "memory": tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
+        "preview": going.preview,
+    }
+    return measured, Words(partial(_place, rows), tuple(found), tuple(curves))
+
+
+def _bubbles(going: Any) -> list[Say]:
     """Return how much the ranks of pipelines waited, beside theory; of each the last run counts."""
     of = [(run.plan.strategy, run) for run in going.runs if "pipeline" in run.plan.strategy]
     known = {strategy: bubble for strategy, run in of if (bubble := run.bubble) is not None}
     return [
-        text(
+        partial(
+            text,
             "found.bubble",
             strategy=strategy,
             measured=f"{bubble.measured:.0%}",
@@ -248,10 +295,6 @@ def _amdahl(rows: list[Row]) -> list[str]:
     return [fit.sentence for fit in fits(rows) if len(fit.points) > 1]
 
 
-def _machine() -> str:
-    return text("place.machine", cores=texts.count(machine.cores(), "core"))
-
-
 def _place(rows: list[Row]) -> str:
     strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
     where = "; ".join(
@@ -262,9 +305,9 @@ def _place(rows: list[Row]) -> str:
     return text("place.measured", where=where, cores=texts.count(machine.cores(), "core"))
 
 
-def _trained(training: Training) -> list[str]:
+def _trained(training: Training) -> list[Say]:
     """Return for each strategy that has trained the model what became of its loss."""
-    found = []
+    found: list[Say] = []
     for run in training.segments:
         history = run.history
         if history:
@@ -275,7 +318,7 @@ def _trained(training: Training) -> list[str]:
                 "before": f"{history[0]['loss']:.4g}",
                 "after": f"{history[-1]['loss']:.4g}",
             }
-            found.append(text("train.segment", **values))
+            found.append(partial(text, "train.segment", **values))
     return found
 
 
@@ -288,15 +331,18 @@ def _training_curves(training: Training) -> list[figures.Curve]:
             times = [begins_s + row["time_s"] for row in history]
             batches = figures.batches_of(history, begins_s)
             begins_s = times[-1]
+            values = {"strategy": run.plan.strategy, "first": run.first_step + 1}
+            say = partial(text, "train.curve", **values)
             curves.append(
                 figures.Curve(
-                    text("train.curve", strategy=run.plan.strategy, first=run.first_step + 1),
+                    say(),
                     look.style({"strategy": run.plan.strategy, "threads": run.threads}),
                     times,
                     [row["loss"] for row in history],
                     [row["samples_per_s"] for row in history],
                     run.accuracy,
                     batches,
+                    say,
                 )
             )
     return curves

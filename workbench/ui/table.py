@@ -111,7 +111,7 @@ def _loss(row: Row) -> str:
 
 
 def _repeats(row: Row) -> str:
-    return str(row["repeats"]) if row["complete"] else f"{row['repeats']}…"
+    return escape(str(row["repeats"]) if row["complete"] else f"{row['repeats']}…")
 
 
 def _strategy(row: Row) -> str:

@@ -7,7 +7,7 @@ Nothing here knows Dask or threads; a :class:`~workbench.ui.state.State` goes in
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -20,11 +20,12 @@ from workbench.ui import figures, pictures, table, texts
 from workbench.ui.about import About
 from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.actions import Actions, Presses
-from workbench.ui.chart import Chart
+from workbench.ui.chart import Chart, Columns
 from workbench.ui.controls import Controls
 from workbench.ui.costs import cost_table
 from workbench.ui.described import Described
 from workbench.ui.form import Request
+from workbench.ui.guard import Broken, Guard
 from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
 from workbench.ui.language import current, text, translate
@@ -61,6 +62,11 @@ class View:
         return at once.
     limits, predict_first:
         Controls that are ``"hidden"`` and ``"locked"``, and whether Run waits for a guess.
+
+    Attributes
+    ----------
+    guard:
+        What parts of the panel have broken with: the others are shown none the less.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class View:
         predict_first: bool = False,
     ) -> None:
         self.lock = threading.RLock()
+        self.guard = Guard()
         self.controls = Controls(asked, own_name, limits)
         self.actions = Actions(presses, predict_first)
         self._shown: State | None = None
@@ -86,6 +93,7 @@ class View:
         self._place = widgets.HTML()
         self._title = widgets.HTML()
         self._problem = widgets.HTML()
+        self._broken = widgets.HTML()
         self._result = widgets.HTML()
         self._python = widgets.HTML()
         self._pace = widgets.HTML()
@@ -168,45 +176,59 @@ class View:
     ) -> None:
         """Bring every widget up to date; what has not changed sends nothing."""
         with self.lock:
-            asked = self.controls.request()
-            self._plan.show(planned)
-            if planned is not None and isinstance(planned[1], Plan):
-                self._where.show(planned[1])
-            corrected = asked != state.request
-            problems = {} if corrected else dict(state.problems)
-            why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
-            self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
-            put(self._python, f"<pre>{escape(asked.python())}</pre>")
-            self.keep.show(self.code, self.controls.limits, told)
-            self.keep.list_earlier(state.earlier)
+            part, asked = self.guard.task, self.controls.request()
+            with part("plan"):
+                self._plan.show(planned)
+            with part("placement"):
+                if planned is not None and isinstance(planned[1], Plan):
+                    self._where.show(planned[1])
+            with part("controls"):
+                corrected = asked != state.request
+                problems = {} if corrected else dict(state.problems)
+                why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
+                self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
+            with part("python"):
+                put(self._python, f"<pre>{escape(asked.python())}</pre>")
+            with part("keep"):
+                self.keep.show(self.code, self.controls.limits, told)
+                self.keep.list_earlier(state.earlier)
             guess, price = self.actions.locked, float(self._price.value)
             if price != self._price_drawn:
                 self._price_drawn = price
-                put(self._details, _details(state, price))
+                with part("details"):
+                    put(self._details, _details(state, price))
             if state is not self._shown or guess is not self._drawn_guess:
                 due = self._clock.look(state, again=guess is not self._drawn_guess)
-                put(self._pace, _paced(state))
-                put(self._place, _place(state))
-                put(self._problem, _problem(state))
+                with part("state"):
+                    put(self._pace, _paced(state))
+                    put(self._place, _place(state))
+                    put(self._problem, _problem(state))
                 if due.moving:
-                    put(self._result, _result(state))
-                    put(self._pictures, pictures.strip(state.preview))
+                    with part("result"):
+                        put(self._result, _result(state))
+                    with part("pictures"):
+                        put(self._pictures, pictures.strip(state.preview))
                 if due.read:
-                    put(self._why, why_table(state.bars, machine.cores()))
-                    put(self._table, _runs(state))
-                    put(self._details, _details(state, price))
+                    with part("why"):
+                        put(self._why, why_table(state.bars, machine.cores()))
+                    with part("table"):
+                        put(self._table, _runs(state))
+                    with part("details"):
+                        put(self._details, _details(state, price))
                 self._draw(state, guess, due)
                 self._shown, self._drawn_guess = state, guess
                 if due.said:
                     self._said = state
             # Last: who reads "Done" finds all that was measured.
-            self.actions.show(state, asked.strategy, self._said)
+            with part("actions"):
+                self.actions.show(state, asked.strategy, self._said)
 
-    def break_down(self, error: Exception) -> None:
-        """Say that the panel cannot go on."""
+    def tell_broken(self, others: Sequence[Broken]) -> None:
+        """Say what parts of the panel have broken with, and what ``others`` have."""
         with self.lock:
-            said = text("problem.drawing", error=f"{type(error).__name__}: {error}")
-            put(self._problem, problem(said))
+            found = (*self.guard.found.values(), *others)
+            told = {each.sentence: problem(each.sentence, each.details) for each in found}
+            put(self._broken, "".join(told.values()))
 
     def redraw(self) -> None:
         """Send every figure whole, for browsers that open the notebook from now on."""
@@ -221,20 +243,24 @@ class View:
                 widget.close()
 
     def _draw(self, state: State, guess: Guess | None, due: Due) -> None:
-        columns = (
-            figures.speedup_columns(state.points, guess),
-            figures.loss_columns(state.curves),
-            throughput_columns(state.curves),
-            accuracy_columns(state.curves),
-            figures.share_columns(state.bars),
-            timeline_columns(state.timeline),
-            memory_columns(state.memory),
+        columns: tuple[Callable[[], Columns], ...] = (
+            lambda: figures.speedup_columns(state.points, guess),
+            lambda: figures.loss_columns(state.curves),
+            lambda: throughput_columns(state.curves),
+            lambda: accuracy_columns(state.curves),
+            lambda: figures.share_columns(state.bars),
+            lambda: timeline_columns(state.timeline),
+            lambda: memory_columns(state.memory),
         )
-        for chart, about, data in zip(self._charts, self._about, columns, strict=True):
-            if due.read if chart.name in READ else due.moving:
-                chart.draw(data)
-            if due.read:
-                about.show(data)
+        for chart, about, made in zip(self._charts, self._about, columns, strict=True):
+            moves = due.read if chart.name in READ else due.moving
+            if moves or due.read:
+                with self.guard.task(f"figure {chart.name}"):
+                    data = made()
+                    if moves:
+                        chart.draw(data)
+                    if due.read:
+                        about.show(data)
         if rests(state) and self._shown is not None and not rests(self._shown):
             self.redraw()  # nothing new will come that would tell a page that is loaded now
 
@@ -250,7 +276,7 @@ class View:
                 self.controls.root,
                 self.actions.predict,
                 self.actions.root,
-                box([self._problem, self.actions.cluster], "wb-trouble"),
+                box([self._problem, self._broken, self.actions.cluster], "wb-trouble"),
                 self._result,
                 self._pictures,
                 self._pace,
