@@ -363,6 +363,18 @@ def test_a_model_that_takes_more_or_fewer_inputs_is_refused(
         check_workload(work)
 
 
+def test_whole_numbers_that_a_model_wants_as_real_ones_are_named() -> None:
+    work = tinted()
+    _, image, mask = (x.compute() for x in work.inputs)
+    tint, levels = np.ones((6, 5), np.int32), (255 * mask).astype(np.uint8)
+    for x, named in (
+        ((tint, image, levels), r"give x\[0\] as real numbers, with \.astype\('float64'\)"),
+        ((tint, image.astype(int), mask), r"give x\[0\] and x\[1\] as real numbers"),
+    ):
+        with pytest.raises(PlanError, match=named):
+            plan(work.with_(data=(x, image)), "data=2")
+
+
 def test_a_value_that_is_no_number_is_found_in_every_input() -> None:
     (words, mask), y = arrays(21, "float32")
     mask[13, 2] = np.nan

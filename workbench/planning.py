@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from workbench.arguments import check_accumulate
 from workbench.arranging import arranged
 from workbench.errors import PlanError
+from workbench.given import listed, titles
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import AXES, Mesh, cuts_features
 from workbench.plan import Batch, LayerPlan, Plan
@@ -150,7 +151,16 @@ def _traced(work: Workload, start: Plan) -> tuple[nn.Module, tuple[Tensor, ...],
         for shape, dtype in zip(work.sample_shapes, work.input_dtypes, strict=True)
     )
     if not start.low:
-        return model, batch, trace(model, batch, start)
+        try:
+            return model, batch, trace(model, batch, start)
+        except PlanError as error:
+            real = _rather_real(work, model, batch, start)
+            if not real:
+                raise
+            raise PlanError(
+                f"{error} Among several inputs whole numbers stay whole; give {listed(real)} as "
+                f"real numbers, with .astype({work.dtype!r})."
+            ) from error
     if work.dtype != "float32":
         raise PlanError(
             f'precision="bf16" keeps weights in float32, and the workload {work.name!r} computes '
@@ -172,6 +182,24 @@ def _traced(work: Workload, start: Plan) -> tuple[nn.Module, tuple[Tensor, ...],
                     f"numbers of {given} bytes to multiply with weights of {own}; {advice}"
                 )
     return model, lowered, found
+
+
+def _rather_real(
+    work: Workload, model: nn.Module, batch: tuple[Tensor, ...], start: Plan
+) -> list[str]:
+    """Return which of several inputs the model would take as real numbers, not as whole ones."""
+    import torch
+
+    whole = [place for place, x in enumerate(batch) if x.dtype == torch.int64]
+    said = titles(len(batch), work.input_names)
+    for places in [[place] for place in whole] + [whole] if len(batch) > 1 else []:
+        dtypes = {place: getattr(torch, work.dtype) for place in places}
+        try:
+            trace(model, tuple(x.to(dtypes.get(n, x.dtype)) for n, x in enumerate(batch)), start)
+        except PlanError:
+            continue
+        return [said[place] for place in places]
+    return []
 
 
 def _on_samples(model: nn.Module, batch: tuple[Tensor, ...], found: Profile) -> list[str]:

@@ -31,6 +31,7 @@ from workbench.traced import (
     lead,
 )
 from workbench.tracking.calls import Calls
+from workbench.tracking.dtypes import Dtypes
 from workbench.tracking.kernels import Kernels
 from workbench.tracking.operation import set_tags, tags_of, traced
 from workbench.tracking.positions import Met, Positions
@@ -231,6 +232,7 @@ def _run(
             writes,
             kernels,
             reads,
+            Dtypes(),
             Literals(watch),
             Noting(calls.current),
             Met(positions, calls.here),
