@@ -18,7 +18,7 @@ class FakeWork:
 
     def __init__(self, name="net", batch_size=32):
         self.name, self.batch_size, self.steps = name, batch_size, 40
-        self.samples, self.sample_shape, self.seed = 1000, (1, 32, 32), 0
+        self.samples, self.sample_shapes, self.seed = 1000, ((1, 32, 32),), 0
 
     def with_(self, batch_size=None, seed=0):
         changed = FakeWork(self.name, batch_size or self.batch_size)

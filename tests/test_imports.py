@@ -50,6 +50,8 @@ ROOMS = (
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
+    "generators",  # what a user's own code draws from
+    "given",  # what a model is given, in order or by name
     "recipe",  # model, loss and optimizer, without the data
     "datasets",  # real data as dask arrays
     "catalogue",  # the workloads that come along
@@ -119,6 +121,7 @@ PURE = (
     "measured",
     "accuracy",
     "bubble",
+    "given",
     "speedup",
     "amdahl",
     "cost",

@@ -53,7 +53,7 @@ def loader(x: Any, samples: int, steps: int) -> tuple[Loader, Order]:
     order = Order(samples, 10, 0)
     comm: Any = None
     context = RankContext(0, 1, comm, torch.device("cpu"), arrays={"x": x, "y": y})
-    return Loader(context, planned, order, torch.float32, steps), order
+    return Loader(context, planned, order, [torch.float32], steps), order
 
 
 def watched(samples: int) -> Rows:
@@ -66,12 +66,12 @@ def watched(samples: int) -> Rows:
 
 def test_rows_of_the_next_step_are_read_while_this_one_computes() -> None:
     found, order = loader(watched(80), 80, steps=2)
-    ((rows, x, y),) = found.take(0)
+    ((rows, (x,), y),) = found.take(0)
     assert x[:, 0].tolist() == y.tolist() == rows.index.tolist()
     coming = order.rows(1, 1, 0)[0].index
     assert all(READ[row].wait(10) for row in coming)  # nobody has asked for step 1 yet
     after = order.rows(2, 1, 0)[0].index
-    ((_, x, _),) = found.take(1)
+    ((_, (x,), _),) = found.take(1)
     assert x[:, 0].tolist() == coming.tolist()
     assert not any(READ[row].wait(0.02) for row in after)  # the run ends before step 2
 
@@ -90,7 +90,7 @@ def test_a_step_never_waits_where_loading_is_faster_than_computing() -> None:
 def test_what_is_in_memory_is_taken_when_it_is_wanted() -> None:
     found, order = loader(np.arange(240, dtype="f4").reshape(80, 3), 80, steps=9)
     for step in range(9):
-        ((rows, x, _),) = found.take(step)
+        ((rows, (x,), _),) = found.take(step)
         assert x[:, 0].tolist() == [3 * n for n in order.rows(step, 1, 0)[0].index]
         assert len(rows.index) == 10
     assert found._thread is None

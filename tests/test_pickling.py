@@ -54,7 +54,7 @@ from workbench.recipe import load_payload
 for path in sys.argv[1:]:
     recipe = load_payload(open(path, "rb").read())
     model = recipe.make_model()
-    output = model(torch.ones((2, *recipe.sample_shape)))
+    output = model(torch.ones((2, *recipe.sample_shapes[0])))
     recipe.loss(output, torch.zeros(2, dtype=torch.int64)).backward()
     recipe.make_optimizer(model.named_parameters()).step()
     print(type(model).__name__)
@@ -116,8 +116,8 @@ def test_what_cannot_be_sent_is_named():
 def test_a_recipe_is_the_same_on_the_other_side():
     work = make(model=net(), optimizer=torch.optim.Adam, loss=nn.CrossEntropyLoss(), seed=4)
     recipe = load_payload(work.payload())
-    assert recipe.sample_shape == (3,)
+    assert recipe.sample_shapes == ((3,),)
     assert recipe.target_shape == ()
-    assert (recipe.seed, recipe.batch_size, recipe.input_dtype) == (4, 4, "float32")
+    assert (recipe.seed, recipe.batch_size, recipe.input_dtypes) == (4, 4, ("float32",))
     for a, b in zip(recipe.make_model().parameters(), work.make_model().parameters(), strict=True):
         assert torch.equal(a, b)

@@ -7,8 +7,9 @@ what these tests show.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,8 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.model(x).logits
+    def forward(self, *inputs: Tensor) -> Tensor:
+        scores: Tensor = self.model(*inputs).logits
         return scores.transpose(1, 2) if scores.ndim == 3 else scores
 
 
@@ -65,7 +66,7 @@ def gpt2() -> Workload:
     return workload(transformers.GPT2LMHeadModel(config), words(12), words(12))
 
 
-def bert() -> Workload:
+def bert_model() -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=40,
         hidden_size=16,
@@ -77,7 +78,16 @@ def bert() -> Workload:
         attention_probs_dropout_prob=0.0,
         num_labels=3,
     )
-    return workload(transformers.BertForSequenceClassification(config), words(12), classes())
+    model: nn.Module = transformers.BertForSequenceClassification(config)
+    return model
+
+
+def bert() -> Workload:
+    return workload(bert_model(), words(12), classes())
+
+
+def masked_bert() -> Workload:
+    return workload(bert_model(), (words(12), mask(12)), classes())
 
 
 def vit() -> Workload:
@@ -106,6 +116,11 @@ def words(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 40, (8, count))
 
 
+def mask(count: int) -> np.ndarray:
+    """Ones for the words of each sample, of which some have few, and zeros after them."""
+    return (np.arange(count) < np.arange(2, 10)[:, None]).astype("int64")
+
+
 def classes() -> np.ndarray:
     return np.arange(8) % 3
 
@@ -114,7 +129,7 @@ def images(size: int) -> np.ndarray:
     return np.random.default_rng(size).random((8, 3, size, size), np.float32)
 
 
-def workload(model: nn.Module, x: np.ndarray, y: np.ndarray) -> Workload:
+def workload(model: nn.Module, x: Any, y: np.ndarray) -> Workload:
     return Workload(
         model=Logits(model),
         data=(x, y),
@@ -128,6 +143,7 @@ def workload(model: nn.Module, x: np.ndarray, y: np.ndarray) -> Workload:
 MODELS: dict[str, Callable[[], Workload]] = {
     "GPT-2": gpt2,
     "BERT": bert,
+    "BERT with a mask": masked_bert,
     "ViT": vit,
     "ResNet": resnet,
 }
@@ -137,6 +153,8 @@ REFUSED = {
     ("GPT-2", "channel=2"): "this model has none",
     ("BERT", "spatial=2"): "has none",
     ("BERT", "channel=2"): "this model has none",
+    ("BERT with a mask", "spatial=2"): "has none",
+    ("BERT with a mask", "channel=2"): "this model has none",
     ("ViT", "spatial=2"): "mixes its positions",
 }
 
@@ -162,7 +180,30 @@ def test_a_published_model_equals_serial_or_is_refused(name: str, strategy: str)
         np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "BERT", "ViT"])
+def test_a_mask_by_its_name_is_one_in_order_and_counts() -> None:
+    expected = serial("BERT with a mask")[1]
+    torch.manual_seed(0)
+    named = {"attention_mask": mask(12), "input_ids": words(12)}
+    work = Workload(
+        model=bert_model(),
+        data=(named, classes()),
+        loss=partial(of_scores, nn.CrossEntropyLoss()),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        batch_size=8,
+        dtype="float64",
+    )
+    for strategy in ("serial", "data=2", "pipeline=2"):
+        losses = run_on_threads(work, strategy, 3).losses
+        np.testing.assert_allclose(losses, expected.losses, rtol=1e-10)
+    assert abs(expected.losses - serial("BERT")[1].losses).max() > 1e-6
+
+
+def of_scores(loss: nn.Module, output: Any, targets: Tensor) -> Tensor:
+    found: Tensor = loss(output.logits, targets)
+    return found
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "BERT", "BERT with a mask", "ViT"])
 def test_positions_between_the_blocks_of_a_published_model_are_cut(name: str) -> None:
     work, expected = serial(name)
     run = run_on_threads(work, "tensor=2", 3, sequence="split")

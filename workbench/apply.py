@@ -27,7 +27,7 @@ def apply(
         A module in eval mode, or what makes one.
     x:
         A dask array with samples in dim 0, chunked in any dims; a numpy array or a tensor is one
-        chunk.
+        chunk. A tuple of them for a model that takes several inputs, which goes by ``"data"``.
     strategy:
         ``"data"``: each worker gets the model once, and chunks of samples go through it together,
         ``batch_size`` at a time. ``"spatial"``: images larger than memory, tile by tile, with the

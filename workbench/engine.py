@@ -22,7 +22,7 @@ from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import Loader
 from workbench.optimizers import WholeOptimizer
 from workbench.order import Order
-from workbench.passes import Passes, input_dtype
+from workbench.passes import Passes, input_dtypes
 from workbench.peak_memory import PeakMemory
 from workbench.plan import Plan
 from workbench.previewing import Previewer
@@ -42,11 +42,12 @@ LIVE_SPANS = 500  # in one message: the scheduler keeps the last thousand messag
 class Job:
     """What a rank is to do; ``payload`` is the workload without its data.
 
-    ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), and ``test_x``
-    and ``test_y`` if there is test data. With ``preview``, a model from images to images has one of
-    them shown now and then. A run that goes on from another begins at ``first_step``, and has the
-    shares of that one's state among its arrays, see :class:`workbench.keeping.RankState`. After
-    every ``snapshot_every`` steps of the whole training it leaves a copy of its state.
+    ``arrays`` of the context hold ``x`` and ``y`` (the rank's piece of the data), ``x[1]`` and so
+    on if the model takes several inputs, and ``test_x`` and ``test_y`` if there is test data. With
+    ``preview``, a model from images to images has one of them shown now and then. A run that goes
+    on from another begins at ``first_step``, and has the shares of that one's state among its
+    arrays, see :class:`workbench.keeping.RankState`. After every ``snapshot_every`` steps of the
+    whole training it leaves a copy of its state.
     """
 
     payload: bytes
@@ -100,9 +101,9 @@ class _Trainer:
         self.memory = PeakMemory(context.device)
         self.work, self.plan = load_payload(job.payload), job.plan
         self.groups = Groups(self.comm, self.plan.mesh)
-        batch, dtype = self.plan.batch, input_dtype(self.work, self.plan)
+        batch, dtypes = self.plan.batch, input_dtypes(self.work, self.plan)
         self.order = Order(batch.samples, batch.size, self.work.seed, self.work.shuffle_block)
-        self.loader = Loader(context, self.plan, self.order, dtype, job.first_step + job.steps)
+        self.loader = Loader(context, self.plan, self.order, dtypes, job.first_step + job.steps)
         self.share = Share(seed=self.work.seed)
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
@@ -152,10 +153,12 @@ class _Trainer:
 
     def _staged(self, model: nn.Module, masters: Masters) -> tuple[nn.Module, Pipeline]:
         """Return the model as a pipeline runs it, stage by stage."""
-        x = self.plan.inputs[0]
-        dtype = input_dtype(self.work, self.plan)
+        inputs = [
+            torch.empty(x.shape, dtype=dtype, device="meta")
+            for x, dtype in zip(self.plan.inputs, input_dtypes(self.work, self.plan), strict=True)
+        ]
         traced = lower(self.work.make_model()) if self.plan.low else model
-        calls = Trace(traced, [torch.empty(x.shape, dtype=dtype, device="meta")]).calls
+        calls = Trace(traced, inputs).calls
         schedule = SCHEDULES[self.plan.option("schedule", "1f1b")]
         self.weights.watch(model, schedule.splits_backward)
         parallelize(model, self.plan, self.groups, self.share, masters)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import cloudpickle
 
 from workbench.errors import PlanError, RunError
+from workbench.given import by_share_name, listed
 from workbench.mesh import balanced
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def evaluate(
         which is scored where the chunks of the data are.
     data:
         ``(x, y)``, dask arrays, numpy arrays or tensors; the workload's test data if left out. Each
-        rank, or task, scores its own piece.
+        rank, or task, scores its own piece. For a model of several inputs ``x`` is a tuple of
+        arrays, or of a run what its workload has.
     loss:
         Of a model: takes outputs and targets; cross entropy if left out. A run has its own.
     batch_size:
@@ -69,18 +71,19 @@ def evaluate(
         raise PlanError(f"The workload {run.work.name!r} has no test data; give data=(x, y).")
     given = run.work.test_data if data is None else data
     work = run.work.with_(test_data=given)
-    assert work.test_x is not None
     assert work.test_y is not None
-    if work.test_x.shape[1:] != work.x.shape[1:]:
+    shapes = tuple(tuple(x.shape[1:]) for x in work.test_inputs)
+    if shapes != work.sample_shapes:
         raise PlanError(
-            f"Samples to score have shape {work.test_x.shape[1:]}; the model has learned from "
-            f"{work.sample_shape}."
+            f"Samples to score have shape {listed(shapes)}; the model has learned from "
+            f"{listed(work.sample_shapes)}."
         )
+    arrays = {**by_share_name(work.test_inputs, "test_"), "test_y": work.test_y}
     hosts = run.lab.hosts_for(run.plan.ranks)
     shares = []
     for rank, host in enumerate(hosts):
-        start, stop = balanced(len(work.test_x), len(hosts), rank)
-        mine = {"test_x": work.test_x[start:stop], "test_y": work.test_y[start:stop], **state}
+        start, stop = balanced(len(work.test_y), len(hosts), rank)
+        mine = {**{name: array[start:stop] for name, array in arrays.items()}, **state}
         placed = run.lab.place(list(mine.values()), [host] * len(mine))
         shares.append(dict(zip(mine, placed, strict=True)))
     gang = Gang(

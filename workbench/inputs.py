@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.datasets.scan import Offenders, Rule, scan
 from workbench.errors import PlanError
+from workbench.given import titles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from threading import Event
 
+    from torch import nn
     from torch.optim import Optimizer
 
     from workbench.losses import Kind
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 def check_workload(work: Workload) -> None:
     """Check what can be seen in the client without looking at the data's values.
 
-    That is the numbers of the workload, the optimizer and its parameters, the dtype of labels, and
-    whether model, loss and optimizer can be sent to the ranks.
+    That is the numbers of the workload, whether the model takes as many inputs as there are, the
+    optimizer and its parameters, the dtype of labels, and whether model, loss and optimizer can be
+    sent to the ranks.
 
     Raises
     ------
@@ -41,7 +44,9 @@ def check_workload(work: Workload) -> None:
         )
     _check_labels_dtype(work)
     _check_loss_parameters(work)
-    trainable = [n for n in work.make_model().named_parameters() if n[1].requires_grad]
+    model = work.make_model()
+    _check_call(model, work)
+    trainable = [n for n in model.named_parameters() if n[1].requires_grad]
     _check_optimizer(work.make_optimizer(trainable))
     work.payload()
 
@@ -100,21 +105,39 @@ def check_values(
     labels = None
     if work.target_dtype == "int64" and classes is not None and class_dim(work.loss) is not None:
         labels = Rule(classes, ignored_label(work.loss))
-    rules = {
-        "x": finite if work.input_dtype != "int64" else None,
-        "y": finite if work.target_dtype != "int64" else labels,
-    }
+    real = [finite if dtype == work.dtype else None for dtype in work.input_dtypes]
+    rules = [*real, finite if work.target_dtype != "int64" else labels]
+    said = (*titles(len(real), work.input_names), "y")
     wanted = {
         prefix + name: (array, rule)
         for prefix, arrays in (
-            ("", {"x": work.x, "y": work.y}),
-            ("test ", {"x": work.test_x, "y": work.test_y}),
+            ("", (*work.inputs, work.y)),
+            ("test ", () if work.test_y is None else (*work.test_inputs, work.test_y)),
         )
-        for name, array in arrays.items()
-        if array is not None and (rule := rules[name]) is not None
+        for name, array, rule in zip(said, arrays, rules, strict=False)
+        if rule is not None
     }
     for name, offenders in scan(wanted, client, stop=stop).items():
         raise PlanError(_offence(name, offenders, wanted[name][1]))
+
+
+def _check_call(model: nn.Module, work: Workload) -> None:
+    """Check that a model's code takes as many inputs as the workload has, or those names."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # no code of Python, of which nobody can tell
+        return
+    in_order = () if work.input_names else work.inputs
+    try:
+        signature.bind(*in_order, **dict.fromkeys(work.input_names))
+    except TypeError as error:
+        given = len(work.inputs)
+        raise PlanError(
+            f"The data has {given} input{'s' if given > 1 else ''} for the model "
+            f"({', '.join(titles(given, work.input_names))}), and {type(model).__name__} takes "
+            f"({', '.join(signature.parameters)}): {error}; give x as a tuple of as many arrays, "
+            "in that order, or as a dict of arrays by these names."
+        ) from error
 
 
 def _offence(name: str, found: Offenders, rule: Rule) -> str:

@@ -27,10 +27,10 @@ from workbench.recipe import Recipe
 from workbench.updating import Updater
 
 
-def input_dtype(work: Recipe, plan: Plan) -> torch.dtype:
-    """Return the type in which the model is given its samples."""
-    found: torch.dtype = getattr(torch, work.input_dtype)
-    return LOW if plan.low and found.is_floating_point else found
+def input_dtypes(work: Recipe, plan: Plan) -> list[torch.dtype]:
+    """Return the types in which the model is given its inputs."""
+    found: list[torch.dtype] = [getattr(torch, dtype) for dtype in work.input_dtypes]
+    return [LOW if plan.low and dtype.is_floating_point else dtype for dtype in found]
 
 
 class Passes:
@@ -80,14 +80,14 @@ class Passes:
         if self.pipeline is not None:
             return self._pipelined(self.pipeline, step, micro_batches, scale)
         total: Tensor | float = 0.0
-        for micro, (rows, x, y) in enumerate(micro_batches):
+        for micro, (rows, inputs, y) in enumerate(micro_batches):
             if not rows.total:  # a short last batch: no rank has a sample of this micro-batch
                 continue
             share = self.share
             share.step, share.micro = step, micro
             share.start, share.rows = rows.start, len(rows.index)
-            output = self._for_loss(self.model(x))
-            self.previewer.take(step, rows, x, output, y)
+            output = self._for_loss(self.model(*inputs))
+            self.previewer.take(step, rows, inputs[0], output, y)
             self.judge.take(output, y, len(rows.index))
             loss = self._loss(output, y, scale[micro])
             if loss is not None:
@@ -116,7 +116,7 @@ class Passes:
             return self.gradients.counting
 
         def finish(micro: int, output: Any) -> list[Tensor]:
-            rows, x, y = micro_batches[micro]
+            rows, (x, *_), y = micro_batches[micro]
             output = self._for_loss(output)
             self.previewer.take(step, rows, x, output, y)
             self.judge.take(output, y, len(rows.index))
@@ -127,7 +127,7 @@ class Passes:
             losses.append(loss.detach().double())
             return [loss * self.more]
 
-        inputs = {micro: [x] for micro, (rows, x, _) in enumerate(micro_batches) if rows.total}
+        inputs = {micro: xs for micro, (rows, xs, _) in enumerate(micro_batches) if rows.total}
         pipeline.run(inputs, begin, finish)
         self.gradients.counting = True
         pipeline.work_off()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from workbench.datasets.opening import source_of
+from workbench.given import by_share_name
 from workbench.inputs import check_values
 from workbench.mesh import balanced
 from workbench.order import Order
@@ -32,18 +33,29 @@ Shares = list[dict[str, "Future"]]
 def pieces(work: Workload, plan: Plan, rank: int) -> dict[str, tuple[da.Array, tuple[Run, ...]]]:
     """Return the arrays that ``rank`` needs, by name, each with the range of every dim.
 
+    Names are ``x``, ``x[1]`` and so on if the model takes several inputs, and ``y``; with test data
+    there are ``test_x`` ... and ``test_y``.
     Samples to learn from are cut as the plan says. Those to be scored are dealt to all ranks whole.
     """
     order = Order(work.samples, plan.batch.size, work.seed)  # whose rows are whose: any block
     rows = order.piece(plan.mesh.replicas, plan.mesh.replica(rank))
-    found = {
-        name: (array, (rows, *plan.share(array.shape, cuts, rank)[1:]))
-        for name, array, cuts in (("x", work.x, plan.input), ("y", work.y, plan.target))
-    }
-    if work.test_x is not None and work.test_y is not None:
-        some = balanced(len(work.test_x), plan.ranks, rank)
-        for name, array in (("test_x", work.test_x), ("test_y", work.test_y)):
+    cuts = {name: plan.cuts_of(traced) for name, traced in by_share_name(plan.inputs).items()}
+    cuts["y"] = plan.target
+    found: dict[str, tuple[da.Array, tuple[Run, ...]]] = {}
+    for name, array in _arrays(work).items():
+        if name in cuts:
+            found[name] = (array, (rows, *plan.share(array.shape, cuts[name], rank)[1:]))
+        else:
+            some = balanced(len(array), plan.ranks, rank)
             found[name] = (array, (some, *((0, size) for size in array.shape[1:])))
+    return found
+
+
+def _arrays(work: Workload) -> dict[str, da.Array]:
+    """Return all data of a workload by what ranks call it, that to learn from first."""
+    found = {**by_share_name(work.inputs), "y": work.y}
+    if work.test_y is not None:
+        found |= {**by_share_name(work.test_inputs, "test_"), "test_y": work.test_y}
     return found
 
 
@@ -120,8 +132,7 @@ class Placement:
         """Return which workers hold which stored chunks of the data, by name and index."""
         from workbench.datasets.adopt import stored_chunks
 
-        arrays = {"x": work.x, "y": work.y, "test_x": work.test_x, "test_y": work.test_y}
-        chunks = {name: stored_chunks(array) for name, array in arrays.items() if array is not None}
+        chunks = {name: stored_chunks(array) for name, array in _arrays(work).items()}
         keys = [key for found in chunks.values() for key in found.values()]
         if not keys:
             return {}
@@ -138,7 +149,7 @@ class Placement:
         hosts: Sequence[Host] | None = None,
         stop: Event | None = None,
     ) -> Shares:
-        """Return, for each rank, futures of its ``x``, ``y``, ``test_x`` and ``test_y``.
+        """Return, for each rank, futures of its data, by name as :func:`pieces` has them.
 
         ``hosts`` are the workers of the ranks; those of :meth:`hosts` if left out. Setting
         ``stop`` ends the look at the data's values with a RunError.
@@ -202,8 +213,8 @@ class Placement:
         dim = class_dim(work.loss)
         output = plan.output_shape
         classes = output[dim] if dim is not None and len(output) > 1 else None
-        arrays = (work.x, work.y, work.test_x, work.test_y)
-        key = (*(a.name for a in arrays if a is not None), classes, ignored_label(work.loss))
+        names = (array.name for array in _arrays(work).values())
+        key = (*names, classes, ignored_label(work.loss))
         if key not in self._checked:
             check_values(work, classes, self.lab.client, stop)
             self._checked.add(key)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from workbench.arguments import check_accumulate
 from workbench.arranging import arranged
 from workbench.errors import PlanError
+from workbench.given import listed, titles
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import AXES, Mesh, cuts_features
 from workbench.plan import Batch, LayerPlan, Plan
@@ -17,7 +18,7 @@ from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharde
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.strategies.obstacles import check_writes
-from workbench.traced import Flat, Traced
+from workbench.traced import Flat, Traced, lead
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,7 +104,7 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     start = replace(start, batch=replace(start.batch, accumulate=accumulate))
     optimizer = work.make_optimizer(list(model.named_parameters()))
     start = replace(start, optimizer_state=state_of(optimizer))
-    start, found = arranged(start, model, (batch,), found, compose)
+    start, found = arranged(start, model, batch, found, compose)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
@@ -138,28 +139,39 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     return made
 
 
-def _traced(work: Workload, start: Plan) -> tuple[nn.Module, Tensor, Profile]:
+def _traced(work: Workload, start: Plan) -> tuple[nn.Module, tuple[Tensor, ...], Profile]:
     """Return the model as it will compute, a batch for it, and what a pass does."""
     import torch
 
     from workbench.layers.precision import LOW, lower
 
-    model, dtype = work.make_model(), getattr(torch, work.input_dtype)
-    shape = (work.batch_size, *work.sample_shape)
+    model = work.make_model()
+    batch = tuple(
+        torch.empty((work.batch_size, *shape), dtype=getattr(torch, dtype), device="meta")
+        for shape, dtype in zip(work.sample_shapes, work.input_dtypes, strict=True)
+    )
     if not start.low:
-        batch = torch.empty(shape, dtype=dtype, device="meta")
-        return model, batch, trace(model, (batch,), start)
+        try:
+            return model, batch, trace(model, batch, start)
+        except PlanError as error:
+            real = _rather_real(work, model, batch, start)
+            if not real:
+                raise
+            raise PlanError(
+                f"{error} Among several inputs whole numbers stay whole; give {listed(real)} as "
+                f"real numbers, with .astype({work.dtype!r})."
+            ) from error
     if work.dtype != "float32":
         raise PlanError(
             f'precision="bf16" keeps weights in float32, and the workload {work.name!r} computes '
             f'in {work.dtype}; use precision="full", or a workload of dtype="float32".'
         )
-    batch = torch.empty(shape, dtype=LOW if dtype.is_floating_point else dtype, device="meta")
+    lowered = tuple(x.to(LOW) if x.is_floating_point() else x for x in batch)
     advice = 'let its code take the dtype of new tensors from its input, or use precision="full".'
     try:
-        found = trace(lower(model), (batch,), start)
+        found = trace(lower(model), lowered, start)
     except PlanError as error:
-        trace(work.make_model(), (torch.empty(shape, dtype=dtype, device="meta"),), start)
+        trace(work.make_model(), batch, start)
         raise PlanError(f"The model cannot compute in bfloat16: {error} So {advice}") from error
     for layer in found.layers:
         if layer.role in ("linear", "conv") and layer.parameters and layer.arguments:
@@ -169,10 +181,28 @@ def _traced(work: Workload, start: Plan) -> tuple[nn.Module, Tensor, Profile]:
                     f"The model cannot compute in bfloat16: its code gives layer {layer.name!r} "
                     f"numbers of {given} bytes to multiply with weights of {own}; {advice}"
                 )
-    return model, batch, found
+    return model, lowered, found
 
 
-def _on_samples(model: nn.Module, batch: Tensor, found: Profile) -> list[str]:
+def _rather_real(
+    work: Workload, model: nn.Module, batch: tuple[Tensor, ...], start: Plan
+) -> list[str]:
+    """Return which of several inputs the model would take as real numbers, not as whole ones."""
+    import torch
+
+    whole = [place for place, x in enumerate(batch) if x.dtype == torch.int64]
+    said = titles(len(batch), work.input_names)
+    for places in [[place] for place in whole] + [whole] if len(batch) > 1 else []:
+        dtypes = {place: getattr(torch, work.dtype) for place in places}
+        try:
+            trace(model, tuple(x.to(dtypes.get(n, x.dtype)) for n, x in enumerate(batch)), start)
+        except PlanError:
+            continue
+        return [said[place] for place in places]
+    return []
+
+
+def _on_samples(model: nn.Module, batch: tuple[Tensor, ...], found: Profile) -> list[str]:
     """Return notes on what replicas do otherwise than the serial run; refuse where that is known.
 
     Raises
@@ -191,7 +221,7 @@ def _on_samples(model: nn.Module, batch: Tensor, found: Profile) -> list[str]:
                 "row comes in the whole batch (scale_grad_by_freq), of which each replica sees a "
                 "part; use scale_grad_by_freq=False, or serial."
             )
-    return notes_on_samples(model, (batch,), sum(layer.forward_flops for layer in found.layers))
+    return notes_on_samples(model, batch, sum(layer.forward_flops for layer in found.layers))
 
 
 def _micro_batches(start: Plan, found: Profile) -> int:
@@ -226,7 +256,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     dims = (0,) if features else ()
     if cuts_inputs:
         asked_for = spatial.dims_asked(start.option("spatial_dims", "largest"))
-        dims = (*dims, *(asked_for or range(2, inputs[0].dim())))
+        dims = (*dims, *(asked_for or range(2, lead(inputs).dim())))
     opaque: frozenset[str] = frozenset()
     while True:
         found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)

@@ -16,7 +16,8 @@ def predict(run: Run, x: Any, strategy: str = "data", batch_size: int | None = N
     Parameters
     ----------
     x:
-        A dask array of samples (a numpy array or a tensor is one chunk), of any length.
+        A dask array of samples (a numpy array or a tensor is one chunk), of any length; several in
+        a tuple or a dict, as the workload of the run has them.
     strategy:
         ``"data"``: the run's weights go from the workers that hold them to those that need them,
         and never to the client. ``"spatial"`` or ``"auto"``: as :func:`workbench.apply`; the

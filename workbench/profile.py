@@ -28,8 +28,10 @@ from workbench.traced import (
     Resized,
     Traced,
     Write,
+    lead,
 )
 from workbench.tracking.calls import Calls
+from workbench.tracking.dtypes import Dtypes
 from workbench.tracking.kernels import Kernels
 from workbench.tracking.operation import set_tags, tags_of, traced
 from workbench.tracking.positions import Met, Positions
@@ -113,8 +115,9 @@ def profile(
     Parameters
     ----------
     dims:
-        Dims of the first input to label ``"dim2"``, ``"dim3"``, ...; all from 2 on if None. Those
-        of further inputs with as many dims get the same labels where they have the same size.
+        Dims of the input with most dims to label ``"dim2"``, ``"dim3"``, ...; all from 2 on if
+        None. Those of others with as many dims get the same labels where they have the same size,
+        and dim 0, which counts samples, gets its label in all.
     opaque:
         Names of modules to take as one layer each, which is carried out on whole arrays.
     features:
@@ -229,6 +232,7 @@ def _run(
             writes,
             kernels,
             reads,
+            Dtypes(),
             Literals(watch),
             Noting(calls.current),
             Met(positions, calls.here),
@@ -319,16 +323,16 @@ def _label(inputs: Sequence[Tensor], dims: tuple[int, ...] | None) -> tuple[str,
     """Tag the inputs, and return the labels that they have."""
     if not inputs:
         return ()
-    first = inputs[0]
+    first = lead(inputs)
     last = first.dim()
     chosen = [d for d in range(last) if (d >= 2 if dims is None else d in dims or d - last in dims)]
     for x in inputs:
-        if x.dim() == first.dim():
-            set_tags(
-                x,
-                tuple(
-                    f"dim{d}" if d in chosen and size == first.shape[d] else ""
-                    for d, size in enumerate(x.shape)
-                ),
-            )
+        alike = chosen if x.dim() == last else [d for d in chosen if d == 0]
+        set_tags(
+            x,
+            tuple(
+                f"dim{d}" if d in alike and size == first.shape[d] else ""
+                for d, size in enumerate(x.shape)
+            ),
+        )
     return tuple(f"dim{d}" for d in chosen)

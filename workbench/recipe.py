@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from workbench import pickling
 from workbench.errors import PlanError
 from workbench.generators import set_aside
+from workbench.given import ByName, listed
 
 Named = tuple[str, nn.Parameter]
 MakeOptimizer = Callable[[Any], Optimizer]
@@ -25,8 +26,9 @@ MakeOptimizer = Callable[[Any], Optimizer]
 class Recipe:
     """Model, loss and optimizer of a workload, with the numbers that they depend on.
 
-    ``sample_shape`` and ``target_shape`` are those of one sample. ``dtype`` is that of parameters;
-    ``input_dtype`` and ``target_dtype`` are those of the data; all three are numpy's names.
+    ``sample_shapes``, of each input, and ``target_shape`` are those of one sample. ``dtype`` is
+    that of parameters, ``input_dtypes`` and ``target_dtype`` are those of the data; all are numpy's
+    names. ``input_names`` are the arguments that get the inputs, if that does not go by order.
     """
 
     name: str
@@ -36,16 +38,18 @@ class Recipe:
     batch_size: int
     seed: int
     dtype: str
-    input_dtype: str
+    input_dtypes: tuple[str, ...]
     target_dtype: str
-    sample_shape: tuple[int, ...]
+    sample_shapes: tuple[tuple[int, ...], ...]
     target_shape: tuple[int, ...]
+    input_names: tuple[str, ...] = ()
     clip_norm: float | None = None
     shuffle_block: int = 1
 
     def make_model(self) -> nn.Module:
         """Return a new model on the CPU in training mode; the same numbers every time.
 
+        It takes the inputs in order, even those that its code takes by name.
         The seed rules what a factory draws and what lazy layers draw; an instance keeps its own
         parameters. The caller's random state is left as it was.
 
@@ -56,20 +60,25 @@ class Recipe:
         """
         with set_aside(self.seed):
             model = make_model(self.model).to(getattr(torch, self.dtype))
+            if self.input_names:
+                model.register_forward_pre_hook(ByName(self.input_names), with_kwargs=True)
             if any(is_lazy(tensor) for tensor in _tensors(model)):
                 self._give_shapes(model)
         return model.train()
 
     def _give_shapes(self, model: nn.Module) -> None:
         # In eval mode, so that running statistics stay as they are and one sample is enough.
-        sample = torch.zeros((1, *self.sample_shape), dtype=getattr(torch, self.input_dtype))
+        samples = [
+            torch.zeros((1, *shape), dtype=getattr(torch, dtype))
+            for shape, dtype in zip(self.sample_shapes, self.input_dtypes, strict=True)
+        ]
         try:
             with torch.no_grad():
-                model.eval()(sample)
+                model.eval()(*samples)
         except Exception as error:
             raise PlanError(
                 f"The lazy layers of {type(model).__name__} could not be given a shape by a sample "
-                f"of shape {self.sample_shape}: {error}"
+                f"of shape {listed(self.sample_shapes)}: {error}"
             ) from error
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter] | Iterable[Named]) -> Optimizer:

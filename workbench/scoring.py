@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.comm.comm import Comm
+from workbench.given import inputs_among
 from workbench.losses import class_dim, ignored_label, loss_weight, on_device
 from workbench.mesh import balanced
 from workbench.plan import Plan
@@ -81,21 +82,23 @@ def score(
     comm: Comm,
     device: torch.device,
 ) -> Score:
-    """Score ``model`` on ``test_x`` and ``test_y`` of all ranks; every rank calls this.
+    """Score ``model`` on ``test_x`` (and ``test_x[1]`` ...) and ``test_y`` of all ranks together.
+
+    Every rank calls this.
 
     ``kind`` says how ``loss`` sums over samples: "mean", "sum" or "weighted". Ranks may hold
     different numbers of samples, or none. The model is set to eval mode and then back.
     """
-    x, y = arrays["test_x"], arrays["test_y"]
-    per_pass = max(1, min(BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))
+    given, y = inputs_among(arrays, "test_"), arrays["test_y"]
+    per_pass = max(1, min(BATCH, _BATCH_BYTES // max(1, sum(x[:1].nbytes for x in given))))
     marks = Marks(loss, kind)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        passes = -(-len(x) // per_pass)
-        for part in (slice(*balanced(len(x), passes, number)) for number in range(passes)):
-            inputs, targets = (torch.from_numpy(np.array(a[part])).to(device) for a in (x, y))
-            marks.add(model(inputs), targets)
+        passes = -(-len(y) // per_pass)
+        for part in (slice(*balanced(len(y), passes, number)) for number in range(passes)):
+            *inputs, targets = (torch.from_numpy(np.array(a[part])).to(device) for a in (*given, y))
+            marks.add(model(*inputs), targets)
     model.train(was_training)
     marks.sums = comm.all_reduce(marks.sums.to(comm.device_type), name="score")
     classes = torch.tensor([float(marks.classes)], device=comm.device_type)

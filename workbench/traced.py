@@ -1,7 +1,7 @@
 """What one pass of a model has shown: its layers, what each was given, and where each dim goes.
 
 A dim of an array may carry a *label*, which says what it counts: ``"dim2"`` counts positions along
-dim 2 of the model's input, ``"out:features.0"`` the channels that layer ``features.0`` makes. A
+dim 2 of the model's inputs, ``"out:features.0"`` the channels that layer ``features.0`` makes. A
 label follows its dim through all code that treats every position alike. Arrays whose dims carry
 the same label and have the same size are cut in the same places, so they meet without a word.
 
@@ -10,9 +10,10 @@ Pure: imports nothing of torch, dask or the UI.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from workbench.windows import Window
 
@@ -97,6 +98,19 @@ class Traced:
     def dim_of(self, label: Label) -> int | None:
         """Return the dim that carries ``label``, or None."""
         return self.labels.index(label) if label in self.labels else None
+
+
+Shaped = TypeVar("Shaped", bound="_HasShape")
+
+
+class _HasShape(Protocol):
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+def lead(inputs: Sequence[Shaped]) -> Shaped:
+    """Return the input whose dims give the labels of all: the first of those with most dims."""
+    return max(inputs, key=lambda x: len(x.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,8 +150,8 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
 
 def verify_workload(work: Workload, strategy: str, **options: Any) -> Proof:
     """Compare a pass of the workload's model over its first batch, as :func:`verify` does."""
-    batch = work.x[: work.batch_size].compute()
-    return verify(work.make_model(), torch.from_numpy(batch), strategy=strategy, **options)
+    batch = [torch.from_numpy(x[: work.batch_size].compute()) for x in work.inputs]
+    return verify(work.make_model(), *batch, strategy=strategy, **options)
 
 
 def _compare(

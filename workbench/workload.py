@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import PlanError
+from workbench.given import listed, parted, titles
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -30,7 +31,9 @@ class Workload:
         one each time.
     data:
         ``(x, y)``: dask arrays, numpy arrays or tensors of the same length; dim 0 counts the
-        samples. Labels may be of any dtype that holds whole numbers.
+        samples. Labels may be of any dtype that holds whole numbers. For a model that takes several
+        inputs, ``x`` is a tuple of arrays in the order of its arguments, or a dict of arrays by
+        their names: ``((ids, mask), y)``, ``({"input_ids": ids, "attention_mask": mask}, y)``.
     loss:
         Takes the model's output and the targets, gives one number: the mean or the sum over the
         samples. ``torch.nn.CrossEntropyLoss()`` if left out.
@@ -41,13 +44,14 @@ class Workload:
     batch_size:
         Samples per step, of all ranks together.
     test_data:
-        ``(x, y)`` to measure the result on.
+        ``(x, y)`` to measure the result on; ``x`` of as many arrays as that of ``data``.
     seed:
         Rules all that is drawn: a factory's parameters, the order of the samples, dropout.
     dtype:
-        ``"float32"`` or ``"float64"``, for the parameters and for data of real numbers. Whole
-        numbers in ``x`` stay whole (int64) when the model's first layer with parameters is an
-        embedding, otherwise they become ``dtype``, without scaling; in ``y`` they stay whole.
+        ``"float32"`` or ``"float64"``, for the parameters and for data of real numbers. Of several
+        inputs each keeps its kind: whole numbers become int64, and bools stay bools. Whole numbers
+        in an ``x`` that is alone stay whole (int64) when the model's first layer with parameters is
+        an embedding, otherwise they become ``dtype``, without scaling; in ``y`` they stay whole.
     steps:
         How many steps make a good demonstration.
     clip_norm:
@@ -59,8 +63,13 @@ class Workload:
 
     Attributes
     ----------
-    x, y, test_x, test_y:
-        The data as dask arrays in ``input_dtype`` and ``target_dtype``; None where there is none.
+    inputs, test_inputs:
+        What the model is given, as dask arrays in ``input_dtypes``, in order, one or several; for
+        the test data none if there is none. Each ``input_dtypes`` is ``dtype``, int64 or bool.
+    input_names:
+        The names of the arguments that get them; empty if that goes by their order.
+    y, test_y:
+        The targets as dask arrays in ``target_dtype``; None where there is none.
 
     Raises
     ------
@@ -81,19 +90,19 @@ class Workload:
     steps: int = 30
     clip_norm: float | None = None
     shuffle_block: int = 1
-    x: da.Array = field(init=False)
+    inputs: tuple[da.Array, ...] = field(init=False)
     y: da.Array = field(init=False)
-    test_x: da.Array | None = field(init=False)
+    test_inputs: tuple[da.Array, ...] = field(init=False)
     test_y: da.Array | None = field(init=False)
-    input_dtype: str = field(init=False)
+    input_names: tuple[str, ...] = field(init=False)
+    input_dtypes: tuple[str, ...] = field(init=False)
     target_dtype: str = field(init=False)
 
     def __post_init__(self) -> None:
         from workbench.datasets.adopt import cast
         from workbench.recipe import own_loss, own_model, own_optimizer
 
-        x, y = _pair(self.data, "")
-        test = (None, None) if self.test_data is None else _pair(self.test_data, "test ")
+        names, inputs, y = _taken(self.data, "")
         dtype = _dtype(self.dtype)
         keep: dict[str, Any] = {
             "dtype": dtype,
@@ -101,16 +110,32 @@ class Workload:
             "model": own_model(self.model),
             "loss": own_loss(self.loss, dtype),
         }
-        whole = x.dtype.kind in "biu" and _begins_with_embedding(keep["model"])
-        keep["input_dtype"] = to_x = "int64" if whole else dtype
+        keep["input_names"] = names
+        keep["input_dtypes"] = to_x = _input_dtypes(inputs, dtype, keep["model"])
         keep["target_dtype"] = to_y = dtype if y.dtype.kind == "f" else "int64"
-        keep["x"], keep["y"] = cast(x, to_x), cast(y, to_y)
-        keep["test_x"], keep["test_y"] = (
-            None if array is None else cast(array, to)
-            for array, to in zip(test, (to_x, to_y), strict=True)
-        )
+        keep["inputs"], keep["y"] = tuple(map(cast, inputs, to_x)), cast(y, to_y)
+        keep["test_inputs"], keep["test_y"] = (), None
+        if self.test_data is not None:
+            tested, test_y = _test_taken(self.test_data, names, len(inputs))
+            keep["test_inputs"] = tuple(map(cast, tested, to_x))
+            keep["test_y"] = cast(test_y, to_y)
         for name, value in keep.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def x(self) -> da.Array:
+        """The first of ``inputs``."""
+        return self.inputs[0]
+
+    @property
+    def test_x(self) -> da.Array | None:
+        """The first of ``test_inputs``; None if there is none."""
+        return next(iter(self.test_inputs), None)
+
+    @property
+    def input_dtype(self) -> str:
+        """The dtype of ``x``."""
+        return self.input_dtypes[0]
 
     @property
     def samples(self) -> int:
@@ -120,7 +145,12 @@ class Workload:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample of ``x``."""
-        return tuple(self.x.shape[1:])
+        return self.sample_shapes[0]
+
+    @property
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one sample of each of ``inputs``."""
+        return tuple(tuple(x.shape[1:]) for x in self.inputs)
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -171,7 +201,7 @@ class Workload:
         model = getattr(self.model, "__name__", type(self.model).__name__)
         return (
             f"<Workload {self.name}: {model}, {self.samples:,} samples of shape "
-            f"{self.sample_shape}, batch {self.batch_size}, {self.dtype}>"
+            f"{listed(self.sample_shapes)}, batch {self.batch_size}, {self.dtype}>"
         )
 
 
@@ -204,18 +234,50 @@ def _dtype(given: Any) -> str:
     return name
 
 
-def _pair(data: Any, which: str) -> tuple[da.Array, da.Array]:
+def _taken(data: Any, which: str) -> tuple[tuple[str, ...], list[da.Array], da.Array]:
+    """Return the names of the inputs, the inputs and the targets that a user has given."""
     from workbench.datasets.adopt import adopt
 
     if not isinstance(data, tuple | list) or len(data) != 2:
-        raise PlanError(f"The {which}data must be a pair (x, y); got a {type(data).__name__}.")
-    x, y = adopt(data[0], f"{which}x"), adopt(data[1], f"{which}y")
-    if len(x) != len(y):
+        got = f" of {len(data)}" if isinstance(data, tuple | list) else ""
         raise PlanError(
-            f"The {which}data has {len(x):,} samples in x and {len(y):,} in y; dim 0 of both must "
-            f"be the same, so cut both to {min(len(x), len(y)):,}."
+            f"The {which}data must be a pair (x, y), where x is an array or a tuple of several; "
+            f"got a {type(data).__name__}{got}."
         )
-    return x, y
+    values, names = parted(data[0], f"{which}x")
+    said = titles(len(values), names, f"{which}x")
+    inputs = [adopt(value, title) for value, title in zip(values, said, strict=True)]
+    y = adopt(data[1], f"{which}y")
+    first, arrays = inputs[0], [*inputs, y]
+    for title, array in zip((*titles(len(values), names), "y"), arrays, strict=True):
+        if len(array) != len(first):
+            raise PlanError(
+                f"The {which}data has {len(first):,} samples in {titles(len(values), names)[0]} "
+                f"and {len(array):,} in {title}; dim 0 must be the same everywhere, so cut all to "
+                f"{min(map(len, arrays)):,}."
+            )
+    return names, inputs, y
+
+
+def _test_taken(data: Any, names: tuple[str, ...], count: int) -> tuple[list[da.Array], da.Array]:
+    """Return inputs, in the order of those to learn from, and targets of test data."""
+    found, inputs, y = _taken(data, "test ")
+    if sorted(found) != sorted(names) or len(inputs) != count:
+        raise PlanError(
+            f"The test data has {listed(titles(len(inputs), found))}, and the data to learn from "
+            f"{listed(titles(count, names))}; give as many arrays in both, by the same names."
+        )
+    return [inputs[found.index(name)] for name in names] if names else inputs, y
+
+
+def _input_dtypes(
+    inputs: list[da.Array], dtype: str, model: nn.Module | Callable[[], nn.Module]
+) -> tuple[str, ...]:
+    """Return in which dtype the model is given each of its inputs."""
+    kinds = [x.dtype.kind for x in inputs]
+    if len(inputs) > 1:
+        return tuple({"f": dtype, "b": "bool"}.get(kind, "int64") for kind in kinds)
+    return ("int64" if kinds[0] in "biu" and _begins_with_embedding(model) else dtype,)
 
 
 def _begins_with_embedding(model: nn.Module | Callable[[], nn.Module]) -> bool:

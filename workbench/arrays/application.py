@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dask.array as da
@@ -42,8 +43,8 @@ class Application:
         return "\n".join([f"{self.strategy}, by {self.way}", *fields, *self.lines])
 
 
-def check_model(model: nn.Module, x: da.Array, title: str) -> None:
-    """Check that a model is in eval mode and computes in the type of an array.
+def check_model(model: nn.Module, inputs: Sequence[da.Array], title: str) -> None:
+    """Check that a model is in eval mode and computes in the type of the arrays.
 
     Raises
     ------
@@ -63,13 +64,16 @@ def check_model(model: nn.Module, x: da.Array, title: str) -> None:
             f"apply({title}): its parameter {elsewhere[0]!r} lies on another device than the CPU, "
             "where dask arrays are; use model.cpu()."
         )
-    if x.ndim == 0:
-        raise PlanError(f"apply({title}) needs an array with samples in dim 0, and it has no dim.")
     own = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), None)
-    given = on_meta(x).dtype
-    if own is not None and given.is_floating_point and given != own:
-        asked = str(own).removeprefix("torch.")
-        raise PlanError(
-            f"apply({title}): the array is {x.dtype} and the model's parameters are {asked}; use "
-            f'x.astype("{asked}").'
-        )
+    for x in inputs:
+        if x.ndim == 0:
+            raise PlanError(
+                f"apply({title}) needs an array with samples in dim 0, and it has no dim."
+            )
+        given = on_meta(x).dtype
+        if own is not None and given.is_floating_point and given != own:
+            asked = str(own).removeprefix("torch.")
+            raise PlanError(
+                f"apply({title}): the array is {x.dtype} and the model's parameters are {asked}; "
+                f'use x.astype("{asked}").'
+            )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
 
 from workbench.errors import PlanError
+from workbench.given import parted
 
 
 def check_array(x: da.Array, who: str) -> None:
@@ -34,6 +36,34 @@ def check_array(x: da.Array, who: str) -> None:
             f"{who} needs a type that torch computes with, and {x.dtype} is none; use "
             'x.astype("int64").'
         )
+
+
+def as_inputs(x: Any, who: str, names: Sequence[str] = ()) -> tuple[da.Array, ...]:
+    """Return what a model is given as dask arrays, checked, with chunks of the same samples.
+
+    ``names`` are those by which a model takes them, if it does; then ``x`` may be a mapping.
+
+    Raises
+    ------
+    PlanError
+        If the arrays have not the same samples, or names are not those.
+    """
+    values, found = parted(x, "x")
+    if found and sorted(found) != sorted(names):
+        raise PlanError(
+            f"{who} is given inputs by the names {', '.join(found)}; give a tuple of arrays, in "
+            "the order of the model's arguments."
+        )
+    if found:
+        values = tuple(values[found.index(name)] for name in names)
+    first, *others = (as_dask(value, who) for value in values)
+    for other in others:
+        if not other.ndim or other.shape[:1] != first.shape[:1]:
+            raise PlanError(
+                f"{who} is given inputs of shape {first.shape} and {other.shape}; dim 0, which "
+                "counts samples, must be the same."
+            )
+    return (first, *(other.rechunk({0: first.chunks[0]}) for other in others))
 
 
 def as_dask(x: Any, who: str) -> da.Array:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from workbench.arrays.application import Application, check_model
-from workbench.arrays.checks import as_dask
+from workbench.arrays.checks import as_inputs
 from workbench.arrays.images import in_tiles
 from workbench.arrays.samples import in_samples
 from workbench.errors import PlanError
@@ -32,9 +32,17 @@ def explain(
     """
     made = make_model(model)
     title = type(made).__name__
-    x = as_dask(x, f"apply({title})")
+    inputs = as_inputs(x, f"apply({title})")
+    x = inputs[0]
     _check(strategy, batch_size, way)
-    check_model(made, x, title)
+    check_model(made, inputs, title)
+    if len(inputs) > 1:
+        if strategy == "spatial" or tile is not None:
+            raise PlanError(
+                f"apply({title}, strategy='spatial') lays out one image by tiles, and the model is "
+                f"given {len(inputs)} inputs; use strategy='data'."
+            )
+        return in_samples(made, inputs, title, batch_size)
     if strategy == "auto":
         cut = [dim for dim in range(2, x.ndim) if len(x.chunks[dim]) > 1]
         if cut or tile is not None:
@@ -45,11 +53,11 @@ def explain(
                 else ("auto took spatial: tiles are asked for")
             )
         else:
-            chosen = in_samples(made, x, title, batch_size)
+            chosen = in_samples(made, inputs, title, batch_size)
             why = "auto took data: every sample lies in one chunk"
         return _with(chosen, why)
     if strategy == "data":
-        return in_samples(made, x, title, batch_size)
+        return in_samples(made, inputs, title, batch_size)
     return in_tiles(made, x, title, tile, way)
 
 

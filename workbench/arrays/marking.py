@@ -12,7 +12,7 @@ from dask.delayed import Delayed
 from torch import Tensor, nn
 
 from workbench.arrays.application import check_model
-from workbench.arrays.checks import as_dask
+from workbench.arrays.checks import as_dask, as_inputs
 from workbench.arrays.resident import Resident, batches, passes, samples_of
 from workbench.arrays.samples import batch_sizes, output_of
 from workbench.arrays.threads import few_threads
@@ -43,27 +43,28 @@ def score_arrays(
         If the model is in training mode, or the data does not fit it or the loss.
     """
     title = type(model).__name__
-    x, y = as_dask(data[0], "evaluate"), as_dask(data[1], "evaluate")
-    check_model(model, x, title)
+    inputs, y = as_inputs(data[0], "evaluate"), as_dask(data[1], "evaluate")
+    x = inputs[0]
+    check_model(model, inputs, title)
     if x.shape[0] != y.shape[0]:
         raise PlanError(
             f"evaluate({title}): there are {x.shape[0]} samples and {y.shape[0]} targets."
         )
-    rest, dtype = output_of(model, x, title)
+    rest, dtype = output_of(model, inputs, title)
     kind = loss_kind(loss, rest, y.shape[1:], str(y.dtype), str(dtype))
-    size, gather = batch_sizes(x, batch_size)
-    x = x.rechunk({dim: -1 for dim in range(1, x.ndim)})
+    size, gather = batch_sizes(inputs, batch_size)
+    inputs = tuple(each.rechunk({dim: -1 for dim in range(1, each.ndim)}) for each in inputs)
     y = y.rechunk({0: x.chunks[0], **{dim: -1 for dim in range(1, y.ndim)}})
     resident = dask.delayed(Resident.of(model), pure=True)
     judge = dask.delayed(dump({"loss": loss}), pure=True)
-    samples, targets = x.to_delayed().ravel(), y.to_delayed().ravel()
+    samples, targets = [each.to_delayed().ravel() for each in inputs], y.to_delayed().ravel()
     marks: list[Delayed] = [
         dask.delayed(_mark)(
             resident,
             judge,
             kind,
             size,
-            [samples[chunk] for chunk in chunks],
+            [[of_input[chunk] for chunk in chunks] for of_input in samples],
             [targets[chunk] for chunk in chunks],
         )
         for number, chunks in enumerate(batches(x, gather))
@@ -85,14 +86,14 @@ def _mark(
     judge: bytes,
     kind: str,
     size: int,
-    samples: Sequence[np.ndarray],
+    samples: Sequence[Sequence[np.ndarray]],
     targets: Sequence[np.ndarray],
 ) -> Marks:
-    x, y = samples_of(samples), samples_of(targets)
+    inputs, y = [samples_of(chunks) for chunks in samples], samples_of(targets)
     marks = Marks(load(judge)["loss"], kind)
     with few_threads(), torch.inference_mode():
-        for here in passes(len(x), size):
-            out = resident.model(torch.from_numpy(x[here]))
+        for here in passes(len(y), size):
+            out = resident.model(*(torch.from_numpy(x[here]) for x in inputs))
             marks.add(out, torch.from_numpy(y[here]))
     return marks
 

@@ -13,7 +13,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from workbench.arrays.application import check_model
-from workbench.arrays.checks import as_dask
+from workbench.arrays.checks import as_inputs
 from workbench.arrays.explaining import explain
 from workbench.arrays.resident import Resident, weights_name
 from workbench.arrays.samples import by_batches, output_of
@@ -34,9 +34,9 @@ def predicted_by(run: Run, x: Any, strategy: str, batch_size: int | None) -> da.
                 own[name].copy_(torch.from_numpy(np.array(value)))
         return explain(model, x, strategy, batch_size).array
     title = type(model).__name__
-    x = as_dask(x, f"predict({title})")
-    check_model(model, x, title)
-    rest, dtype = output_of(model, x, title)
+    inputs = as_inputs(x, f"predict({title})", run.work.input_names)
+    check_model(model, inputs, title)
+    rest, dtype = output_of(model, inputs, title)
     whole = {name: array.rechunk(-1) for name, array in state.items()}
     token = tokenize(run.run_id, list(whole), [array.name for array in whole.values()])
     payload = run.work.payload()
@@ -45,7 +45,7 @@ def predicted_by(run: Run, x: Any, strategy: str, batch_size: int | None) -> da.
         refs = List(*(TaskRef((a.name, *(0,) * a.ndim)) for a in whole.values()))
         return Task(key, _resident, payload, token, list(whole), refs)
 
-    made = by_batches(task, token, x, title, batch_size, rest, dtype).array
+    made = by_batches(task, token, inputs, title, batch_size, rest, dtype).array
     merged = HighLevelGraph.merge(made.dask, *(array.dask for array in whole.values()))
     dependencies = dict(merged.dependencies)
     dependencies[weights_name(title, token)] = {array.name for array in whole.values()}

@@ -121,14 +121,18 @@ def passes(samples: int, size: int) -> list[slice]:
 
 
 def run_batch(
-    resident: Resident, size: int, parts: Sequence[Any], rest: tuple[int, ...], dtype: str
+    resident: Resident,
+    size: int,
+    parts: Sequence[Sequence[Any]],
+    rest: tuple[int, ...],
+    dtype: str,
 ) -> np.ndarray:
-    """Return the outputs for the samples of some chunks, at most ``size`` at a time."""
-    x = samples_of(parts)
-    made = np.empty((len(x), *rest), dtype)
+    """Return the outputs for the samples of some chunks of each input, ``size`` at a time."""
+    inputs = [samples_of(chunks) for chunks in parts]
+    made = np.empty((len(inputs[0]), *rest), dtype)
     with few_threads(), torch.inference_mode():
-        for here in passes(len(x), size):
-            made[here] = resident.model(torch.from_numpy(x[here])).numpy()
+        for here in passes(len(made), size):
+            made[here] = resident.model(*(torch.from_numpy(x[here]) for x in inputs)).numpy()
     return made
 
 
@@ -139,7 +143,7 @@ def weights_name(title: str, token: str) -> str:
 
 def in_batches(
     task: Callable[[Any], Task] | Resident,
-    x: da.Array,
+    inputs: Sequence[da.Array],
     *,
     size: int,
     gather: int,
@@ -148,25 +152,32 @@ def in_batches(
     rest: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> da.Array:
-    """Return a model's outputs for all samples of ``x``, lazily.
+    """Return a model's outputs for all samples of its inputs, chunked alike in dim 0, lazily.
 
     ``task`` is the model, or makes the task with the given key that brings it. A task takes the
     chunks of at most ``gather`` samples, and puts ``size`` of them through the model at once.
     """
-    x = x.rechunk({dim: -1 for dim in range(1, x.ndim)})
+    inputs = [x.rechunk({dim: -1 for dim in range(1, x.ndim)}) for x in inputs]
+    x, names = inputs[0], [x.name for x in inputs]
     program = weights_name(title, token)
     brings = task(program) if callable(task) else Task(program, _itself, task)
-    name = f"{title}-{tokenize(token, x.name, size, gather)}"
+    name = f"{title}-{tokenize(token, *names, size, gather)}"
     layer: dict[Any, Task] = {}
     sizes = []
     for number, chunks in enumerate(batches(x, gather)):
         key = (name, number, *(0 for _ in rest))
-        refs = List(*(TaskRef((x.name, chunk, *(0 for _ in x.shape[1:]))) for chunk in chunks))
+        refs = List(
+            *(
+                List(*(TaskRef((x.name, chunk, *(0 for _ in x.shape[1:]))) for chunk in chunks))
+                for x in inputs
+            )
+        )
         layer[key] = Task(key, run_batch, TaskRef(program), size, refs, rest, str(dtype))
         sizes.append(sum(x.chunks[0][chunk] for chunk in chunks))
+    given = HighLevelGraph.merge(*(x.dask for x in inputs))
     graph = HighLevelGraph(
-        {**x.dask.layers, program: {program: brings}, name: layer},
-        {**x.dask.dependencies, program: set(), name: {x.name, program}},
+        {**given.layers, program: {program: brings}, name: layer},
+        {**given.dependencies, program: set(), name: {*names, program}},
     )
     return da.Array(
         graph,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -17,6 +17,7 @@ from workbench.arrays.operators import on_meta
 from workbench.arrays.resident import Resident, in_batches
 from workbench.arrays.tasks import numpy_type
 from workbench.errors import PlanError
+from workbench.given import listed
 from workbench.layers.ghosts import on_meta as model_on_meta
 
 BATCH, GATHERED = 64, 512
@@ -28,7 +29,9 @@ Dask's time for a task less often.
 _BATCH_BYTES = 64 * 2**20
 
 
-def output_of(model: nn.Module, x: da.Array, title: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def output_of(
+    model: nn.Module, inputs: Sequence[da.Array], title: str
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return shape (for one sample) and type of a model's outputs, without computing.
 
     Raises
@@ -39,19 +42,21 @@ def output_of(model: nn.Module, x: da.Array, title: str) -> tuple[tuple[int, ...
     """
     shapes = []
     for samples in (2, 3):
-        shape = (samples, *x.shape[1:])
-        dtype = on_meta(x[:0]).dtype
+        made = [((samples, *x.shape[1:]), on_meta(x[:0]).dtype) for x in inputs]
         try:
             with torch.inference_mode():
                 try:
-                    out = model_on_meta(model)(torch.empty(shape, dtype=dtype, device="meta"))
+                    out = model_on_meta(model)(
+                        *(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in made)
+                    )
                 except Exception:  # it looks at values: zeros tell
-                    out = model(torch.zeros(shape, dtype=dtype))
+                    out = model(*(torch.zeros(shape, dtype=dtype) for shape, dtype in made))
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise PlanError(
                 f"apply({title}): the model does not take {samples} samples of shape "
-                f"{x.shape[1:]} and type {x.dtype}: {first}."
+                f"{listed([x.shape[1:] for x in inputs])} and type "
+                f"{listed([x.dtype for x in inputs])}: {first}."
             ) from error
         if not isinstance(out, torch.Tensor):
             raise PlanError(
@@ -68,14 +73,17 @@ def output_of(model: nn.Module, x: da.Array, title: str) -> tuple[tuple[int, ...
     return two[1:], numpy_type(out.dtype)
 
 
-def batch_sizes(x: da.Array, asked: int | None) -> tuple[int, int]:
+def batch_sizes(inputs: Sequence[da.Array], asked: int | None) -> tuple[int, int]:
     """Return how many samples to put through the model at once, and how many in one task."""
-    fit = max(1, _BATCH_BYTES // max(1, prod(x.shape[1:]) * x.dtype.itemsize))
+    sample_bytes = sum(prod(x.shape[1:]) * x.dtype.itemsize for x in inputs)
+    fit = max(1, _BATCH_BYTES // max(1, sample_bytes))
     size = asked or min(BATCH, fit)
     return size, max(size, min(GATHERED, fit))
 
 
-def in_samples(model: nn.Module, x: da.Array, title: str, batch_size: int | None) -> Application:
+def in_samples(
+    model: nn.Module, inputs: Sequence[da.Array], title: str, batch_size: int | None
+) -> Application:
     """Lay out a model by batches of samples.
 
     Raises
@@ -83,24 +91,24 @@ def in_samples(model: nn.Module, x: da.Array, title: str, batch_size: int | None
     PlanError
         If the model does not take the samples, or does not give a row of outputs for each.
     """
-    rest, dtype = output_of(model, x, title)
+    rest, dtype = output_of(model, inputs, title)
     resident = Resident.of(model)
-    return by_batches(resident, resident.token, x, title, batch_size, rest, dtype)
+    return by_batches(resident, resident.token, inputs, title, batch_size, rest, dtype)
 
 
 def by_batches(
     task: Callable[[Any], Task] | Resident,
     token: str,
-    x: da.Array,
+    inputs: Sequence[da.Array],
     title: str,
     batch_size: int | None,
     rest: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> Application:
     """Lay out a model by batches of samples; ``task`` is the model, or brings it."""
-    size, gather = batch_sizes(x, batch_size)
+    x, (size, gather) = inputs[0], batch_sizes(inputs, batch_size)
     made = in_batches(
-        task, x, size=size, gather=gather, title=title, token=token, rest=rest, dtype=dtype
+        task, inputs, size=size, gather=gather, title=title, token=token, rest=rest, dtype=dtype
     )
     lines = (
         f"{x.shape[0]:,} samples in {x.numblocks[0]} chunks make {made.numblocks[0]} tasks of at "

@@ -109,7 +109,7 @@ def _found(work: Workload, workers: int, threads: int) -> Table:
         ", ".join(f"{gpu.name} ({in_binary_units(gpu.memory_bytes)})" for gpu in gpus)
         or text("term.no_gpu"),
     ]
-    shape = "×".join(str(size) for size in work.sample_shape)
+    shape = " + ".join("×".join(map(str, one)) for one in work.sample_shapes)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_row(text("term.machine"), ", ".join(parts))

@@ -18,7 +18,7 @@ from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
 from workbench.strategies.obstacles import check_calls, check_layers, check_mixes
 from workbench.strategies.strategy import Strategy
-from workbench.traced import SAMPLES, Flat, Layer, Operation, Phase, Traced
+from workbench.traced import SAMPLES, Flat, Layer, Operation, Phase, Traced, lead
 
 AXIS = "spatial"
 Kind = TypeVar("Kind", Cut, CutLabel)
@@ -63,7 +63,7 @@ def cut_labels(plan: Plan) -> tuple[CutLabel, ...]:
         If the input has no such dims.
     """
     grid = plan.mesh.grid or (plan.mesh.degree(AXIS),)
-    source = plan.inputs[0] if plan.inputs else Traced((), ())
+    source = lead(plan.inputs) if plan.inputs else Traced((), ())
     have = [d for d, label in enumerate(source.labels) if label and label != SAMPLES]
     chosen = _chosen(plan, grid, source, have)
     return tuple(
@@ -349,11 +349,11 @@ def _notes(plan: Plan, labels: tuple[CutLabel, ...]) -> list[str]:
     notes = []
     for c in labels:
         dim = int(c.label.removeprefix("dim"))
-        size, parts = plan.inputs[0].shape[dim], plan.mesh.parts(AXIS, c.part)
+        size, parts = lead(plan.inputs).shape[dim], plan.mesh.parts(AXIS, c.part)
         sizes = sorted(set(shares(size, parts)), reverse=True)
         rows = " or ".join(map(str, sizes))
         notes.append(
-            f"dim {dim} of the input ({_title(plan.inputs[0], dim)}, {size}) is cut in {parts}: "
+            f"dim {dim} of the input ({_title(lead(plan.inputs), dim)}, {size}) is cut in {parts}: "
             f"each rank owns {rows}"
         )
         if parts > size:

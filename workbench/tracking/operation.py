@@ -166,5 +166,6 @@ def report_meeting(
         op.mix(
             apart,
             f"{arrays}: what is cut in one is whole in another, or cut along another dim",
-            advice="give the model arrays that go with its input as one more input",
+            advice="give the model arrays that go with its input as one more input, of as many "
+            "dims",
         )

@@ -27,5 +27,5 @@ class Described:
 def described(name: str, work: Workload) -> Described:
     """Return what there is to tell of a workload; ``name`` is that of the catalogue, if any."""
     about = CATALOGUE[name].description if name in CATALOGUE else ""
-    shape = " × ".join(map(str, work.sample_shape)) or "1"
+    shape = " + ".join(" × ".join(map(str, one)) or "1" for one in work.sample_shapes)
     return Described(name, about, work.samples, shape, work.batch_size, work.steps, work.seed)
