@@ -23,6 +23,7 @@ from workbench.cli.terminal import Terminal
 from workbench.cli.verify import proof_table
 from workbench.errors import PlanError, RunError
 from workbench.records import finite
+from workbench.strategies.notation import parse
 from workbench.ui.language import speaking, translate
 from workbench.verify import Proof
 
@@ -93,7 +94,10 @@ def ended_run(**changes: Any) -> SimpleNamespace:
     """Stands for a run that has ended, as far as its figures go."""
     facts: dict[str, Any] = {
         "history": [{"loss": 2.0}, {"loss": 1.5}],
-        "plan": SimpleNamespace(strategy="pipeline=2", ranks=2, bytes_per_step=2048),
+        "plan": SimpleNamespace(
+            strategy="pipeline=2", ranks=2, bytes_per_step=2048, mesh=parse("pipeline=2"),
+            options=(("compression", "bf16"), ("schedule", "gpipe")),
+        ),
         "threads": 1, "device": "cpu", "backend": "shared memory", "step_s": 0.04, "eta_s": None,
         "work": SimpleNamespace(name="digits-mlp", batch_size=64), "first_step": 10,
         "accuracy": 0.9, "moved_bytes": 0, "folder": "runs/a", "checkpoints": ("runs/a/step-1",),
@@ -121,7 +125,8 @@ def test_every_line_of_the_terminal_is_chinese_where_that_is_chosen():
             out.print(translate(str(proof)))
     told = screen.getvalue()
     names = {"data", "pipeline", "tensor", "rank", "digits", "mlp", "cpu", "KiB", "runs", "step"}
-    assert set(re.findall("[A-Za-z]{3,}", told)) <= names | {"kept"}
+    assert set(re.findall("[A-Za-z]{3,}", told)) <= names | {"kept", "compression"}
+    assert "在 pipeline=2 下不起作用：compression='bf16'（用于 data）" in told
     assert "40.0 毫秒，中位数" in told
     assert "第 11 步 2，第 12 步 1.5" in told
     english = io.StringIO()

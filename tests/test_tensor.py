@@ -301,30 +301,16 @@ def test_convolutions_are_split_too() -> None:
 @pytest.mark.parametrize(
     ("model", "strategy", "shape", "says"),
     [
-        (nn.Linear(3, 3), "tensor=5", (3,), "widest has 3 features; the nearest is tensor=3"),
-        (nn.Linear(1, 1), "tensor=3", (1,), "widest has 1 features; the nearest is data=3"),
-        (
-            nn.Sequential(
-                nn.TransformerEncoderLayer(12, 4, 4, batch_first=True),
-                nn.TransformerEncoderLayer(12, 3, 4, batch_first=True),
-            ),
-            "tensor=6",
-            (5, 12),
-            "'1.self_attn' has 3; use tensor=3",
-        ),
+        (nn.Linear(3, 3), "tensor=5", (3,), "widest makes 3 features; the nearest is tensor=3"),
+        (nn.Linear(1, 1), "tensor=3", (1,), "widest makes 1 features; the nearest is data=3"),
+        (Attention({}, "", batch_first=True), "tensor=6", (5, 12), "has 4; use tensor=4"),
         (
             nn.Conv2d(6, 6, 1, groups=3),
             "tensor=4",
             (6, 4, 4),
-            "widest has 6 features; the nearest is tensor=3",
+            "widest makes 6 features; the nearest is tensor=3",
         ),
         (nn.LayerNorm(3), "tensor=2", (3,), "none that can be split; use data=2"),
-        (
-            nn.TransformerEncoderLayer(8, 2, 4, batch_first=True),
-            "tensor=4",
-            (5, 8),
-            "'self_attn' has 2; use tensor=2",
-        ),
         (nn.Conv2d(3, 4, 1), "tensor=2,channel=2", (3, 4, 4), "use channel=4"),
     ],
 )
@@ -340,7 +326,7 @@ def test_the_nearest_choice_that_is_named_works() -> None:
         with pytest.raises(PlanError) as refused:
             planned(nn.Linear(width, width), "tensor=7", width)
         nearest = str(refused.value).split()[-1].rstrip(".")
-        wanted = f"tensor={width}" if width > 1 else "data=7"
+        wanted = f"tensor={width}" if width > 1 else "data=4"
         assert nearest == wanted
         if width > 1:
             assert planned(nn.Linear(width, width), nearest, width).ranks == width

@@ -160,7 +160,8 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _option(name: str, value: Any) -> str:
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
+    yes_or_no = not isinstance(value, bool) or "yes" in OPTIONS[name]
+    if not isinstance(value, str | int | float) or not yes_or_no:
         raise PlanError(f"{name}={_shown(value)} is neither a text nor a number.")
     if len(str(value)) > LONGEST_TEXT or not str(value).isprintable():
         raise PlanError(

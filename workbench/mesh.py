@@ -155,6 +155,17 @@ class Mesh:
         )
         return Mesh(tuple(axes), grid or self.grid)
 
+    def with_degree(self, axis: str, degree: int) -> Mesh:
+        """Return this mesh with so many ranks along ``axis``, in a row; without the axis for 1."""
+        others = tuple(each for each in self.axes if each[0] != axis)
+        left = Mesh(others, () if axis == "spatial" else self.grid)
+        return left.with_axis(axis, degree) if degree > 1 else left
+
+    def along(self, *axes: str) -> Mesh:
+        """Return this mesh with ``axes`` only."""
+        grid = self.grid if "spatial" in axes else ()
+        return Mesh(tuple(each for each in self.axes if each[0] in axes), grid)
+
     def __str__(self) -> str:
         """Return the strategy as it is written: ``"data=2,spatial=2x2"``, or ``"serial"``."""
         used = [(axis, str(degree)) for axis, degree in self.axes if degree > 1]

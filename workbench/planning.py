@@ -12,12 +12,20 @@ from workbench.arranging import arranged
 from workbench.errors import PlanError
 from workbench.given import listed, titles
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
-from workbench.mesh import AXES, Mesh, cuts_features
+from workbench.mesh import AXES, BATCH_AXES, Mesh, cuts_features
 from workbench.plan import Batch, LayerPlan, Plan
-from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
+from workbench.strategies import (
+    STRATEGIES,
+    choices,
+    pipeline,
+    replicas,
+    sharded,
+    spatial,
+    spatial_dims,
+)
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
-from workbench.strategies.obstacles import check_writes
+from workbench.strategies.obstacles import advised, check_writes
 from workbench.traced import Flat, Traced, lead
 
 if TYPE_CHECKING:
@@ -97,6 +105,8 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
         mesh=mesh,
         options=tuple(chosen.items()),
     )
+    if idle := choices.without_effect(chosen, mesh):
+        start = start.adding(notes=[idle])
     model, batch, found = _traced(work, start)
     if accumulate is None:
         accumulate = _micro_batches(start, found)
@@ -104,7 +114,9 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     start = replace(start, batch=replace(start.batch, accumulate=accumulate))
     optimizer = work.make_optimizer(list(model.named_parameters()))
     start = replace(start, optimizer_state=state_of(optimizer))
-    start, found = arranged(start, model, batch, found, compose)
+    tried = partial(attempt, model, batch)
+    with advised(start, tried):
+        start, found = arranged(start, model, batch, found, compose)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
         kind = check_loss(work, found.output_shapes[0][1:])
@@ -128,7 +140,8 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     start = replace(start, options=(*start.options, ("loss", kind)))
     if work.clip_norm is not None:
         start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
-    made = compose(start, found)
+    with advised(start, tried):
+        made = compose(start, found)
     check_memory(made)
     _check_shares(made, optimizer)
     if not found.plain and any(made.cuts_of(array) for array in made.outputs):
@@ -255,15 +268,17 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     features = bool(start.mesh.feature_axes)
     dims = (0,) if features else ()
     if cuts_inputs:
-        asked_for = spatial.dims_asked(start.option("spatial_dims", "largest"))
-        dims = (*dims, *(asked_for or range(2, lead(inputs).dim())))
+        asked_for = spatial_dims.dims_asked(start.option("spatial_dims", "largest"))
+        # Of an input without images dim 1 is watched, so that a refusal can say whether it will do.
+        most = lead(inputs).dim()
+        dims = (*dims, *(asked_for or range(2, most) or range(1, most)))
     opaque: frozenset[str] = frozenset()
     while True:
         found = profile(model, *inputs, dims=dims, opaque=opaque, features=features)
         if not cuts_inputs or start.option("fallback", "refuse") != "gather":
             return found
         try:
-            labels = {c.label for c in spatial.cut_labels(replace(start, inputs=found.inputs))}
+            labels = {c.label for c in spatial_dims.cut_labels(replace(start, inputs=found.inputs))}
         except PlanError:
             return found  # who composes the plan says so
         if any(mix.random for mix in found.mixes):
@@ -277,6 +292,11 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
         if wanted <= opaque:
             return found
         opaque |= wanted
+
+
+def attempt(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Plan:
+    """Profile, divide and compose, to find out whether that can be done."""
+    return compose(*arranged(start, model, inputs, trace(model, inputs, start), compose))
 
 
 def compose(start: Plan, found: Profile) -> Plan:
@@ -324,17 +344,17 @@ def _check_together(mesh: Mesh) -> None:
 
 
 def checked_options(options: dict[str, Any]) -> dict[str, str]:
-    """Return options as text; PlanError for one that no strategy has or a value that it refuses."""
-    known = dict(OPTIONS)
-    checked = {}
-    for name, value in options.items():
-        if name not in known:
-            raise PlanError(f"There is no option {name!r}; there are: {', '.join(known)}.")
-        if known[name] and str(value) not in known[name]:
-            allowed = " or ".join(repr(v) for v in known[name])
-            raise PlanError(f"Option {name}={value!r} is not one of its choices: {allowed}.")
-        checked[name] = str(value)
-    spatial.dims_asked(checked.get("spatial_dims", "largest"))
+    """Return options as text, but for those that are None.
+
+    Raises
+    ------
+    PlanError
+        For one that no strategy has or a value that it refuses.
+    """
+    checked = {
+        name: choices.checked(name, value) for name, value in options.items() if value is not None
+    }
+    spatial_dims.dims_asked(checked.get("spatial_dims", "largest"))
     if limit := checked.get("memory_limit"):
         bytes_of(limit)
     return checked
@@ -375,8 +395,7 @@ def check_outputs(shapes: tuple[tuple[int, ...], ...], batch_size: int, mesh: Me
     wrong = [shape for shape in shapes if shape[:1] != (batch_size,)]
     if wrong and mesh.replicas > 1:
         raise PlanError(
-            f"data={mesh.degree('data')} cuts the batch, but for {batch_size} samples the "
-            f"model gives "
-            f"an output of shape {wrong[0]}, whose dim 0 does not count them. Use serial, or let "
-            f"the model return one row per sample."
+            f"{mesh.along(*BATCH_AXES)} cuts the batch, but for {batch_size} samples the "
+            f"model gives an output of shape {wrong[0]}, whose dim 0 does not count them. Use "
+            f"serial, or let the model return one row per sample."
         )

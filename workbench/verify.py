@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +26,12 @@ from workbench.layers.swap import parallelize
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, Plan
-from workbench.planning import checked_options, compose, trace
+from workbench.planning import attempt, checked_options, compose, trace
 from workbench.profile import tensors_in
 from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
 from workbench.strategies.notation import parse
+from workbench.strategies.obstacles import advised
 from workbench.traced import Traced
 
 if TYPE_CHECKING:
@@ -125,9 +127,10 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
     )
     found = trace(module, tuple(_leaf(x) for x in values), start)
     try:
-        arrays = [_leaf(x) for x in values]
-        divided, found = arranged(start, module, arrays, found, compose)
-        plan = compose(divided, found)
+        arrays = tuple(_leaf(x) for x in values)
+        with advised(start, partial(attempt, module, arrays)):
+            divided, found = arranged(start, module, arrays, found, compose)
+            plan = compose(divided, found)
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
     if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.replicas > 1:

@@ -17,6 +17,7 @@ from workbench.cli.tables import comparison_tables, cost_table, why_table
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.errors import PlanError
 from workbench.findings import findings, sameness
+from workbench.strategies.choices import without_effect
 from workbench.timeline import write_trace
 from workbench.ui.language import text, translate
 
@@ -150,6 +151,8 @@ def measure(
         )
     plans, _ = planned(work, strategies, skip_refused, **(choices or {}))
     largest = max(plans, key=lambda p: p.ranks)
+    if idle := without_effect(dict(largest.options), largest.mesh, *(p.mesh for p in plans)):
+        terminal.say(Text(translate(idle)))
     with start(
         workers=options.enough_workers(workers, largest.ranks, largest.strategy), threads=threads
     ) as lab:

@@ -16,6 +16,7 @@ from workbench.cli.figures import NOTHING, number
 from workbench.cli.follow import Progressed, follow
 from workbench.cli.terminal import Terminal, figures_command
 from workbench.plan import in_binary_units
+from workbench.strategies.choices import without_effect
 from workbench.timeline import write_trace
 from workbench.ui import texts
 from workbench.ui.language import text, translate
@@ -180,6 +181,8 @@ def run_table(run: Run, saved: Path | None = None) -> Table:
         facts["checkpoints"] = ", ".join(map(str, run.checkpoints))
     if run.checkpoint_error is not None:
         facts["no_checkpoint"] = translate(str(run.checkpoint_error))
+    if idle := without_effect(dict(run.plan.options), run.plan.mesh):
+        facts["idle"] = translate(idle)
     if bubble := run.bubble:
         facts["waited"] = translate(str(bubble))
     table = Table.grid(padding=(0, 2))

@@ -28,6 +28,7 @@ _offered: dict[str, Strategy] = {
 }
 _options: dict[str, tuple[str, ...]] = {
     "precision": ("full", "bf16"),
+    "memory_limit": (),
     **{name: values for s in _offered.values() for name, values in s.options.items()},
 }
 

@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from workbench.errors import PlanError
 from workbench.plan import Plan
+from workbench.strategies.nearest import fewer_ranks, replicas
 from workbench.strategies.splittable import Splittable, splittable
 from workbench.strategies.splitting import split
 from workbench.strategies.strategy import Strategy
@@ -26,9 +27,9 @@ def cut(plan: Plan) -> Plan:
     """Split every convolution that can be split, and keep its output cut where that sends less."""
     degree = plan.mesh.degree(AXIS)
     tied = {array.name for planned in plan.layers for array in planned.layer.tied}
-    found = splittable(plan, lambda layer: convolution(layer, degree, tied))
+    found = splittable(plan, degree, lambda layer: convolution(layer, degree, tied))
     if not found:
-        raise PlanError(_nothing_to_split(plan, degree, tied))
+        raise PlanError(_nothing_to_split(plan, tied))
     return split(plan, AXIS, found)
 
 
@@ -57,25 +58,37 @@ def convolution(layer: Layer, degree: int, tied: Collection[str] = ()) -> Splitt
     return Splittable(layer, source.labels[1], made.labels[1], inputs, outputs, ways)
 
 
-def _nothing_to_split(plan: Plan, degree: int, tied: Collection[str]) -> str:
+def _nothing_to_split(plan: Plan, tied: Collection[str]) -> str:
     convolutions = [p.layer for p in plan.layers if p.layer.role == "conv" and p.layer.arguments]
+    instead = replicas(plan, AXIS)
     if not convolutions:
-        return (
-            f"{plan.mesh} splits convolutions, and this model has none; use data={degree}, or "
-            f"tensor={degree * plan.mesh.degree('tensor')} for its linear layers."
+        ranks = plan.mesh.degree(AXIS) * plan.mesh.degree("tensor")
+        tensor = plan.mesh.with_degree(AXIS, 1).with_degree("tensor", ranks)
+        found = splittable(plan, ranks, lambda layer: _linear(layer, ranks))
+        return f"{plan.mesh} splits convolutions, and this model has none; use {instead}" + (
+            f", or {tensor} for its linear layers." if found else "."
         )
-    if read := exposed_note(plan):
-        return f"{plan.mesh} finds no convolution that can be split: {read}; use data={degree}."
-    widest = max(max(c.input_shape[1], c.output_shape[1]) for c in convolutions)
-    nearest = f"data={degree}"
-    for fewer in range(min(widest, degree - 1), 1, -1):
-        if splittable(plan, lambda layer, d=fewer: convolution(layer, d, tied)):  # type: ignore[misc]
-            nearest = f"channel={fewer}"
-            break
-    return (
-        f"{plan.mesh}: no convolution can be split in {degree}. The widest has {widest} channels, "
-        f"groups are split only whole; the nearest is {nearest}."
+    widest = max(layer.output_shape[1] for layer in convolutions)
+    nearest = fewer_ranks(
+        plan,
+        AXIS,
+        widest,
+        lambda degree: bool(splittable(plan, degree, lambda c: convolution(c, degree, tied))),
     )
+    if nearest == instead and (read := exposed_note(plan)):
+        return f"{plan.mesh} finds no convolution that can be split: {read}; use {instead}."
+    return (
+        f"{plan.mesh}: no convolution can be split in {plan.mesh.degree(AXIS)}. The widest makes "
+        f"{widest} channels, groups are split only whole; the nearest is {nearest}."
+    )
+
+
+def _linear(layer: Layer, degree: int) -> Splittable | None:
+    """Return what ``tensor`` can split of a linear layer of its own at least."""
+    enough = layer.role == "linear" and layer.results and layer.output_shape[-1] >= degree
+    if not enough or layer.tied:
+        return None
+    return Splittable(layer, "", "", 0, layer.output_shape[-1], ("filters",))
 
 
 STRATEGY = Strategy(

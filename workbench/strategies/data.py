@@ -13,6 +13,7 @@ from workbench.errors import PlanError
 from workbench.mesh import BATCH_AXES
 from workbench.plan import Cut, Plan, shares_of
 from workbench.strategies import replicas
+from workbench.strategies.nearest import fewer_replicas
 from workbench.strategies.strategy import Strategy
 
 AXIS = "data"
@@ -20,18 +21,17 @@ AXIS = "data"
 
 def cut(plan: Plan) -> Plan:
     """Cut the batch, and nothing else, over the replicas."""
-    return cut_batch(plan, AXIS)
+    return cut_batch(plan)
 
 
-def cut_batch(plan: Plan, axis: str) -> Plan:
-    """Cut the batch over the replicas along ``axis``, and those along other axes of the batch."""
+def cut_batch(plan: Plan) -> Plan:
+    """Cut the batch over the replicas along all axes of the batch."""
     size, degree = plan.batch.size, plan.mesh.replicas
     if degree > size:
-        asked = ",".join(f"{name}={n}" for name, n in plan.mesh.axes if name in BATCH_AXES)
         raise PlanError(
-            f"{asked} asks for {degree} replicas, but a batch of {size} "
+            f"{plan.mesh.along(*BATCH_AXES)} asks for {degree} replicas, but a batch of {size} "
             f"{'sample' if size == 1 else 'samples'} cannot give each of them one. "
-            f"Use {axis}={size}, or a batch of {degree} or more."
+            f"Use {fewer_replicas(plan)}, or a batch of {degree} or more."
         )
     rows = (Cut(0, AXIS),)
     if any(cut in planned.input for planned in plan.layers for cut in rows):

@@ -9,6 +9,18 @@ from workbench.errors import PlanError
 from workbench.mesh import Mesh
 from workbench.strategies import STRATEGIES
 
+_ELSEWHERE = {
+    "dp": "data",
+    "ddp": "data",
+    "fsdp": "sharded",
+    "zero": "sharded",
+    "tp": "tensor",
+    "sp": "tensor",
+    "cp": "tensor",
+    "pp": "pipeline",
+}
+"""Axes by what the field calls them."""
+
 
 def parse(text: str) -> Mesh:
     """Return the mesh that ``text`` asks for; axes of degree 1 are dropped.
@@ -61,7 +73,29 @@ def _nearest(degree: str) -> int:
 
 
 def _unknown(text: str, axis: str) -> str:
-    near = difflib.get_close_matches(axis, [*STRATEGIES, "serial"], n=1, cutoff=0.5)
+    hint = _in_the_words_of_the_field(text, axis) or _close(axis)
     legal = ", ".join(["serial", *(f"{name}=N" for name in STRATEGIES)])
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Strategy {text!r}: {axis!r} is not a strategy. There are: {legal}.{hint}"
+
+
+def _close(axis: str) -> str:
+    near = difflib.get_close_matches(axis, [*STRATEGIES, "serial"], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _in_the_words_of_the_field(text: str, axis: str) -> str:
+    """Return what a strategy in the field's words is here, if ``axis`` is one of those; or ""."""
+    here = _ELSEWHERE.get(axis.casefold())
+    if here is None:
+        return ""
+    degrees: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, degree = (piece.strip() for piece in part.partition("="))
+        ranks = degree if degree.isdecimal() and int(degree) > 0 else "2"
+        degrees[_ELSEWHERE.get(name.casefold(), name)] = ranks
+    whole = ",".join(f"{name}={degree}" for name, degree in degrees.items())
+    if axis.casefold() in ("sp", "cp"):
+        return f" {axis} is a choice of {here} here: {whole} with sequence='split'."
+    if axis.casefold() in ("zero", "fsdp"):
+        return f" {axis} is {here} here: {whole}, and its stage is a choice: stage=1, 2 or 3."
+    return f" {axis} is {here} here: {whole}."

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from workbench.errors import PlanError
+from workbench.mesh import Mesh
 from workbench.plan import Plan
+from workbench.strategies.nearest import replicas
 from workbench.traced import Flat, Write
+
+
+class Obstacle(PlanError):
+    """A layer or code that needs all positions; the sentence does not say yet what works.
+
+    ``instead`` is a strategy that does without the cut.
+    """
+
+    def __init__(self, sentence: str, instead: str) -> None:
+        super().__init__(sentence)
+        self.instead = instead
+
+
+@contextmanager
+def advised(start: Plan, attempt: Callable[[Plan], object]) -> Iterator[None]:
+    """Let an obstacle be told with what works: ``fallback="gather"``, or another strategy.
+
+    Whether the first does, ``attempt`` says: it makes a plan from its first lines, such as
+    ``start``, or raises PlanError.
+    """
+    try:
+        yield
+    except Obstacle as obstacle:
+        if start.option("fallback", "refuse") != "gather" and _helps(attempt, start):
+            raise PlanError(
+                f'{obstacle} Or give fallback="gather", which runs that layer on the whole array '
+                "on every rank."
+            ) from None
+        raise PlanError(f"{obstacle} Use {obstacle.instead}.") from None
+
+
+def _helps(attempt: Callable[[Plan], object], start: Plan) -> bool:
+    others = (each for each in start.options if each[0] != "fallback")
+    try:
+        attempt(replace(start, options=(*others, ("fallback", "gather"))))
+    except PlanError:
+        return False
+    return True
 
 
 def check_mixes(plan: Plan, labels: set[str]) -> None:
@@ -27,10 +69,10 @@ def check_mixes(plan: Plan, labels: set[str]) -> None:
             advice = f" {mix.advice[0].upper()}{mix.advice[1:]}." if mix.advice else ""
             if mix.random:
                 raise PlanError(f"{plan.mesh}: {where} draws {mix.operation}.{advice}")
-            raise PlanError(
+            raise Obstacle(
                 f"{plan.mesh} cuts {_dims(hit)} of the input, and {where} mixes its positions: "
-                f'{mix.operation}.{advice} Or give fallback="gather", which runs that layer on '
-                "the whole array on every rank."
+                f"{mix.operation}.{advice}",
+                replicas(plan, "spatial"),
             )
 
 
@@ -64,10 +106,10 @@ def check_layers(plan: Plan, labels: set[str]) -> None:
             continue
         for refusal in layer.refusals:
             if set(refusal.labels) & labels:
-                raise PlanError(
+                raise Obstacle(
                     f"{plan.mesh} cuts {_dims(set(refusal.labels) & labels)} of the input, and "
-                    f'layer {layer.name!r}: {refusal.reason}. Or give fallback="gather", which '
-                    "runs that layer on the whole array on every rank."
+                    f"layer {layer.name!r}: {refusal.reason}.",
+                    replicas(plan, "spatial"),
                 )
         for array in (*layer.arguments, *layer.results):
             carried = {
@@ -76,8 +118,7 @@ def check_layers(plan: Plan, labels: set[str]) -> None:
             if carried and carried != labels:
                 raise PlanError(
                     f"{plan.mesh} cuts {_dims(labels)}, and at layer {layer.name!r} only "
-                    f"{_dims(carried)} is left to cut; use spatial={plan.mesh.degree('spatial')}, "
-                    "which cuts one dim."
+                    f"{_dims(carried)} is left to cut; use {_in_a_row(plan)}, which cuts one dim."
                 )
 
 
@@ -98,6 +139,10 @@ def check_calls(plan: Plan) -> None:
                     f"{other} and {shape}, and rank {rank} could not tell its shares of them "
                     f"apart. Use two layers, or another number of ranks."
                 )
+
+
+def _in_a_row(plan: Plan) -> Mesh:
+    return plan.mesh.with_degree("spatial", plan.mesh.degree("spatial"))
 
 
 def _carries(label: object, labels: set[str]) -> bool:

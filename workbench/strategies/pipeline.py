@@ -184,7 +184,6 @@ STRATEGY = Strategy(
         "split_at": (),
         "recompute": ("no", "yes"),
         "balance": ("counted", "measured"),
-        "memory_limit": (),
     },
     remedies={
         "compute": (

@@ -30,7 +30,7 @@ _KEEP_A_LIST = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 def cut(plan: Plan) -> Plan:
     """Cut the batch, and what of each parameter a rank keeps or updates."""
     stage = plan.option("stage", "3")
-    plan = cut_batch(plan, AXIS)
+    plan = cut_batch(plan)
     cuts = dict(_cuts(plan))
     if stage == "1":
         return plan.adding(
@@ -216,6 +216,7 @@ STRATEGY = Strategy(
     ),
     cut=cut,
     options={"stage": ("3", "2", "1")},
+    follows=("batch_norm",),
     remedies={
         "compute": "a larger batch, or data: a small share of it uses a core less well",
         "comm": (

@@ -68,8 +68,13 @@ class Splittable:
         return found
 
 
-def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[Splittable]:
-    """Return what ``find`` can split of each call of each layer.
+def splittable(
+    plan: Plan, degree: int, find: Callable[[Layer], Splittable | None]
+) -> list[Splittable]:
+    """Return what ``find`` can split of each call of each layer, in ``degree``.
+
+    That is nothing if all of it would stay whole: a layer that makes fewer features than there are
+    ranks can only go on with shares that another one has made.
 
     A layer that is called more than once is split in what it makes only, since what it reads may be
     cut in one call and whole in the other. One whose parameters other code reads or makes
@@ -91,12 +96,13 @@ def splittable(plan: Plan, find: Callable[[Layer], Splittable | None]) -> list[S
             found.append(replace(one, ways=("filters",)))
         else:
             found.append(one)
-    return [
+    found = [
         one
         for one in found
         if one.layer.name not in whole
         and whole.isdisjoint(a.name for a in (*one.layer.parameters, *one.layer.tied))
     ]
+    return found if any(one.choice(frozenset(), degree) for one in found) else []
 
 
 def is_exposed(layer: Layer, plan: Plan) -> bool:

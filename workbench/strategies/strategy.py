@@ -29,6 +29,8 @@ class Strategy:
     options:
         Stated choices, name to allowed values; the first is the default. Without values, any text
         that ``cut`` understands.
+    follows:
+        Names of choices of other strategies that it follows, too.
     grid:
         Whether its ranks may be laid out on a grid, as in ``"spatial=2x2"``.
     """
@@ -40,4 +42,5 @@ class Strategy:
     cut: Callable[[Plan], Plan]
     remedies: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
     grid: bool = False

@@ -14,10 +14,11 @@ from workbench.errors import PlanError
 from workbench.plan import Plan
 from workbench.strategies import sequence
 from workbench.strategies.channel import convolution
+from workbench.strategies.nearest import fewer, fewer_ranks, replicas
 from workbench.strategies.splittable import Splittable, splittable
 from workbench.strategies.splitting import split
 from workbench.strategies.strategy import Strategy
-from workbench.strategies.wording import exposed_note
+from workbench.strategies.wording import exposed_note, few_heads_notes
 from workbench.traced import Flat, Label, Layer
 
 AXIS = "tensor"
@@ -26,24 +27,24 @@ AXIS = "tensor"
 def cut(plan: Plan) -> Plan:
     """Split every layer with weights that can be split."""
     degree = plan.mesh.degree(AXIS)
-    with_heads = [p.layer for p in plan.layers if p.layer.head_count]
-    fewest = min(with_heads, key=lambda layer: layer.head_count, default=None)
-    if fewest is not None and fewest.head_count < degree:
-        heads = fewest.head_count
-        raise PlanError(
-            f"{plan.mesh} splits attention by heads, and layer {fewest.name!r} has "
-            f"{heads}; " + (f"use tensor={heads}." if heads > 1 else f"use data={degree}.")
-        )
     users: dict[str, list[Layer]] = {}
     for planned in plan.layers:
         for array in (*planned.layer.parameters, *planned.layer.tied):
             users.setdefault(array.name, []).append(planned.layer)
-    found = splittable(plan, lambda layer: _layer(layer, users, degree))
-    if plan.mesh.degree("channel") > 1:  # which has the convolutions
-        found = [one for one in found if one.layer.role != "conv"]
+    found = _found(plan, degree, users)
     if not found:
-        raise PlanError(_nothing_to_split(plan, degree, users))
-    return split(plan, AXIS, found)
+        raise PlanError(_nothing_to_split(plan, users))
+    return split(plan, AXIS, found).adding(notes=few_heads_notes(plan, degree))
+
+
+def _found(plan: Plan, degree: int, users: dict[str, list[Layer]]) -> list[Splittable]:
+    """Return what can be split in ``degree``; convolutions are those of ``channel`` if it is on."""
+    left = plan.mesh.degree("channel") > 1
+
+    def find(layer: Layer) -> Splittable | None:
+        return None if left and layer.role == "conv" else _layer(layer, users, degree)
+
+    return splittable(plan, degree, find)
 
 
 def _layer(layer: Layer, users: dict[str, list[Layer]], degree: int) -> Splittable | None:
@@ -98,39 +99,54 @@ def _alone(layer: Layer, users: dict[str, list[Layer]]) -> bool:
     )
 
 
-def _nothing_to_split(plan: Plan, degree: int, users: dict[str, list[Layer]]) -> str:
+def _nothing_to_split(plan: Plan, users: dict[str, list[Layer]]) -> str:
+    degree = plan.mesh.degree(AXIS)
     if plan.mesh.degree("channel") > 1:
-        ranks = degree * plan.mesh.degree("channel")
-        tied = {array.name for planned in plan.layers for array in planned.layer.tied}
-        nearest = f"data={ranks}"
-        for fewer in range(ranks, 1, -1):
-            if splittable(plan, lambda layer, d=fewer: convolution(layer, d, tied)):  # type: ignore[misc]
-                nearest = f"channel={fewer}"
-                break
-        return (
-            f"{plan.mesh} splits convolutions over channel and all else over tensor, and this "
-            f"model has nothing else that can be split; use {nearest}."
-        )
-    sizes = [
-        max(size for array in planned.layer.parameters for size in array.shape[:2])
-        for planned in plan.layers
-        if planned.layer.role in ("linear", "conv", "embedding") and planned.layer.parameters
+        return _nothing_beside_channel(plan)
+    layers = [planned.layer for planned in plan.layers if planned.layer.arguments]
+    heads = [layer for layer in layers if layer.head_count]
+    made = [
+        layer.results[0].shape[layer.feature_dim(layer.results[0])]
+        for layer in layers
+        if layer.role in ("linear", "conv", "embedding") and layer.results
     ]
-    if not sizes:
+    instead = replicas(plan, AXIS)
+    if not made and not heads:
         return (
             f"{plan.mesh} splits linear layers, convolutions, embeddings and attention heads, and "
-            f"this model has none that can be split; use data={degree}."
+            f"this model has none that can be split; use {instead}."
         )
-    if read := exposed_note(plan):
-        return f"{plan.mesh} finds no layer that can be split: {read}; use data={degree}."
-    nearest = f"data={degree}"
-    for fewer in range(min(max(sizes), degree - 1), 1, -1):
-        if splittable(plan, lambda layer, d=fewer: _layer(layer, users, d)):  # type: ignore[misc]
-            nearest = f"tensor={fewer}"
-            break
+    tied = [a.shape[0] for p in plan.layers for a in p.layer.tied if a.shape]  # by vocabulary
+    most = max((*made, *tied, *(layer.head_count for layer in heads)))
+    nearest = fewer_ranks(plan, AXIS, most, lambda fewer: bool(_found(plan, fewer, users)))
+    if nearest == instead and (read := exposed_note(plan)):
+        return f"{plan.mesh} finds no layer that can be split: {read}; use {instead}."
+    if not made:
+        widest = max(heads, key=lambda layer: layer.head_count)
+        return (
+            f"{plan.mesh} splits attention by heads, and layer {widest.name!r} has "
+            f"{widest.head_count}; use {nearest}."
+        )
     return (
-        f"{plan.mesh}: no layer can be split in {degree}. The widest has {max(sizes)} features; "
+        f"{plan.mesh}: no layer can be split in {degree}. The widest makes {max(made)} features; "
         f"the nearest is {nearest}."
+    )
+
+
+def _nothing_beside_channel(plan: Plan) -> str:
+    both = (AXIS, "channel")
+    ranks = plan.mesh.degree(AXIS) * plan.mesh.degree("channel")
+    tied = {array.name for planned in plan.layers for array in planned.layer.tied}
+    found = fewer(
+        ranks + 1,
+        ranks,
+        lambda degree: bool(splittable(plan, degree, lambda c: convolution(c, degree, tied))),
+    )
+    nearest = str(plan.mesh.with_degree(AXIS, 1).with_degree("channel", found))
+    return (
+        f"{plan.mesh} splits convolutions over channel and all else over tensor, and this "
+        f"model has nothing else that can be split; use "
+        f"{nearest if found > 1 else replicas(plan, *both)}."
     )
 
 

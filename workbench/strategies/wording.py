@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from workbench.plan import Plan
+from workbench.plan import Plan, in_binary_units
 
 WORDS = {
     ("conv", "filters"): "split in filters",
@@ -49,3 +49,22 @@ def exposed_note(plan: Plan) -> str:
     if not plan.exposed:
         return ""
     return f"code reads {plan.exposed[0]!r} where its layer is not called, so that stays whole"
+
+
+def few_heads_notes(plan: Plan, degree: int) -> list[str]:
+    """Return what it costs that attention with fewer heads than ranks stays whole."""
+    layers = [planned.layer for planned in plan.layers]
+    few = [layer for layer in layers if 0 < layer.head_count < degree]
+    if not few:
+        return []
+    kept = {name for layer in few for name, _, _ in layer.by_heads}
+    kept_bytes = sum(array.nbytes for array in plan.arrays if array.name in kept)
+    work = sum(layer.forward_flops for layer in few)
+    share = work / (sum(layer.forward_flops for layer in layers) or 1)
+    heads = sorted({layer.head_count for layer in few})
+    return [
+        f"attention of {' or '.join(map(str, heads))} heads cannot be split in {degree}: every "
+        f"rank computes all of {', '.join(dict.fromkeys(layer.name for layer in few))} "
+        f"({share:.0%} of the work of the forward pass) and keeps its {in_binary_units(kept_bytes)}"
+        " of parameters"
+    ]

@@ -11,6 +11,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from workbench import machine
 from workbench.catalogue import CATALOGUE
 from workbench.strategies import OPTIONS, STRATEGIES
+from workbench.strategies.choices import users
 from workbench.strategies.notation import parse
 from workbench.ui import form, texts
 from workbench.ui.described import Described
@@ -225,13 +226,14 @@ class Controls:
         """Enable the options of the axes that are in use; say of the others when they are."""
         used = {axis for strategy in asked.strategies for axis, _ in parse(strategy).axes}
         locked = self.limits.get("locked", ())
+        for name, field in self.options.items():
+            on = not (axes := users(name)) or not used.isdisjoint(axes)
+            put(field, not on or name in locked, "disabled")
         for group, place in self._groups.items():
             on = group == "run" or group in used
             title = text("option.run") if group == "run" else translate(STRATEGIES[group].title)
             note = "" if on else f" — {text('option.unused', axis=group)}"
             put(place, f'<div class="wb-label">{escape(title)}<i>{escape(note)}</i></div>')
-            for name in _options_of(group):
-                put(self.options[name], not on or name in locked, "disabled")
 
     def _fill_axis(
         self, axis: str, degree: str, asked: Request, refused: Mapping[str, str]

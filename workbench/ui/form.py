@@ -17,6 +17,7 @@ from workbench.mesh import AXES, Mesh
 from workbench.sharing import encode
 from workbench.speedup import FEWEST_STEPS
 from workbench.strategies import OPTIONS, STRATEGIES
+from workbench.strategies.choices import without_effect
 from workbench.strategies.notation import parse
 from workbench.ui import texts
 from workbench.ui.language import text, translate
@@ -224,6 +225,9 @@ def hints(asked: Request, cores: int) -> dict[str, str]:
     else:
         named = " × ".join(translate(STRATEGIES[axis].family) for axis in used)
         strategy = text("hint.hybrid", named=named, ranks=parse(asked.strategy).size)
+    asked_for = [parse(each) for each in (asked.strategy, *asked.also)]
+    if idle := without_effect(dict(asked.options), *asked_for):
+        strategy = text("hint.idle", strategy=strategy, idle=translate(idle))
     notes = {
         "batch": text("hint.batch"),
         "steps": text("hint.steps"),
