@@ -16,13 +16,13 @@ from workbench.timeline import (
     Bar,
     Timeline,
     bars_of,
+    step_of,
     steps_in,
     timeline_of,
     trace,
-    usual_step,
     write_trace,
 )
-from workbench.ui.about import data_table
+from workbench.ui.figure_table import data_table
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 
@@ -43,10 +43,10 @@ STEPS = [
 
 def test_a_step_counts_that_all_ranks_have_recorded():
     assert steps_in(STEPS) == pytest.approx({0: 9.0, 1: 2.0, 2: 2.5})
-    assert usual_step(STEPS) == 2
-    assert usual_step(STEPS, warm_up=1) in (1, 2)
-    assert usual_step(STEPS, warm_up=99) == 2
-    assert usual_step([]) is None
+    assert step_of(STEPS) == 2
+    assert step_of(STEPS, warm_up=1) in (1, 2)
+    assert step_of(STEPS, warm_up=99) == 2
+    assert step_of([]) is None
 
 
 def test_bars_begin_with_the_first_rank():

@@ -9,12 +9,13 @@ from typing import Any
 from workbench import machine
 from workbench.amdahl import fits
 from workbench.attaching import AttachedComparison
+from workbench.bubble import Bubble
 from workbench.findings import findings
 from workbench.gathered import Gathered
 from workbench.preview import Preview
 from workbench.records import driven
 from workbench.steering import ENDED
-from workbench.timeline import Timeline, timeline_of
+from workbench.timeline import Timeline, recorded, timeline_of
 from workbench.ui import figures, look, texts
 from workbench.ui.driver import Driver
 from workbench.ui.form import Request, check
@@ -23,6 +24,7 @@ from workbench.ui.language import current, text, translate
 from workbench.ui.memory_figure import RankMemory, memory_of_runs
 from workbench.ui.texts import Row
 from workbench.ui.training import Training
+from workbench.ui.why_table import bubbles_of, with_bubbles
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
@@ -31,7 +33,8 @@ AT_ONCE = "; the cluster can be used at once"
 """What a run that broke says of its cluster; of one that has gone since it is not true."""
 
 MEASURED = (
-    *("found", "refused", "rows", "points", "bars", "curves", "timeline", "memory", "preview"),
+    *("found", "refused", "rows", "points", "bars", "curves", "timeline", "recorded", "memory"),
+    "preview",
 )
 """What of a state was measured."""
 
@@ -70,6 +73,8 @@ class State:
         The rows of this run.
     timeline:
         One step of the strategy, or of the serial run while there is no other.
+    recorded:
+        Labels of all of which there are such steps.
     memory:
         What ranks took at most, and what was predicted.
     preview:
@@ -104,6 +109,7 @@ class State:
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
     timeline: Timeline | None = None
+    recorded: tuple[str, ...] = ()
     memory: tuple[RankMemory, ...] = ()
     preview: Preview | None = None
     earlier: tuple[str, ...] = ()
@@ -136,13 +142,18 @@ class Watcher:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._ended: dict[int, tuple[Request, list[Row]]] = {}
-        self._told_in: tuple[str, bool] | None = None
+        self._told_in: tuple[object, ...] = ()
+        self._step = ("", "usual")
         self._last = State(message="", place="")
+
+    def look_at(self, label: str, which: str) -> None:
+        """Show this step of what was recorded with ``label`` from now on, where there is one."""
+        self._step = label, which
 
     def look(self) -> State:
         """Return the state of this moment; the same object once nothing more can change."""
         job, driver = self._driver.job, self._driver
-        now_in = current(), driver.cluster_gone
+        now_in = current(), driver.cluster_gone, self._step
         news = self._told_in != now_in
         if job is None and news:
             self._last = State(message=text("progress.ready"), place=_machine())
@@ -207,7 +218,9 @@ class Watcher:
             if isinstance(going, Gathered):
                 found = [text(f"gathered.{word}", **values) for word, values in going.cautions]
             elif status in ENDED:
-                found += _bubbles(going)
+                bubbles = bubbles_of(going.runs)
+                found += _bubbles(bubbles)
+                rows = with_bubbles(rows, bubbles)
             curves = figures.curves_of(going)
         return replace(
             now,
@@ -219,7 +232,8 @@ class Watcher:
             points=tuple({(row.get("part"), texts.row_label(row)): row for row in alike}.values()),
             bars=tuple(rows),
             curves=tuple(curves),
-            timeline=timeline_of(going.timelines),
+            timeline=timeline_of(going.timelines, *self._step),
+            recorded=recorded(going.timelines),
             memory=tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
             preview=going.preview,
             turn=len(going.runs),
@@ -227,10 +241,8 @@ class Watcher:
         )
 
 
-def _bubbles(going: Any) -> list[str]:
-    """Return how much the ranks of pipelines waited, beside theory; of each the last run counts."""
-    of = [(run.plan.strategy, run) for run in going.runs if "pipeline" in run.plan.strategy]
-    known = {strategy: bubble for strategy, run in of if (bubble := run.bubble) is not None}
+def _bubbles(known: Mapping[str, Bubble]) -> list[str]:
+    """Return how much the ranks of pipelines waited, beside theory."""
     return [
         text(
             "found.bubble",
