@@ -15,7 +15,6 @@ from workbench.ui.language import speaking
 from workbench.ui.layer_picture import RANKS, picture
 from workbench.ui.plan_view import PlanView
 
-
 NAMES = {"rank", "KiB", "reflect", "spatial", "channel", "weight"}
 
 

@@ -9,6 +9,9 @@ from workbench.plan import Collective, Plan, in_binary_units
 from workbench.strategies.pipeline import stage_of
 from workbench.ui.language import text, translate
 
+PHASES = ("forward", "backward", "update", "average", "record")
+"""In the order of a step."""
+
 
 @dataclass(frozen=True)
 class Travel:
@@ -38,7 +41,7 @@ class Travel:
             what=what,
             how=operation(moved.operation),
             axes=" + ".join(moved.axes),
-            bytes=in_binary_units(self.sent_bytes),
+            bytes=in_binary_units(self.sent_bytes).replace(" ", "\u00a0"),
         )
 
 
@@ -84,7 +87,23 @@ def travels_of(plan: Plan, number: int) -> tuple[Travel, ...]:
             if moved.phase == "average":  # once in a period of steps
                 sent = -(-sent // plan.period)
             found.append(Travel(moved, sent, 0 if own else len(with_it - names)))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda travel: PHASES.index(travel.collective.phase)))
+
+
+def between_stages(plan: Plan, number: int) -> tuple[Travel, ...]:
+    """Return the messages of the stage of a layer that other layers of it send or receive."""
+    stage = stage_of(plan, number)
+    names = {
+        name
+        for crossing in plan.crossings
+        for name in (crossing.name, crossing.gradient_name)
+        if stage in (crossing.start, crossing.stop)
+    } - _messages(plan, number)
+    return tuple(
+        Travel(moved, max(plan.sent_by(moved, rank) for rank in range(plan.ranks)))
+        for moved in plan.collectives
+        if moved.name in names
+    )
 
 
 def _parameters(plan: Plan, moved: Collective) -> set[str]:

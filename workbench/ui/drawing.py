@@ -109,7 +109,7 @@ def wrapped(line: str, width: float) -> list[str]:
     return [each.rstrip() for each in found]
 
 
-_PIECES = re.compile(r"[\u2e80-\uffff][，。；：、）]*\s*|[^\s\u2e80-\uffff]+[，。；：、）]*\s*|\s+")
+_PIECES = re.compile(r"[\u2e80-\uffff][，。；：、）]* *|[^ \u2e80-\uffff]+[，。；：、）]* *| +")
 """What a line may be broken after: a word, or a Chinese sign with the stop that follows."""
 
 

@@ -75,7 +75,8 @@ def _batch(plan: Plan) -> Iterator[LayerArray]:
     if plan.inputs:
         source = plan.inputs[0]
         cuts = _of_samples(plan, source.shape, (Cut(0, BATCH_AXES[0]), *plan.input))
-        named = _dims(plan, source.shape, channels=len(source.shape) > 3)
+        reads = {p.layer.role for p in plan.layers if p.layer.arguments[:1] == (source,)}
+        named = _dims(plan, source.shape, len(source.shape) > 3, "embedding" in reads)
         yield _shown(plan, "batch", "", source.shape, source.itemsize, cuts, named)
 
 
@@ -89,7 +90,7 @@ def _map(plan: Plan, number: int, kind: str) -> Iterator[LayerArray]:
         shape = arrays[0].shape
         cuts = _of_samples(plan, shape, planned.input if reads else planned.output)
         channels = len(shape) > 3 or (len(shape) == 3 and layer.feature_dim(arrays[0]) == 1)
-        named = _dims(plan, shape, channels)
+        named = _dims(plan, shape, channels, reads and layer.role == "embedding")
         ranks = ranks_of(plan, number)
         yield _shown(plan, kind, "", shape, arrays[0].itemsize, cuts, named, ranks)
 
@@ -129,14 +130,17 @@ def _sample_dim(plan: Plan, shape: Sequence[int]) -> int | None:
     return list(shape).index(size) if size in shape else None
 
 
-def _dims(plan: Plan, shape: Sequence[int], channels: bool) -> tuple[str, ...]:
-    """Return what the dims of an array count that is no parameter."""
+def _dims(plan: Plan, shape: Sequence[int], channels: bool, entries: bool) -> tuple[str, ...]:
+    """Return what the dims of an array count that is no parameter; one of ``entries`` is looked up.
+
+    That has positions alone.
+    """
     count = len(shape)
     names = ["positions"] * count
     if channels:
         names[1] = "channels"
         names[2:] = _POSITIONS.get(count, ("positions",) * (count - 2))
-    elif count > 1:
+    elif count > 1 and not entries:
         names[-1] = "features"
     if (dim := _sample_dim(plan, shape)) is not None:
         names[dim] = "samples" if shape[dim] == plan.batch.size else "rows"
@@ -172,21 +176,23 @@ def _shown(
 ) -> LayerArray:
     found = parts(plan, shape, cuts, ranks)
     cut = sorted({d for d in range(len(shape)) if len({part.runs[d] for part in found}) > 1})
-    down, across = _directions(dims, cut)
+    down, across = _directions(shape, dims, cut)
     if turned:
         down, across = (1,), (0, *(d for d in cut if d > 1))
     return LayerArray(kind, name, shape, itemsize, found, dims, down, across)
 
 
-def _directions(dims: tuple[str, ...], cut: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def _directions(
+    shape: Sequence[int], dims: tuple[str, ...], cut: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
     """Return the dims that go down and across: all that are cut, and others for a likeness.
 
     Samples go down; where images are cut inside, they do so one below the other, as images.
     """
     inside = [d for d in cut if dims[d] in ("height", "width", "depth")]
     if not inside:
-        others = [d for d in cut if d != 0] or [1]
-        return (0,), tuple(d for d in others if d < len(dims))
+        wide = [d for d in range(1, len(dims)) if shape[d] > 1]
+        return (0,), tuple([d for d in cut if d != 0] or wide[:1])
     first, *more = inside
     beside = [d for d in range(2, len(dims)) if d != first]
     across = [*(d for d in cut if 0 < d < 2), *(more or beside[-1:])]

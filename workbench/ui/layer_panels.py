@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import product
+from math import prod
 
 from workbench.plan.parts import Part
 from workbench.ui.canvas import width_of
@@ -14,10 +15,10 @@ from workbench.ui.layer_arrays import LayerArray
 from workbench.ui.linking import marks
 from workbench.windows import Run
 
-SIDE, LEAST, MOST = 188, 88, 320
+SIDE, LEAST, MOST = 188, 108, 320
 """Pixels of an array: its longer side, its shorter one at least, and its height at most."""
 
-ROW, STRIP = 24, 10
+ROW, STRIP = 28, 10
 """Pixels that a part needs for its numbers, and of the colours of several ranks above these."""
 
 MOST_BOXES = 24
@@ -106,15 +107,9 @@ def told(array: LayerArray, part: Part) -> str:
 def _panel(array: LayerArray, x: float, y: float, width: float) -> tuple[str, float]:
     body = [text(heading(array), x, y, bold=True)]
     body.append(text("×".join(map(str, array.shape)), x, y + 21))
-    across, together = _laid_out(array)
-    wide, tall = _size(array, across)
-    top = y + 33
-    for part, boxes in zip(array.parts, across, strict=True):
-        placed = [
-            (x + a * wide, top + b * tall, (c - a) * wide, (d - b) * tall) for a, b, c, d in boxes
-        ]
-        body.append(_part(array, part, placed))
-    foot = top + tall + 20
+    boxes, end, together = _placed(array, x, y + 33)
+    body += [_part(array, part, of) for part, of in zip(array.parts, boxes, strict=True)]
+    foot = end + 20
     lines = [_direction("↓", array, array.down), _direction("→", array, array.across)]
     lines += [words_of("cut.together")] if together else []
     for line in (piece for said in lines if said for piece in wrapped(said, width)):
@@ -129,38 +124,54 @@ def _direction(arrow: str, array: LayerArray, dims: Sequence[int]) -> str:
 
 
 _Box = tuple[float, float, float, float]
-"""Left, top, right and bottom: of a whole array, parts of its sides; else pixels."""
+"""Left, top, width and height, in pixels, or as parts of the sides of an array."""
+
+_Runs = tuple[tuple[Run, ...], ...]
+"""Runs of positions along each dim."""
 
 
-def _laid_out(array: LayerArray) -> tuple[list[list[_Box]], bool]:
-    """Return the boxes of every part, and whether they are drawn together."""
-    runs = [part.runs for part in array.parts]
-    boxes = [_boxes(array, each) for each in runs]
-    if sum(map(len, boxes)) <= max(MOST_BOXES, len(boxes)):
-        return boxes, False
+def _placed(array: LayerArray, x: float, y: float) -> tuple[list[list[_Box]], float, bool]:
+    """Return the boxes of every part, where they end, and whether those of each were put together.
+
+    They are where they are many, or too narrow for a number.
+    """
+    for together in (False, True):
+        runs = _together(array) if together else [part.runs for part in array.parts]
+        boxes = [_boxes(array, each) for each in runs]
+        wide, tall = _size(array, boxes)
+        placed = [
+            [(x + a * wide, y + b * tall, c * wide, d * tall) for a, b, c, d in each]
+            for each in boxes
+        ]
+        narrow = any(
+            len(of) > 1 and not _label(part.ranks, *_largest(of))
+            for part, of in zip(array.parts, placed, strict=True)
+        )
+        if together or not (narrow or sum(map(len, boxes)) > max(MOST_BOXES, len(boxes))):
+            break
+    return placed, y + tall, together
+
+
+def _together(array: LayerArray) -> list[_Runs]:
+    """Return the runs of every part moved next to each other."""
+    runs: list[_Runs] = [part.runs for part in array.parts]
     for dim in range(len(array.shape)):
-        begins: dict[tuple[Run, ...], int] = {}
-        at = 0
+        moved, at = {}, 0
         for own in sorted({each[dim] for each in runs}):
-            begins[own] = at
-            at += sum(stop - start for start, stop in own)
-        if any(len(own) > 1 for own in begins):
-            moved = {
-                own: ((begin, begin + sum(stop - start for start, stop in own)),)
-                for own, begin in begins.items()
-            }
+            size = sum(stop - start for start, stop in own)
+            moved[own] = ((at, at + size),)
+            at += size
+        if any(len(own) > 1 for own in moved):
             runs = [(*each[:dim], moved[each[dim]], *each[dim + 1 :]) for each in runs]
-    return [_boxes(array, each) for each in runs], True
+    return runs
 
 
-def _boxes(array: LayerArray, runs: tuple[tuple[Run, ...], ...]) -> list[_Box]:
+def _boxes(array: LayerArray, runs: _Runs) -> list[_Box]:
     downs, acrosses = (_spans(array, runs, dims) for dims in (array.down, array.across))
-    return [(a, b, c, d) for (b, d), (a, c) in product(downs, acrosses)]
+    return [(x, y, right - x, foot - y) for (y, foot), (x, right) in product(downs, acrosses)]
 
 
-def _spans(
-    array: LayerArray, runs: tuple[tuple[Run, ...], ...], dims: Sequence[int]
-) -> list[tuple[float, float]]:
+def _spans(array: LayerArray, runs: _Runs, dims: Sequence[int]) -> list[tuple[float, float]]:
     """Return where the runs lie along a side of length 1, each dim within the runs of the last."""
     found = [(0.0, 1.0)]
     for dim in dims:
@@ -176,19 +187,18 @@ def _spans(
 
 def _size(array: LayerArray, boxes: Sequence[Sequence[_Box]]) -> tuple[float, float]:
     """Return width and height of an array, so that there is room for the numbers of ranks."""
-    rows, columns = 1, 1
-    for dim in array.down:
-        rows *= array.shape[dim]
-    for dim in array.across:
-        columns *= array.shape[dim]
+    rows, columns = (prod(array.shape[dim] for dim in dims) for dims in (array.down, array.across))
     if not array.across:
         columns = max(1, rows // 4)
     scale = SIDE / max(rows, columns, 1)
-    height = max(float(LEAST), rows * scale)
-    lines = len({(b, d) for each in boxes for _, b, _, d in each})
-    shared = any(len(part.ranks) > 1 for part in array.parts)
-    needed = lines * (ROW + STRIP * shared)
-    return max(float(LEAST), columns * scale), max(height, min(float(MOST), needed))
+    lines = len({(y, height) for each in boxes for _, y, _, height in each})
+    needed = lines * (ROW + STRIP * any(len(part.ranks) > 1 for part in array.parts))
+    height = max(float(LEAST), rows * scale, min(float(MOST), needed))
+    return max(float(LEAST), columns * scale), height
+
+
+def _largest(boxes: Sequence[_Box]) -> _Box:
+    return max(boxes, key=lambda box: box[2] * box[3])
 
 
 def _part(array: LayerArray, part: Part, boxes: Sequence[_Box]) -> str:
@@ -206,8 +216,7 @@ def _part(array: LayerArray, part: Part, boxes: Sequence[_Box]) -> str:
             color = RANKS[rank % len(RANKS)]
             inside.append(rect(x + n * each, y, each, min(STRIP, height / 2), color, stroke=None))
     if boxes:
-        widest = max(boxes, key=lambda box: box[2] * box[3])
-        inside.append(_label(part.ranks, *widest))
+        inside.append(_label(part.ranks, *_largest(boxes)))
     runs = " ".join(
         ",".join(f"{start}:{stop}" for start, stop in own[:MOST_RUNS]) for own in part.runs
     )
@@ -229,7 +238,7 @@ def _label(ranks: Sequence[int], x: float, y: float, width: float, height: float
     for turned, said in product((False, True), (named(ranks), numbered(ranks))):
         along, beside = (free, width) if turned else (width, free)
         long, high = width_of(said, TEXT) + 8, TEXT + 5
-        if along < long or beside < high:
+        if along < long + 8 or beside < high + 2:
             continue
         spin = f' transform="rotate(-90 {middle[0]:.1f} {middle[1]:.1f})"' if turned else ""
         plate = (middle[0] - long / 2, middle[1] - high / 2, long, high)

@@ -8,7 +8,7 @@ from workbench.mesh import BATCH_AXES
 from workbench.plan import LayerPlan, Plan, in_binary_units
 from workbench.strategies.pipeline import stage_of
 from workbench.strategies.wording import WORDS
-from workbench.ui.collective_names import travels_of
+from workbench.ui.collective_names import between_stages, travels_of
 from workbench.ui.language import text, translate
 from workbench.ui.layer_arrays import ranks_of
 from workbench.ui.layer_panels import named, numbered
@@ -53,12 +53,11 @@ def _held(plan: Plan, number: int) -> Iterator[str]:
 
 def _travels(plan: Plan, number: int) -> Iterator[str]:
     found = travels_of(plan, number)
-    if not found:
-        yield text("picture.sends_nothing")
-        return
-    yield text("picture.travels")
-    for travel in found:
-        yield f"• {travel}"
+    yield text("picture.travels") if found else text("picture.sends_nothing")
+    yield from (f"• {travel}" for travel in found)
+    if stage := between_stages(plan, number):
+        yield text("picture.between_stages")
+        yield from (f"• {travel}" for travel in stage)
 
 
 def halo_sentences(plan: Plan, number: int, halo: Halo) -> Iterator[str]:
