@@ -156,13 +156,13 @@ def test_a_pipeline_says_whose_the_layer_is_and_what_is_sent_on() -> None:
     last = max(n for n in calls if ranks_of(found, n) == (0, 2))
     assert ranks_of(found, last + 1) == (1, 3)
     text = repr(picture(found, found.layers[last].layer.name))
-    assert "Stage 1 of 2 of the pipeline computes it: ranks 0, 2." in text
+    assert "Stage 0 of the 2 of the pipeline, counted from 0, computes it: ranks 0, 2." in text
     assert "whole on every rank" not in text
     message = next(c for c in found.collectives if c.name.startswith("stage 1: result"))
     assert max(found.sent_by(message, rank) for rank in range(4)) > 0
     assert f"• forward: {message.name}: exchange" in text
     following = repr(picture(found, found.layers[last + 1].layer.name))
-    assert "Stage 2 of 2 of the pipeline computes it: ranks 1, 3." in following
+    assert "Stage 1 of the 2 of the pipeline, counted from 0, computes it: ranks 1, 3." in following
     assert f"• forward: {message.name}: exchange" in following
 
 

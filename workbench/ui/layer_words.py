@@ -25,7 +25,7 @@ def _held(plan: Plan, number: int) -> Iterator[str]:
     layer = planned.layer
     stage = stage_of(plan, number)
     if stage is not None:
-        values = {"stage": stage + 1, "stages": len(plan.stages)}
+        values = {"stage": stage, "stages": len(plan.stages)}
         yield text("picture.stage", **values, ranks=named(ranks_of(plan, number)))
     ways = {way: said for (role, way), said in WORDS.items() if role == layer.role}
     cuts = (*planned.input, *planned.output, *(cut for _, cut in planned.parameters))
