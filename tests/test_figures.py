@@ -13,8 +13,8 @@ from workbench.mesh import AXES
 from workbench.strategies.notation import parse
 from workbench.sweep import candidates
 from workbench.ui import figures, look, stills, texts
-from workbench.ui.about import data_table
 from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
+from workbench.ui.figure_table import data_table
 
 
 def test_speedup_columns_are_sorted_by_cores_and_mark_the_all_threads_baseline():

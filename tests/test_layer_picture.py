@@ -15,6 +15,8 @@ from workbench.ui.language import speaking
 from workbench.ui.layer_picture import RANKS, picture
 from workbench.ui.plan_view import PlanView
 
+NAMES = {"rank", "KiB", "reflect", "spatial", "channel", "weight"}
+
 
 def drawn(strategy: str, layer: str | None = None, name: str = "unet") -> tuple[Plan, str, str]:
     found = plan(network(name), strategy)
@@ -46,20 +48,23 @@ def test_the_bytes_are_those_of_the_plan(strategy: str) -> None:
 def test_a_grid_fetches_corners() -> None:
     _, svg, text = drawn("spatial=2x2", "down1.3")
     assert text.count("owns") == 4
-    assert "of rank 1" in text.splitlines()[1]
-    assert "of rank 3" in text.splitlines()[1]
+    (first,) = [line for line in text.splitlines() if "rank 0 owns" in line]
+    assert "of rank 1" in first
+    assert "of rank 3" in first
     assert svg.count("rank 3") >= 1
 
 
 @pytest.mark.parametrize(
     ("strategy", "layer", "says"),
     [
-        ("spatial=2", "down1.1", "adds up what the ranks have found"),
-        ("spatial=2", "down1.2", "every rank computes its share alone"),
+        ("spatial=2", "down1.1", "forward: sum: all_reduce (added up for all) over spatial"),
+        ("spatial=2", "down1.2", "Every rank computes its share of this layer alone"),
+        ("spatial=2", "down1.2", "Nothing is sent for this layer"),
         ("channel=2", "down1.0", "is split in filters"),
         ("tensor=2", "down1.0", "is split in filters"),
         ("serial", None, "is whole on every rank"),
-        ("data=2", None, "computes its share alone"),
+        ("data=2", None, "Every rank computes its share of this layer alone"),
+        ("data=2", None, "all_reduce (added up for all) over data"),
     ],
 )
 def test_layers_without_a_halo_say_what_they_do(
@@ -96,7 +101,7 @@ def test_pictures_speak_chinese_too(strategy: str, layer: str | None, says: str)
         _, svg, text = drawn(strategy, layer)
     assert says in text
     assert says in svg
-    assert not set(re.findall("[A-Za-z]{3,}", text.partition("\n")[2])) - {"rank", "KiB", "reflect"}
+    assert not set(re.findall("[A-Za-z]{3,}", text.partition("\n")[2])) - NAMES
 
 
 def test_the_panel_draws_a_layer_in_its_language_also_when_another_is_chosen() -> None:
@@ -113,9 +118,13 @@ def test_the_panel_draws_a_layer_in_its_language_also_when_another_is_chosen() -
 
 def test_shares_say_whose_they_are_for_the_timeline() -> None:
     _, svg, _ = drawn("data=2,spatial=2", "down1.0")
-    assert re.findall(r'data-wb-ranks="(.*?)" tabindex="0"', svg) == ["0 2", "1 3"]
+    halos = re.findall(r'data-wb-ranks="([^"]*)" tabindex="0"[^>]* class="wb-halo"', svg)
+    assert halos == ["0 2", "1 3"]
+    parts = re.findall(r'data-wb-ranks="([^"]*)" tabindex="0" data-wb-array="(.*?)"', svg)
+    assert [ranks for ranks, array in parts if array == "batch"] == ["0", "1", "2", "3"]
+    assert [ranks for ranks, array in parts if array == "weight"] == ["0 1 2 3"]
     assert re.findall(r'<svg class="wb-layer" data-wb-layer="(.*?)" role="(.*?)"', svg) == [
         ("down1.0", "group")
     ]
     _, whole, _ = drawn("data=2", "down1.0")
-    assert 'data-wb-layer="down1.0" role="img"' in whole
+    assert 'data-wb-layer="down1.0" role="group"' in whole

@@ -11,18 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import PlanError
+from workbench.measured import WARM_UP_STEPS
 from workbench.spans import SpanRecorder
 from workbench.timeline import (
+    WHICH,
     Bar,
     Timeline,
     bars_of,
+    recorded,
+    step_of,
     steps_in,
     timeline_of,
     trace,
-    usual_step,
     write_trace,
 )
-from workbench.ui.about import data_table
+from workbench.ui.figure_table import data_table
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 
 
@@ -43,10 +46,23 @@ STEPS = [
 
 def test_a_step_counts_that_all_ranks_have_recorded():
     assert steps_in(STEPS) == pytest.approx({0: 9.0, 1: 2.0, 2: 2.5})
-    assert usual_step(STEPS) == 2
-    assert usual_step(STEPS, warm_up=1) in (1, 2)
-    assert usual_step(STEPS, warm_up=99) == 2
-    assert usual_step([]) is None
+    assert step_of(STEPS) == 2
+    assert step_of(STEPS, warm_up=1) in (1, 2)
+    assert step_of(STEPS, warm_up=99) == 2
+    assert step_of([]) is None
+
+
+def test_a_strategy_and_a_step_of_it_can_be_chosen():
+    other = [span(0, n, 10.0 * n, 10.0 * n + 1 + n / 10) for n in range(9)]
+    timelines = {"serial, 1 thread": other, "data=2": STEPS, "tensor=2": []}
+    assert recorded(timelines) == ("serial, 1 thread", "data=2")
+    assert timeline_of(timelines).label == "data=2"
+    chosen = {which: timeline_of(timelines, "serial, 1 thread", which) for which in WHICH}
+    assert {each.label for each in chosen.values()} == {"serial, 1 thread"}
+    warm = [n for n in range(9) if n >= WARM_UP_STEPS]
+    assert [chosen[which].step for which in ("fastest", "slowest")] == [warm[0], warm[-1]]
+    assert chosen["usual"].step not in (warm[0], warm[-1])
+    assert timeline_of(timelines, "gone").label == "data=2"
 
 
 def test_bars_begin_with_the_first_rank():

@@ -12,7 +12,7 @@ from panel_fakes import until
 from workbench.bubble import Bubble
 from workbench.ui.language import speaking
 from workbench.ui.report import report_html
-from workbench.ui.why_table import why_table
+from workbench.ui.why_table import why_table, with_bubbles
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -89,3 +89,22 @@ def test_the_bubble_of_a_pipeline_is_told_when_the_run_has_ended(opened, rooms):
     going.status = "done"
     said = "its ranks wait for 12% of the time, measured; in theory 16% with these stages, 11%"
     until(lambda: said in opened._view._result.value, "the bubble")
+
+
+def test_the_bubble_of_a_pipeline_stands_apart_from_waiting():
+    rows = [
+        ROWS[0],
+        row("pipeline=2", 2, 1, 0.04, compute_share=0.5, comm_share=0.0, wait_share=0.4),
+    ]
+    bubble = Bubble(0.45, (0.5, 0.4), 0.2, 0.1, 0.9)
+    assert bubble.step_share == pytest.approx(0.18)
+    told = with_bubbles(rows, {"pipeline=2": bubble})
+    assert '<th scope="col">Bubble</th>' in why_table(told, 2)
+    *_, (_, step_ms, parts) = lines_of(why_table(told, 2))
+    assert parts[2] == (pytest.approx(7.2), 18)  # by the schedule
+    assert parts[3] == (pytest.approx(8.8), 22)  # and beyond
+    assert sum(ms for ms, _ in parts[:-1]) == pytest.approx(step_ms, abs=0.1)
+    assert "Bubble</th>" not in why_table(rows, 2)
+    # No more than was waited.
+    [_, late] = with_bubbles(rows, {"pipeline=2": Bubble(0.9, (0.9,), 0.9, 0.9)})
+    assert late["bubble_share"] == 0.4

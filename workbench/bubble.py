@@ -34,12 +34,24 @@ class Bubble:
         of inputs and gradients of weights.
     equal_stages:
         The same for stages that all take as long: ``(p - 1) / (m + p - 1)``, but for ZB-H1.
+    of_step:
+        Which part of a step that time is, median over steps and mean over ranks.
     """
 
     measured: float
     by_rank: tuple[float, ...]
     theory: float
     equal_stages: float
+    of_step: float = 1.0
+
+    @property
+    def step_share(self) -> float:
+        """Share of a whole step that ranks waited because of the schedule, and of nobody's delay.
+
+        That is the theory's, and no more than was measured; what they waited beyond it was for
+        ranks and messages that were late.
+        """
+        return min(self.measured, self.theory) * self.of_step
 
     def __str__(self) -> str:
         """Say all of it in a line."""
@@ -68,6 +80,7 @@ def bubble_of(plan: Plan, spans: Iterable[Mapping[str, Any]]) -> Bubble | None:
     first = min(step for _, step in steps) + WARM_UP_STEPS
     idle: dict[int, list[float]] = defaultdict(list)
     busy: dict[int, list[float]] = defaultdict(list)
+    part: dict[int, list[float]] = defaultdict(list)
     only_warm_up = all(step < first for _, step in steps)
     for (rank, step), own in steps.items():
         if step >= first or only_warm_up:
@@ -75,10 +88,18 @@ def bubble_of(plan: Plan, spans: Iterable[Mapping[str, Any]]) -> Bubble | None:
             if whole_s > 0:
                 idle[rank].append(waited_s / whole_s)
                 busy[rank].append(whole_s - waited_s)
+                part[rank].append(whole_s / _length_s(own))
     if len(idle) < plan.ranks:
         return None
     by_rank = tuple(median(idle[rank]) for rank in range(plan.ranks))
-    return Bubble(fmean(by_rank), by_rank, *_theory(plan, {r: median(busy[r]) for r in busy}))
+    theory = _theory(plan, {rank: median(busy[rank]) for rank in busy})
+    of_step = fmean(median(parts) for parts in part.values())
+    return Bubble(fmean(by_rank), by_rank, *theory, of_step)
+
+
+def _length_s(spans: list[Mapping[str, Any]]) -> float:
+    """Return how long a rank's step took."""
+    return float(max(s["stop_s"] for s in spans) - min(s["start_s"] for s in spans))
 
 
 def _of_step(spans: list[Mapping[str, Any]]) -> tuple[float, float]:

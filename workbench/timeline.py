@@ -12,6 +12,9 @@ from typing import Any
 from workbench.errors import PlanError
 from workbench.measured import WARM_UP_STEPS
 
+WHICH = ("usual", "fastest", "slowest")
+"""Steps that can be looked at: the one that takes as long as most, and the ends of the range."""
+
 SpanRow = Mapping[str, Any]
 """A span with its rank: ``rank, step, kind, name, start_s, stop_s, sent_bytes``."""
 
@@ -52,15 +55,17 @@ def steps_in(spans: Iterable[SpanRow]) -> dict[int, float]:
     }
 
 
-def usual_step(spans: Sequence[SpanRow], warm_up: int = 0) -> int | None:
-    """Return the number of the step that takes as long as most, after ``warm_up``; None for none.
+def step_of(spans: Sequence[SpanRow], which: str = "usual", warm_up: int = 0) -> int | None:
+    """Return the number of one step after ``warm_up``, one of :data:`WHICH`; None for none.
 
-    The first steps stand in where there are no others.
+    The usual one takes as long as most. The first steps stand in where there are no others.
     """
     lengths = steps_in(spans)
     later = dict(list(lengths.items())[warm_up:]) or lengths
     if not later:
         return None
+    if which != "usual":
+        return (min if which == "fastest" else max)(later, key=lambda step: later[step])
     middle_s = median(later.values())
     return min(later, key=lambda step: abs(later[step] - middle_s))
 
@@ -94,13 +99,24 @@ def bars_of(spans: Sequence[SpanRow], step: int) -> list[Bar]:
     ]
 
 
-def timeline_of(timelines: Mapping[str, Sequence[SpanRow]]) -> Timeline | None:
-    """Return the usual step of the last strategy that was recorded; None while there is none."""
-    recorded = [(label, spans) for label, spans in timelines.items() if spans]
-    if not recorded:
+def recorded(timelines: Mapping[str, Sequence[SpanRow]]) -> tuple[str, ...]:
+    """Return the labels of what was recorded, in the order of recording."""
+    return tuple(label for label, spans in timelines.items() if spans)
+
+
+def timeline_of(
+    timelines: Mapping[str, Sequence[SpanRow]], label: str = "", which: str = "usual"
+) -> Timeline | None:
+    """Return one step, one of :data:`WHICH`, of what was recorded with ``label``.
+
+    Without such a record it is of the last strategy that was recorded; None while there is none.
+    """
+    labels = recorded(timelines)
+    if not labels:
         return None
-    label, spans = recorded[-1]
-    step = usual_step(spans, WARM_UP_STEPS)
+    label = label if label in labels else labels[-1]
+    spans = timelines[label]
+    step = step_of(spans, which, WARM_UP_STEPS)
     return None if step is None else Timeline(label, step, tuple(bars_of(spans, step)))
 
 

@@ -15,7 +15,7 @@ from test_operator_networks import network
 
 from workbench.planning import plan
 from workbench.timeline import Bar, Timeline
-from workbench.ui.about import data_table
+from workbench.ui.figure_table import data_table
 from workbench.ui.layer_picture import picture
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.traffic import traffic
@@ -54,7 +54,7 @@ def test_a_share_and_its_bars_stand_out_together(watched, tmp_path):
     page.goto(page_of(tmp_path).as_uri())
     page.wait_for_function("() => window.wbLink != null", timeout=60_000)
     page.evaluate(PATCHES)
-    shares = page.locator("svg.wb-layer [data-wb-ranks]")
+    shares = page.locator("svg.wb-layer .wb-halo")
     assert shares.count() == 2
 
     # A rank's share of a layer: its bars of that layer, and the other share fades.

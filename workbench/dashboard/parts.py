@@ -15,7 +15,9 @@ from workbench.plan import Plan
 from workbench.ui import figures, look, texts
 from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.chart import Chart, Columns
+from workbench.ui.cut_table import cut_columns
 from workbench.ui.drawing import WIDTH
+from workbench.ui.figure_table import data_table, how_to_read
 from workbench.ui.figures import Curve
 from workbench.ui.language import LANGUAGES, current, speaking, text, translate
 from workbench.ui.layer_picture import first_layer, picture
@@ -125,17 +127,24 @@ class CutPart:
         if self._layer.value in names:
             self._picture()
         else:
-            # One with a halo if there is any; else one whose weights are cut is worth a look.
-            first = next((p.layer.name for p in layers if p.parameters), names[0])
-            halos = any(p.layer.windows and p.halo(plan.mesh) for p in layers)
-            self._layer.value = first_layer(plan) if halos else first
+            self._layer.value = first_layer(plan)
 
     def _picture(self) -> None:
         if self._plan is not None and self._layer.value:
             with speaking(self._language):  # also where somebody has chosen another layer
                 drawn = picture(self._plan, self._layer.value)
+                about = _folded("how", how_to_read("cut"))
+                data = cut_columns(self._plan, self._layer.value)
+                about += _folded("data", data_table("cut", data))
             strategy = f"<p><b>{escape(self._plan.strategy)}</b></p>"
-            self._shown.text = f'{strategy}<div style="max-width: {WIDTH}px">{drawn.svg}</div>'
+            shown = f'<div style="max-width: {WIDTH}px">{drawn.svg}</div>'
+            self._shown.text = f"{strategy}{shown}{about}"
+
+
+def _folded(key: str, content: str) -> str:
+    """Return what stands below a figure, folded: how to read it, or its data."""
+    title = escape(text(f"about.{key}"))
+    return f'<details style="margin-top: 6px"><summary>{title}</summary>{content}</details>'
 
 
 _AS_WIDE = ":host .bk-clearfix { width: 100%; }"

@@ -166,7 +166,7 @@ def _at_the_ends(plan: Plan) -> Plan:
 
     An output along whose cut the loss is no sum of parts is gathered before the loss.
     """
-    inputs = _own(plan.cuts_of(plan.inputs[0]))
+    inputs = _own(plan.cuts_of(lead(plan.inputs)))
     made = _own(plan.cuts_of(plan.outputs[0])) if len(plan.outputs) == 1 else ()
     target = _own(plan.cuts_of(plan.targets)) if plan.targets else ()
     plan = replace(plan, input=inputs, made=made)

@@ -1,21 +1,33 @@
-"""The plan's view of one layer: who owns which rows, which rows are fetched of whom, in bytes."""
+"""The plan's view of one layer: who holds which part, what is fetched of whom, what travels."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from math import prod
+from collections.abc import Sequence
+from html import escape
 
 from workbench.distribution import Distribution
 from workbench.errors import PlanError
-from workbench.plan import LayerPlan, Plan, in_binary_units
-from workbench.strategies.wording import WORDS
-from workbench.ui.drawing import HATCH, RANKS, WIDTH, Picture, rect, svg, text, texts, words
+from workbench.plan import LayerPlan, Plan
+from workbench.ui.drawing import (
+    HATCH,
+    RANKS,
+    WIDTH,
+    Picture,
+    rect,
+    svg,
+    text,
+    texts,
+    words,
+    wrapped,
+)
 from workbench.ui.language import text as words_of
-from workbench.ui.language import translate
+from workbench.ui.layer_arrays import DRAWN, arrays_of, ranks_of
+from workbench.ui.layer_panels import legend, named, panels, told
+from workbench.ui.layer_words import halo_sentences, sentences
 from workbench.ui.linking import marks
 from workbench.ui.placement_picture import placement_picture
-from workbench.windows import Halo, Run, Window, cells
+from workbench.windows import Halo, Run, cells
 
 SIDE, THINNEST = 190, 7
 """Pixels: of the longer side of one image, and of the thinnest halo drawn."""
@@ -24,7 +36,11 @@ SIDE, THINNEST = 190, 7
 def picture(
     plan: Plan | Distribution, layer: str | None = None, *, after: Distribution | None = None
 ) -> Picture:
-    """Draw one layer of a plan: shares in the colours of their ranks, fetched rows hatched.
+    """Draw the cut of one layer: which rank holds which part of the batch, its weight, its maps.
+
+    Every part is to scale, in the colour of its rank and with its number; what several ranks hold
+    has the colours of all. Where windows reach into other ranks' shares, what each rank fetches is
+    hatched in the colour of the rank that it is of.
 
     Or draw a table of :func:`workbench.placement`: the chunks of every worker.
 
@@ -42,30 +58,26 @@ def picture(
     """
     if isinstance(plan, Distribution):
         return placement_picture(plan, after)
-    planned = _chosen(plan, layer)
-    halo = planned.halo(plan.mesh) if planned.layer.windows and planned.choice != "gather" else None
+    number = number_of(plan, layer)
+    planned = plan.layers[number]
     title = _title(planned)
-    if halo is None or plan.ranks == 1:
-        lines = _without_halo(plan, planned)
-        whole = svg(54 + 22 * len(lines), title, texts(lines, 54), marks(layer=planned.layer.name))
-        return Picture(whole, words(title, lines))
-    lines = [*_sentences(plan, planned, halo), words_of("picture.hatched")]
-    frame = _Frame(planned, halo)
-    per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
-    body, y = [], 60.0
-    shown = range(halo.size)
-    for start in range(0, halo.size, per_row):
-        for place, index in enumerate(shown[start : start + per_row]):
-            drawn = frame.drawn(index, 14 + place * (frame.width + 28), y)
-            of = [r for r in range(plan.ranks) if plan.mesh.coordinates(r)["spatial"] == index]
-            named = words_of("timeline.rank", rank=index)
-            mine = f'{marks(of, stop=True)} role="img" aria-label="{named}" pointer-events="all"'
-            body.append(f"<g{mine}>{drawn}</g>")
-        y += frame.height + 48
-    body.append(texts(lines, y + 8))
+    arrays = arrays_of(plan, number)
+    body = [legend(plan.ranks, 52)]
+    drawn, y = panels([array for array in arrays if array.kind in DRAWN], 84)
+    body.append(drawn)
+    lines = sentences(plan, number)
+    if halo := _halo(plan, planned):
+        body.append(text(words_of("picture.hatched"), 12, y + 14, bold=True))
+        frames, y = _frames(plan, number, halo, y + 46)
+        body.append(frames)
+        lines = [*halo_sentences(plan, number, halo), *lines]
+    shown = [piece for line in lines for piece in wrapped(line, WIDTH - 24)]
+    body.append(texts(shown, y + 16))
+    said = [told(array, part) for array in arrays if array.kind in DRAWN for part in array.parts]
+    every = words(title, [*said, *lines])
     of_layer = marks(layer=planned.layer.name)
-    whole = svg(y + 22 * len(lines) + 8, title, "".join(body), of_layer)
-    return Picture(whole, words(title, lines))
+    whole = svg(y + 22 * len(shown) + 12, title, "".join(body), of_layer, every)
+    return Picture(whole, every)
 
 
 def first_layer(plan: Plan) -> str:
@@ -76,21 +88,42 @@ def first_layer(plan: Plan) -> str:
     PlanError
         If the plan has no layer.
     """
-    return _chosen(plan, None).layer.name
+    return plan.layers[number_of(plan, None)].layer.name
 
 
-def _chosen(plan: Plan, name: str | None) -> LayerPlan:
-    layers = [planned for planned in plan.layers if planned.layer.arguments]
+def number_of(plan: Plan, name: str | None) -> int:
+    """Return the number in the plan of the first call of a layer.
+
+    Without a name it is the first one with a halo, else the first whose parameters are cut.
+
+    Raises
+    ------
+    PlanError
+        If the plan has no such layer; names the nearest.
+    """
+    layers = {n: planned for n, planned in enumerate(plan.layers) if planned.layer.arguments}
     if not layers:
         raise PlanError("The plan has no layer to draw.")
     if name is None:
-        return next((p for p in layers if p.layer.windows and p.halo(plan.mesh)), layers[0])
-    for planned in layers:
+        halos = (n for n, planned in layers.items() if _halo(plan, planned))
+        cut = (n for n, planned in layers.items() if planned.parameters)
+        weights = (n for n, planned in layers.items() if planned.layer.parameters)
+        return next(n for ways in (halos, cut, weights, layers) for n in ways)
+    for number, planned in layers.items():
         if planned.layer.name == name:
-            return planned
-    names = [planned.layer.name for planned in layers]
+            return number
+    names = [planned.layer.name for planned in layers.values()]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
     raise PlanError(f"The plan has no layer {name!r}; the nearest is {near[0]!r}.")
+
+
+def _halo(plan: Plan, planned: LayerPlan) -> Halo | None:
+    """Return who fetches what of whom for a layer; None if nobody does."""
+    if not planned.layer.windows or planned.choice == "gather":
+        return None
+    halo = planned.halo(plan.mesh)
+    fetched = halo is not None and any(halo.received(index) for index in range(halo.size))
+    return halo if fetched else None
 
 
 def _title(planned: LayerPlan) -> str:
@@ -100,58 +133,26 @@ def _title(planned: LayerPlan) -> str:
     return words_of("picture.title", name=layer.name, kind=layer.kind, shape=shape, out=out)
 
 
-def _without_halo(plan: Plan, planned: LayerPlan) -> list[str]:
-    """Say what a layer does that fetches nothing."""
-    own = [c for c in plan.collectives if c.name.startswith(f"{planned.layer.name}: ")]
-    sent = sum(plan.sent_by(c, 0) for c in own)
-    ways = {way: said for (role, way), said in WORDS.items() if role == planned.layer.role}
-    if planned.choice == "gather":
-        line = words_of("picture.gather")
-    elif planned.choice in ways:
-        line = words_of("picture.split", way=translate(ways[planned.choice]))
-    elif own:
-        line = words_of("picture.adds")
-    else:
-        line = words_of("picture.alone" if planned.input else "picture.whole")
-    return [line, words_of("picture.sends", bytes=in_binary_units(sent))] if own else [line]
-
-
-def _sentences(plan: Plan, planned: LayerPlan, halo: Halo) -> Iterator[str]:
-    array = planned.layer.arguments[0]
-    samples = sum(plan.batch.rows(plan.mesh.replicas, 0))
-    per_sample = array.numel // plan.batch.size // prod(window.size for window in halo.windows)
-    rest = samples * per_sample * array.itemsize
-    for index in range(halo.size):
-        rows = (f"{a}-{b - 1}" if b > a else words_of("picture.none") for a, b in halo.owned(index))
-        fetched = [
-            words_of(
-                "picture.of", bytes=in_binary_units(halo.rows_sent(owner, index) * rest), rank=owner
-            )
-            for owner in halo.owners(index)
-        ]
-        got = words_of("picture.nothing")
-        if fetched:
-            got = words_of("picture.fetches", what=", ".join(fetched))
-        yield words_of("picture.owns", rank=index, own=" × ".join(rows), got=got)
-    window = next((w for w in halo.windows if w.span > 1 or w.stride > 1), halo.windows[0])
-    key = "picture.both_ways" if array.gradient else "picture.forward"
-    yield words_of(key, window=_in_words(window))
-
-
-def _in_words(window: Window) -> str:
-    if window.table:
-        return words_of("picture.several")
-    sizes = {"rows": window.span, "stride": window.stride, "padding": window.padding}
-    said = words_of("picture.window", **sizes)
-    if window.transposed:
-        said = words_of("picture.transposed", window=said)
-    return said if window.mode == "zeros" else f"{said} ({window.mode})"
+def _frames(plan: Plan, number: int, halo: Halo, y: float) -> tuple[str, float]:
+    """Return what the ranks at each place along the spatial axis work with, and where that ends."""
+    frame = _Frame(plan, number, halo)
+    per_row = max(1, int((WIDTH + 4) // (frame.width + 28)))
+    body = []
+    for start in range(0, halo.size, per_row):
+        for place, index in enumerate(range(halo.size)[start : start + per_row]):
+            drawn = frame.drawn(index, 14 + place * (frame.width + 28), y)
+            of = frame.ranks[index]
+            mine = f'{marks(of, stop=True)} role="img" aria-label="{escape(named(of))}"'
+            body.append(f'<g{mine} class="wb-halo" pointer-events="all">{drawn}</g>')
+        y += frame.height + 44
+    return "".join(body), y - 22
 
 
 class _Frame:
     """The image of a layer's input, to scale, with two of its dims drawn."""
 
-    def __init__(self, planned: LayerPlan, halo: Halo) -> None:
+    def __init__(self, plan: Plan, number: int, halo: Halo) -> None:
+        planned = plan.layers[number]
         shape = planned.layer.input_shape
         cut = sorted((c for c in planned.input if c.axis == "spatial"), key=lambda c: c.part)
         dims = [c.dim for c in cut]
@@ -162,6 +163,10 @@ class _Frame:
         elif across is not None and across < down:
             down, across = across, down
         self.halo, self.dims, self.down, self.across = halo, dims, down, across
+        self.ranks: list[Sequence[int]] = [
+            [r for r in ranks_of(plan, number) if plan.mesh.coordinates(r)["spatial"] == index]
+            for index in range(halo.size)
+        ]
         self.rows = shape[down]
         self.columns = shape[across] if across is not None else max(1, shape[down] // 3)
         scale = SIDE / max(self.rows, self.columns)
@@ -171,13 +176,16 @@ class _Frame:
         """Return what rank ``index`` owns, solid, and fetches, hatched, over the whole image."""
         parts = [rect(x, y, self.width, self.height, "none", stroke="#8C8C8C", dash="4 3")]
         for box in cells(self.halo.message(index, index)):
-            parts.append(self._box(box, x, y, RANKS[index % len(RANKS)]))
+            parts.append(self._box(box, x, y, self._color(index)))
         for owner in self.halo.owners(index):
             for box in cells(self.halo.message(owner, index)):
-                fill = f"url(#{HATCH}{owner % len(RANKS)})"
-                parts.append(self._box(box, x, y, fill, RANKS[owner % len(RANKS)]))
-        parts.append(text(words_of("timeline.rank", rank=index), x, y - 8, bold=True))
+                number = self.ranks[owner][0] % len(RANKS)
+                parts.append(self._box(box, x, y, f"url(#{HATCH}{number})", RANKS[number]))
+        parts.append(text(named(self.ranks[index]), x, y - 8, bold=True))
         return "".join(parts)
+
+    def _color(self, index: int) -> str:
+        return RANKS[self.ranks[index][0] % len(RANKS)]
 
     def _box(
         self, box: tuple[Run, ...], x: float, y: float, fill: str, stroke: str | None = None

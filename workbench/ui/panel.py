@@ -143,8 +143,8 @@ class Panel:
             self.restore, self.export, self.attach, lambda limits: self.limit(**limits)
         )
         own_name = None if work is None else work.name
-        on_workload = self.driver.describe
-        self._view = View(asked, own_name, presses, keep_fold, on_workload, limits, predict_first)
+        called = self.driver.describe, self._watcher.look_at
+        self._view = View(asked, own_name, presses, keep_fold, *called, limits, predict_first)
         self._spoken = language
         self._drawn: Request | None = None
         self._printed = (0.0, "")

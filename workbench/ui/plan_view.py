@@ -8,6 +8,8 @@ from typing import Any
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench.plan import Plan
+from workbench.ui.about import About
+from workbench.ui.cut_table import cut_columns
 from workbench.ui.form import Request
 from workbench.ui.language import current, speaking, text, translate
 from workbench.ui.layer_picture import first_layer, picture
@@ -16,7 +18,7 @@ from workbench.ui.widget import Fold, box, hint, put
 
 
 class PlanView:
-    """A menu of the plan's layers and the picture of the chosen one."""
+    """A menu of the plan's layers, the picture of the chosen one, and its data as a table."""
 
     def __init__(self) -> None:
         self._layer = widgets.Dropdown(options=[], layout={"display": "none"})
@@ -24,7 +26,8 @@ class PlanView:
         self._plan: Plan | None = None
         self._shown: object = None
         self._language = current()
-        self._fold = Fold(box([self._layer, self._picture]), "wb-plan")
+        self._about = About("cut")
+        self._fold = Fold(box([self._layer, self._picture, self._about.root]), "wb-plan")
         self._tables = widgets.HTML()
         self._tables_fold = Fold(self._tables, "wb-traffic")
         self.root = box([self._fold.root, self._tables_fold.root])
@@ -36,6 +39,7 @@ class PlanView:
         self._fold.say(text("plan.title"))
         self._tables_fold.say(text("traffic.title"))
         self._layer.description = text("plan.layer")
+        self._about.speak()
         self._shown = None
 
     def show(self, planned: tuple[Request, Plan | str] | None) -> None:
@@ -50,6 +54,7 @@ class PlanView:
             self._layer.layout.display = "none"
             said = text("plan.serial") if self._plan is not None else translate(str(found))
             self._picture.value = escape(said)
+            self._about.show(cut_columns(None))
             return
         names = [planned.layer.name for planned in self._plan.layers if planned.layer.arguments]
         first = first_layer(self._plan)
@@ -64,3 +69,4 @@ class PlanView:
         if self._plan is not None and self._layer.value:
             with speaking(self._language):
                 self._picture.value = picture(self._plan, self._layer.value).svg
+                self._about.show(cut_columns(self._plan, self._layer.value))

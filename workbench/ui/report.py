@@ -19,7 +19,7 @@ from workbench.ui import figures, table, texts
 from workbench.ui.costs import cost_table
 from workbench.ui.language import current, text, translate
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
-from workbench.ui.why_table import why_table
+from workbench.ui.why_table import bubbles_of, why_table, with_bubbles
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
 """Only the part of BokehJS that our figures need, written into the page itself."""
@@ -104,7 +104,7 @@ def report_html(comparison: Any) -> str:
 <h2>{escape(text("report.rows"))}</h2>
 {table.rows_table(rows)}
 <p class="soft">{escape(text("report.about_rows"))}</p>
-{why_table(rows, cores)}
+{why_table(with_bubbles(rows, bubbles_of(comparison.runs)), cores)}
 {table.details_table(rows)}
 <p class="soft">{escape(text("report.about_details"))}</p>
 {_cost(rows)}

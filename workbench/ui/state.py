@@ -10,12 +10,13 @@ from typing import Any
 from workbench import machine
 from workbench.amdahl import fits
 from workbench.attaching import AttachedComparison
+from workbench.bubble import Bubble
 from workbench.findings import findings
 from workbench.gathered import Gathered
 from workbench.preview import Preview
 from workbench.records import driven
 from workbench.steering import ENDED
-from workbench.timeline import Timeline, timeline_of
+from workbench.timeline import Timeline, recorded, timeline_of
 from workbench.ui import figures, look, texts
 from workbench.ui.driver import Driver
 from workbench.ui.form import Request, check
@@ -25,6 +26,7 @@ from workbench.ui.language import Say, current, text, translate
 from workbench.ui.memory_figure import RankMemory, memory_of_runs
 from workbench.ui.texts import Row
 from workbench.ui.training import Training
+from workbench.ui.why_table import bubbles_of, with_bubbles
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
@@ -67,6 +69,8 @@ class State:
         The rows of this run.
     timeline:
         One step of the strategy, or of the serial run while there is no other.
+    recorded:
+        Labels of all of which there are such steps.
     memory:
         What ranks took at most, and what was predicted.
     preview:
@@ -103,6 +107,7 @@ class State:
     bars: tuple[Row, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
     timeline: Timeline | None = None
+    recorded: tuple[str, ...] = ()
     memory: tuple[RankMemory, ...] = ()
     preview: Preview | None = None
     earlier: tuple[str, ...] = ()
@@ -160,7 +165,8 @@ class Watcher:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._ended: dict[int, tuple[Request, list[Row]]] = {}
-        self._told_in: tuple[str, bool, int] | None = None
+        self._told_in: tuple[object, ...] = ()
+        self._step = ("", "usual")
         self._last = State(message="", place="")
         self._measured: dict[str, Any] = {}
         self._words = Words()
@@ -171,10 +177,14 @@ class Watcher:
         """What the driver's tasks, and looks at what is measured, have broken with."""
         return (*self._driver.broken, *self._guard.found.values())
 
+    def look_at(self, label: str, which: str) -> None:
+        """Show this step of what was recorded with ``label`` from now on, where there is one."""
+        self._step = label, which
+
     def look(self) -> State:
         """Return the state of this moment; the same object once nothing more can change."""
         job, driver, using = self._driver.job, self._driver, self._driver.using
-        now_in = current(), using.gone, using.opening
+        now_in = current(), using.gone, using.opening, self._step
         news = self._told_in != now_in
         if job is None and news:
             self._last = State(message=text("progress.ready"), place=_machine())
@@ -232,14 +242,18 @@ class Watcher:
         # Where nothing is measured yet, or ever, what was measured before stays in the figures.
         if going is not None and (going.runs or rows):
             with self._guard.task("measured"):
-                self._measured, self._words = _measured(job, status, rows, shown)
+                self._measured, self._words = _measured(job, status, rows, shown, self._step)
                 live = not isinstance(going, AttachedComparison)
                 now = replace(now, turn=len(going.runs), crowded=live and going.crowded)
         return replace(now, **self._measured, **self._words.said())
 
 
 def _measured(
-    job: Job, status: str, rows: list[Row], shown: Mapping[int, tuple[Request, list[Row]]]
+    job: Job,
+    status: str,
+    rows: list[Row],
+    shown: Mapping[int, tuple[Request, list[Row]]],
+    step: tuple[str, str],
 ) -> tuple[dict[str, Any], Words]:
     """Return what of a state is measured; ``shown`` has the rows of all runs by number."""
     going: Any = job.going
@@ -258,7 +272,9 @@ def _measured(
         if isinstance(going, Gathered):
             found = [partial(text, f"gathered.{word}", **values) for word, values in going.cautions]
         elif status in ENDED:
-            found += _bubbles(going)
+            bubbles = bubbles_of(going.runs)
+            found += _bubbles(bubbles)
+            rows = with_bubbles(rows, bubbles)
         curves = figures.curves_of(going)
     measured = {
         "refused": tuple(getattr(going, "refused", {}).items()),
@@ -266,17 +282,16 @@ def _measured(
         # Of each strategy the newest measurement: older ones stay in the table.
         "points": tuple({(row.get("part"), texts.row_label(row)): row for row in alike}.values()),
         "bars": tuple(rows),
-        "timeline": timeline_of(going.timelines),
+        "timeline": timeline_of(going.timelines, *step),
+        "recorded": recorded(going.timelines),
         "memory": tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
         "preview": going.preview,
     }
     return measured, Words(partial(_place, rows), tuple(found), tuple(curves))
 
 
-def _bubbles(going: Any) -> list[Say]:
-    """Return how much the ranks of pipelines waited, beside theory; of each the last run counts."""
-    of = [(run.plan.strategy, run) for run in going.runs if "pipeline" in run.plan.strategy]
-    known = {strategy: bubble for strategy, run in of if (bubble := run.bubble) is not None}
+def _bubbles(known: Mapping[str, Bubble]) -> list[Say]:
+    """Return how much the ranks of pipelines waited, beside theory."""
     return [
         partial(
             text,

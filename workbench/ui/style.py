@@ -67,6 +67,9 @@ STYLE = (
 .wb-language .jupyter-button { width: auto; min-width: 48px; }
 .wb-buttons .widget-hprogress { flex: 1 1 140px; width: auto; height: 20px; margin: 0; }
 .wb-buttons .wb-message { flex: 3 1 380px; font-variant-numeric: tabular-nums; }
+.wb-step { flex-flow: row wrap; gap: 4px 16px; }
+.wb-step .widget-inline-hbox { width: auto; margin: 0; }
+.wb-step .widget-label { width: auto; max-width: none; }
 .wb-keep-row { flex-flow: row wrap; align-items: center; gap: 4px 8px; }
 .wb-keep-row .jupyter-button { width: auto; margin: 0; }
 .wb-keep-row .widget-text { flex: 0 1 420px; width: auto; }

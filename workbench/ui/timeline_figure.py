@@ -30,6 +30,7 @@ from workbench.ui.chart import (
     add_legend,
     blank_figure,
 )
+from workbench.ui.collective_names import whole_name
 from workbench.ui.language import text, translate
 from workbench.ui.linking import layer_of, link
 
@@ -212,7 +213,7 @@ def timeline_columns(shown: Timeline | None) -> Columns:
         "layer": [layer_of(bar.name) for bar in drawn],
         "of": [of for _ in drawn],
         "kind": [text(f"span.{span.kind}") for span in spans],
-        "name": [bar.name or text("timeline.layers") for bar in drawn],
+        "name": [whole_name(bar.name) or text("timeline.layers") for bar in drawn],
         "start": [1e3 * bar.start_s for bar in drawn],
         "stop": [1e3 * bar.stop_s for bar in drawn],
         "lasts": [1e3 * (bar.stop_s - bar.start_s) for bar in drawn],

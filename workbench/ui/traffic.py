@@ -7,6 +7,7 @@ from html import escape
 
 from workbench.plan import Plan, in_binary_units
 from workbench.ui import table
+from workbench.ui.collective_names import operation, whole_name
 from workbench.ui.language import text
 from workbench.ui.linking import marks
 
@@ -47,8 +48,8 @@ def _sent(plan: Plan) -> str:
     if not sums:
         return f"<h4>{escape(title)}</h4><p>{escape(text('traffic.nothing'))}</p>"
     rows = [
-        [operation, axes, names[operation, axes], in_binary_units(nbytes)]
-        for (operation, axes), nbytes in sorted(sums.items(), key=lambda each: -each[1])
+        [operation(way), axes, whole_name(names[way, axes]), in_binary_units(nbytes)]
+        for (way, axes), nbytes in sorted(sums.items(), key=lambda each: -each[1])
     ]
     heads = [text(f"traffic.{name}") for name in ("collective", "axis", "what", "bytes")]
     return _table(title, heads, rows)

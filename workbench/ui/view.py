@@ -35,6 +35,7 @@ from workbench.ui.pace import FREE, Clock, Due, pace_of, rests
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.state import State
+from workbench.ui.step_menu import StepMenu
 from workbench.ui.style import STYLE
 from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
@@ -60,6 +61,9 @@ class View:
     on_workload:
         Called on the kernel's threads with the name of another workload that is chosen; must
         return at once.
+    on_step:
+        Called likewise with the step that the timeline is to show, see
+        :class:`workbench.ui.step_menu.StepMenu`.
     limits, predict_first:
         Controls that are ``"hidden"`` and ``"locked"``, and whether Run waits for a guess.
 
@@ -76,6 +80,7 @@ class View:
         presses: Presses,
         keep: Keep,
         on_workload: Any,
+        on_step: Any,
         limits: Mapping[str, Sequence[str]],
         predict_first: bool = False,
     ) -> None:
@@ -115,6 +120,7 @@ class View:
         )
         self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
         self._about = [About(chart.name) for chart in self._charts]
+        self._step = StepMenu(on_step)
         self.root = self._layout()
         self.speak()
         workload = self.controls.fields["workload"]
@@ -157,6 +163,7 @@ class View:
             self._where_fold.say(text("where.title"))
             self._details_fold.say(text("table.details"))
             self.keep.speak()
+            self._step.speak()
             self._price.description = text("cost.price")
             self._python_fold.say(text("python.title"))
             for chart, about in zip(self._charts, self._about, strict=True):
@@ -261,12 +268,17 @@ class View:
                         chart.draw(data)
                     if due.read:
                         about.show(data)
+        if due.read:
+            self._step.show(state.recorded, state.timeline.label if state.timeline else "")
         if rests(state) and self._shown is not None and not rests(self._shown):
             self.redraw()  # nothing new will come that would tell a page that is loaded now
 
     def _layout(self) -> Any:
         charts = [
-            box([live, about.root], "wb-chart", f"wb-chart-{chart.name}")
+            box(
+                [*([self._step.root] if chart.name == "timeline" else []), live, about.root],
+                *("wb-chart", f"wb-chart-{chart.name}"),
+            )
             for live, about, chart in zip(self._figures, self._about, self._charts, strict=True)
         ]
         return box(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
+from workbench.bubble import Bubble
 from workbench.spans import KINDS
 from workbench.ui import table, texts
 from workbench.ui.language import text
@@ -12,19 +14,39 @@ from workbench.ui.texts import Row
 from workbench.why import why
 
 
+def bubbles_of(runs: Iterable[Any]) -> dict[str, Bubble]:
+    """Return how much the ranks of each pipeline waited; of several runs of one the last counts."""
+    of = [(run.plan.strategy, run) for run in runs if "pipeline" in run.plan.strategy]
+    return {strategy: found for strategy, run in of if (found := run.bubble) is not None}
+
+
+def with_bubbles(rows: Sequence[Row], bubbles: Mapping[str, Bubble]) -> list[Row]:
+    """Return rows with ``bubble_share``: the part of ``wait_share`` that a schedule leaves idle."""
+    found: list[Row] = []
+    for row in rows:
+        bubble = bubbles.get(row["strategy"])
+        waited = row.get("wait_share")
+        if bubble is not None and waited is not None:
+            row = {**row, "bubble_share": min(waited, bubble.step_share)}
+        found.append(row)
+    return found
+
+
 def why_table(rows: Sequence[Row], cores: int) -> str:
     """Return for each row its step, every part of it in ms and percent, and the ideal step.
 
-    The parts and what is left over are the whole step. The ideal is that of one process with one
+    The parts and what is left over are the whole step. Of rows with ``bubble_share`` that part of
+    waiting stands apart. The ideal is that of one process with one
     thread divided by the cores that a row used, of ``cores`` that there are; there is none without
     such a process. Empty without rows.
     """
     known = [row for row in rows if row["step_s"] is not None]
     if not known:
         return ""
+    kinds = _kinds(known)
     names = [
         *(text(f"why.{name}") for name in ("strategy", "step")),
-        *(text(f"table.{kind}") for kind in KINDS),
+        *(text(f"table.{kind}") for kind in kinds),
         *(text(f"why.{name}") for name in ("rest", "ideal")),
     ]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
@@ -37,8 +59,20 @@ def why_table(rows: Sequence[Row], cores: int) -> str:
     )
 
 
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    """Return the parts that are told: a bubble where any row has one."""
+    at = KINDS.index("wait")
+    bubble = ["bubble"] if any("bubble_share" in row for row in rows) else []
+    return [*KINDS[:at], *bubble, *KINDS[at:]]
+
+
+def _share(row: Row, kind: str) -> float:
+    share = row.get(f"{kind}_share") or 0.0
+    return share - (row.get("bubble_share") or 0.0) if kind == "wait" else share
+
+
 def _cells(row: Row, rows: Sequence[Row], cores: int) -> str:
-    shares = [row.get(f"{kind}_share") or 0.0 for kind in KINDS]
+    shares = [_share(row, kind) for kind in _kinds(rows)]
     parts = [_part(share, row["step_s"]) for share in (*shares, max(0.0, 1 - sum(shares)))]
     same = [each for each in rows if each.get("part") == row.get("part")]
     alone = next((r for r in same if texts.is_baseline(r) and r["threads"] == 1), None)
