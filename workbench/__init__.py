@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import PlanError, RunError
 
@@ -134,3 +134,23 @@ class _Door(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Door
+
+
+_SHOWN = (("workbench.measured", "Measured"), ("workbench.compared", "Compared"))
+"""What a notebook shows as a table: runs and comparisons, going on or read from their folders."""
+
+
+def _show_results(shell: Any) -> None:
+    """Have an IPython shell show results; ``ui`` is loaded by the first of them.
+
+    The rooms that results come from know of no screen, so it is not a method of theirs.
+    """
+
+    def shown(result: Any) -> str:
+        return str(import_module("workbench.ui.result_page").result_html(result))
+
+    for module, name in _SHOWN if shell is not None else ():
+        shell.display_formatter.formatters["text/html"].for_type_by_name(module, name, shown)
+
+
+_show_results(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)())

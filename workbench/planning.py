@@ -264,7 +264,7 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...], start: Plan) -> Profile:
     """Profile ``model``; with ``fallback="gather"`` layers that cannot be cut are kept whole."""
     from workbench.profile import profile
 
-    cuts_inputs = start.mesh.degree(spatial.AXIS) > 1
+    cuts_inputs = start.mesh.degree(spatial_dims.AXIS) > 1
     features = bool(start.mesh.feature_axes)
     dims = (0,) if features else ()
     if cuts_inputs:
@@ -318,7 +318,7 @@ def compose(start: Plan, found: Profile) -> Plan:
         output_shape=found.output_shapes[0] if found.plain else (),
     )
     # Who cuts features has to know which positions ranks have.
-    if start.mesh.degree(spatial.AXIS) > 1:
+    if start.mesh.degree(spatial_dims.AXIS) > 1:
         result = spatial.declare(result)
     # What is left of a parameter when all others have cut it is cut over the replicas.
     last = (sharded.AXIS, pipeline.AXIS)
@@ -334,7 +334,7 @@ def _check_together(mesh: Mesh) -> None:
     others = [
         axis
         for axis, degree in mesh.axes
-        if degree > 1 and axis not in own[:1] and (cuts_features(axis) or axis == spatial.AXIS)
+        if degree > 1 and axis not in own[:1] and (cuts_features(axis) or axis == spatial_dims.AXIS)
     ]
     if own and others:
         raise PlanError(

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bokeh.io import output_notebook
@@ -25,16 +23,17 @@ from workbench import machine
 from workbench.controls import checked
 from workbench.strategies.notation import parse
 from workbench.ui import language as speech
-from workbench.ui import stills, table
 from workbench.ui.actions import Presses
 from workbench.ui.driver import CLOSE_LIMIT_S, Driver
 from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, request
 from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
 from workbench.ui.language import text
+from workbench.ui.lines import Lines
 from workbench.ui.report import BOKEH
 from workbench.ui.shelf import EXPORTS
 from workbench.ui.state import State, Watcher
+from workbench.ui.still_page import still_page
 from workbench.ui.training import Training
 from workbench.ui.view import View
 
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from workbench.workload import Workload
 
 TICK_S = 0.25
-PRINT_EVERY_S = 2.0
 
 _of_cell: dict[str, Panel] = {}
 """Panels by the notebook's cell that has opened them."""
@@ -147,8 +145,8 @@ class Panel:
         self._view = View(asked, own_name, presses, keep_fold, *called, limits, predict_first)
         self._spoken = language
         self._drawn: Request | None = None
-        self._printed = (0.0, "")
-        self._print = not _in_kernel()
+        self._in_kernel = _in_kernel()
+        self._lines = Lines()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="panel", daemon=True)
         self.driver.describe(asked.workload)
@@ -257,17 +255,27 @@ class Panel:
     def wait(self, timeout_s: float | None = None) -> State:
         """Wait until no run is going on, and return the state; for scripts.
 
+        In a notebook that no page shows, as when nbclient runs it, progress is printed meanwhile,
+        and the table and still figures are shown at the end.
+
         Raises
         ------
         TimeoutError
             If one is still going on after ``timeout_s``.
         """
         limit = None if timeout_s is None else time.monotonic() + timeout_s
+        presence, lines = self._view.presence, Lines()
         while (job := self.driver.job) is not None and not job.ended:
             if limit is not None and time.monotonic() > limit:
                 raise TimeoutError(f"The run still goes on after {timeout_s} s.")
+            if self._in_kernel and lines.due and presence.missing == "page":
+                lines.say(self.state)
             time.sleep(TICK_S / 5)
-        return self.state
+        state = self.state
+        if self._in_kernel and job is not None and presence.nobody:
+            lines.say(state)
+            publish_display_data({"text/plain": repr(self), "text/html": self._page(state)})
+        return state
 
     def close(self, wait: bool = True) -> None:
         """Stop what runs, end the panel's threads, and take it off the page."""
@@ -287,25 +295,25 @@ class Panel:
         closed = " (closed)" if self._closed.is_set() else ""
         return f"<Parallel workbench panel{closed}: {state.text}>"
 
+    def _page(self, state: State, *said: str) -> str:
+        with speech.speaking(self._language):
+            return still_page([*said, state.text], state.rows, self.comparison)
+
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
         """Return the widgets; for front ends without them a sentence, the table and figures."""
         bundle = dict(self._view.root._repr_mimebundle_() or {})
-        state = self.state
-        bundle["text/plain"] = repr(self)
         with speech.speaking(self._language):
-            title, said = escape(text("static.title")), escape(text("static.text"))
-            rows = table.rows_table(state.rows) if state.rows else ""
-            measured = self.comparison
-            drawn = stills.svg(measured) if measured is not None and state.rows else ""
-        lines = f"<p><b>{title}</b> {said}</p><p>{escape(state.text)}</p>"
-        bundle["text/html"] = lines + rows + drawn
+            said = f"{text('static.title')} {text('static.text')}"
+        bundle["text/plain"] = repr(self)
+        bundle["text/html"] = self._page(self.state, said)
         return bundle
 
     def _ipython_display_(self) -> None:
-        if _in_kernel():
+        if self._in_kernel:
             # In the same output as the figures, which need it: no network, and no second cell.
             output_notebook(resources=BOKEH, hide_banner=True)
             publish_display_data(self._repr_mimebundle_())
+            self._view.presence.display(named=bool(_cell()))
         else:
             print(repr(self))
 
@@ -336,8 +344,10 @@ class Panel:
                 self._view.suggest(described, self._keep)
         state = self._watcher.look()
         self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
-        if self._print and state.job:
-            self._say(state)
+        self._view.presence.ring()
+        self._view.stand_in(state, self.comparison)
+        if not self._in_kernel and state.job:
+            self._lines.say(state)
 
     def _lock_guess(self) -> None:
         actions = self._view.actions
@@ -345,14 +355,6 @@ class Panel:
             self.guess(float(actions.guess.value), str(actions.because.value))
         else:
             actions.locked = None
-
-    def _say(self, state: State) -> None:
-        """Print the state where there are no widgets: now and then, and when a run ends."""
-        when, before = self._printed
-        now = time.monotonic()
-        if state.text != before and (not state.busy or now - when >= PRINT_EVERY_S):
-            self._printed = (now, state.text)
-            print(state.text, file=sys.stdout, flush=True)
 
 
 def _cell() -> str:

@@ -86,6 +86,7 @@ STYLE = (
 .wb-charts { display: grid; gap: 8px 16px; margin-top: 8px;
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .wb-chart { min-width: 0; }
+.wb-panel .wb-unseen { height: 1px; margin: 0; overflow: hidden; visibility: hidden; }
 .wb-chart-share, .wb-chart-timeline, .wb-chart-memory { grid-column: 1 / -1; }
 .wb-chart > div { width: 100%; } .wb-about { gap: 0; }
 .wb-panel h4 { font-size: 14px; font-weight: 600; margin: 8px 0 2px; }

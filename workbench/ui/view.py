@@ -34,8 +34,10 @@ from workbench.ui.memory_figure import memory_chart, memory_columns
 from workbench.ui.pace import FREE, Clock, Due, pace_of, rests
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
+from workbench.ui.presence import Presence
 from workbench.ui.state import State
 from workbench.ui.step_menu import StepMenu
+from workbench.ui.still_page import StillFigures
 from workbench.ui.style import STYLE
 from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
@@ -118,7 +120,13 @@ class View:
             timeline_chart(),
             memory_chart(),
         )
-        self._figures = [LiveFigure(chart.figure, self.lock) for chart in self._charts]
+        self.presence = Presence()
+        tells = [self.presence.draw, *(None for _ in self._charts[1:])]  # one speaks for all
+        self._figures = [
+            LiveFigure(chart.figure, self.lock, tell)
+            for chart, tell in zip(self._charts, tells, strict=True)
+        ]
+        self._stills = StillFigures()
         self._about = [About(chart.name) for chart in self._charts]
         self._step = StepMenu(on_step)
         self.root = self._layout()
@@ -230,6 +238,17 @@ class View:
             with part("actions"):
                 self.actions.show(state, asked.strategy, self._said)
 
+    def stand_in(self, state: State, measured: Any) -> None:
+        """Show still figures of what was measured where the page draws no live ones."""
+        with self.lock:
+            instead = self.presence.missing == "figures"
+            self._stills.show(instead, state, measured)
+            if instead:
+                # Not taken away: a page that scrolls to them may draw them yet.
+                self._charts_box.add_class("wb-unseen")
+            else:
+                self._charts_box.remove_class("wb-unseen")
+
     def tell_broken(self, others: Sequence[Broken]) -> None:
         """Say what parts of the panel have broken with, and what ``others`` have."""
         with self.lock:
@@ -281,9 +300,11 @@ class View:
             )
             for live, about, chart in zip(self._figures, self._about, self._charts, strict=True)
         ]
+        self._charts_box = box(charts, "wb-charts")
         return box(
             [
                 widgets.HTML(f"<style>{STYLE}</style>"),
+                self.presence.root,
                 box([self._title, self._place, self.actions.language], "wb-head"),
                 self.controls.root,
                 self.actions.predict,
@@ -292,7 +313,8 @@ class View:
                 self._result,
                 self._pictures,
                 self._pace,
-                box(charts, "wb-charts"),
+                self._stills.root,
+                self._charts_box,
                 self._why,
                 self._table,
                 self._details_fold.root,
