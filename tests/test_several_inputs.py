@@ -13,7 +13,6 @@ import torch
 from attending import LENGTH, Reader, arrays, reading
 from equality import assert_bytes, assert_same
 from rank_threads import ThreadRun, run_on_threads
-from saved_threads import read_all, save_threads
 from test_memory import measured
 from torch import Tensor, nn
 
@@ -247,18 +246,6 @@ def test_code_that_mixes_samples_of_another_input_is_told() -> None:
     assert notes_on_samples(Reader(), masked, 1.0) == []
 
 
-# ---------------------------------------------------------------------------- kept and resumed
-
-
-@pytest.mark.parametrize("strategy", ["tensor=2", "pipeline=2"])
-def test_a_checkpoint_holds_the_state_of_a_run_with_a_mask(strategy: str, tmp_path: Path) -> None:
-    work = reading()
-    run = run_on_threads(work, "data=2", 3)
-    save_threads(run, work, tmp_path / "kept")
-    for shares in read_all(tmp_path / "kept", plan(work, strategy)):
-        assert shares
-
-
 # ---------------------------------------------------------------------------- what is taken
 
 
@@ -278,6 +265,23 @@ def test_every_input_is_what_one_may_be(tmp_path: Path) -> None:
     assert repr(work) == (
         "<Workload custom: Reader, 21 samples of shape (6,) and (6,), batch 8, float64>"
     )
+
+
+def test_lazy_layers_get_their_shapes_from_every_input() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.LazyLinear(4), nn.LazyLinear(2)
+
+        def forward(self, x: Tensor, row: Tensor) -> Tensor:
+            return self.last(torch.cat([self.first(x), row], 1))  # type: ignore[no-any-return]
+
+    data = ((np.zeros((8, 3)), np.zeros((8, 5))), Y[:8] % 2)
+    model = wb.Workload(model=Lazy, data=data, batch_size=4).make_model()
+    assert (model.first.weight.shape, model.last.weight.shape) == ((4, 3), (2, 9))
+    deep = ((data[0][0], data[0][1][..., None]), data[1])
+    with pytest.raises(PlanError, match=r"sample of shape \(3,\) and \(5, 1\)"):
+        wb.Workload(model=Lazy, data=deep, batch_size=4).make_model()
 
 
 def test_a_tuple_of_one_is_one_input() -> None:
