@@ -63,6 +63,47 @@ def english(made: panel.Panel) -> set[str]:
     } - NAMES
 
 
+def test_what_was_said_before_is_said_again(monkeypatch):
+    """Of a run that has ended, after one that was refused, and of what was asked in between."""
+    rooms = fake_rooms(monkeypatch)
+    made = panel.app(lang="en", workers=2, steps=12)
+    try:
+        made.run()
+        until(lambda: rooms.compared, "the comparison")
+        rooms.compared[0][-1].go_on("done")
+        until(lambda: "data=2" in made._view._table.value, "the table")
+        made.restore(made.code)
+        made._view.controls.fields["batch"].value = 0
+        made.run()
+        until(lambda: made.state.status == "failed", "the refusal")
+        assert made.state.found
+        made.speak("zh")
+        until(lambda: "没有启动" in made._view.actions.message.value, "Chinese")
+        assert "按分享码" in made._view.keep._said.value
+        until(lambda: english(made) == set(), "the rest of it in Chinese")
+        assert len(made.state.curves) == 3
+        made.speak("en")
+        until(lambda: "Measured on 2 workers" in made._view._place.value, "English")
+        labels = [curve.label for curve in made.state.curves]
+        assert labels == ["serial, 1 thread", "serial, 2 threads", "data=2"]
+    finally:
+        made.close()
+
+
+def test_what_broke_is_said_again(monkeypatch):
+    rooms = fake_rooms(monkeypatch)
+    made = panel.app(lang="zh", workers=2, steps=12)
+    try:
+        monkeypatch.setattr("workbench.ui.driver.compare", lambda *_args, **_options: 1 / 0)
+        made.run()
+        until(lambda: "面板无法运行它" in made._view._problem.value, "Chinese")
+        made.speak("en")
+        until(lambda: "The panel could not run this" in made._view._problem.value, "English")
+        assert not rooms.compared
+    finally:
+        made.close()
+
+
 def test_the_panel_says_nothing_in_english_that_is_no_name(monkeypatch):
     rooms = fake_rooms(monkeypatch)
     made = panel.app(lang="zh", workers=2, steps=12)

@@ -83,7 +83,7 @@ def test_the_figure_has_two_bars_for_each_rank() -> None:
         of("data=2", (4 * MIB, 3 * MIB), (2 * MIB, 2 * MIB)),
         of("tensor=2", (), (MIB, MIB)),
     ]
-    columns = memory_columns(memory_of_runs(runs))
+    columns = memory_columns(memory_of_runs(runs)())
     assert columns["label"][1] == "data=2, rank 0"
     assert columns["measured"] == [5.0, 4.0, 4.0, 0.0, 0.0]
     assert columns["predicted"] == [4.0, 2.0, 2.0, 1.0, 1.0]
@@ -99,4 +99,4 @@ def test_the_figure_has_two_bars_for_each_rank() -> None:
 def test_a_comparison_tells_the_figure() -> None:
     comparison = FakeComparison()
     comparison.go_on()
-    assert [m.measured_bytes for m in memory_of_runs(comparison.runs)] == [3 * MIB] * 4
+    assert [m.measured_bytes for m in memory_of_runs(comparison.runs)()] == [3 * MIB] * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,20 @@ Told = tuple[str, Sequence[int], Sequence[int]]
 """Of a run its label, and bytes by rank: predicted, and measured, 0 where that is not known."""
 
 
-def memory_of_runs(runs: Iterable[Any]) -> list[RankMemory]:
-    """Return the memory of the ranks of each strategy, see :func:`memory_of`."""
-    return memory_of(
+def memory_of_runs(runs: Iterable[Any]) -> Callable[[], list[RankMemory]]:
+    """Return what gives the memory of the ranks of each strategy, see :func:`memory_of`.
+
+    It holds no run, and labels are in the language of the thread that calls it.
+    """
+    sizes = [
         (
-            texts.row_label({"strategy": run.plan.strategy, "threads": run.threads}),
+            {"strategy": run.plan.strategy, "threads": run.threads},
             run.predicted_memory_bytes,
             run.peak_memory_bytes,
         )
         for run in runs
-    )
+    ]
+    return lambda: memory_of((texts.row_label(row), *each) for row, *each in sizes)
 
 
 def memory_of(runs: Iterable[Told]) -> list[RankMemory]:

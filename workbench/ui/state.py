@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -148,6 +148,7 @@ class Words:
     place: Say = _machine
     found: tuple[Say, ...] = ()
     curves: tuple[figures.Curve, ...] = ()
+    memory: Callable[[], list[RankMemory]] = list
 
     def said(self) -> dict[str, Any]:
         """Return it in the language of this thread, by the names that a state has for it."""
@@ -156,6 +157,7 @@ class Words:
             "place": self.place(),
             "found": tuple(say() for say in self.found),
             "curves": tuple(curves),
+            "memory": tuple(self.memory()),
         }
 
 
@@ -284,10 +286,10 @@ def _measured(
         "bars": tuple(rows),
         "timeline": timeline_of(going.timelines, *step),
         "recorded": recorded(going.timelines),
-        "memory": tuple(memory_of_runs(r for r in going.runs if r.work is going.work)),
         "preview": going.preview,
     }
-    return measured, Words(partial(_place, rows), tuple(found), tuple(curves))
+    memory = memory_of_runs(r for r in going.runs if r.work is going.work)
+    return measured, Words(partial(_place, rows), tuple(found), tuple(curves), memory)
 
 
 def _bubbles(known: Mapping[str, Bubble]) -> list[Say]:
