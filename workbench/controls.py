@@ -66,10 +66,15 @@ def checked(controls: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in FIELDS if name in found}
 
 
-def python(controls: Mapping[str, Any]) -> str:
+def python(controls: Mapping[str, Any], kind: str = "compare") -> str:
     """Return a Python program that measures what ``controls`` say, ready to run.
 
     Of a workload of one's own it says where that comes in, as a comment.
+
+    Parameters
+    ----------
+    kind:
+        ``"compare"`` the strategies, ``"sweep"`` over all that suit, or ``"train"`` under one.
 
     Raises
     ------
@@ -78,7 +83,8 @@ def python(controls: Mapping[str, Any]) -> str:
     """
     asked = checked(controls)
     changes = _pick(asked, batch="batch_size", seed="seed")
-    strategies = ["serial", *asked.get("compare", ()), asked.get("strategy", "serial")]
+    strategy = asked.get("strategy", "serial")
+    strategies = ["serial", *asked.get("compare", ()), strategy]
     strategies = list(dict.fromkeys(strategies))
     ranks = max(parse(strategy).size for strategy in strategies)
     lab = {"workers": max(ranks, asked.get("workers", 1)), **_pick(asked, threads="threads")}
@@ -88,19 +94,35 @@ def python(controls: Mapping[str, Any]) -> str:
         made += f"\nwork = work.with_({_arguments(changes)})" if changes else ""
     else:
         made = f"work = wb.workload({_arguments(changes, asked['workload'])})"
-    chosen = [f"strategies={_literal(strategies)}", *_named(_pick(asked, **same))]
+    chosen = _named(_pick(asked, **same))
+    if kind == "train":
+        chosen = [_literal(strategy), *(each for each in chosen if not each.startswith("repeats="))]
+    elif kind == "sweep":
+        chosen = [f"workers={lab['workers']}", *chosen]
+    else:
+        chosen = [f"strategies={_literal(strategies)}", *chosen]
+    result, call, *after = _CALLS[kind]
     return "\n".join(
         (
             "import workbench as wb\n",
             made,
             f"with wb.start({_arguments(lab)}):",
-            "    table = wb.compare(",
+            f"    {result} = wb.{call}(",
             "        work,",
             *(f"        {argument}," for argument in chosen),
             "    )",
-            "print(table)\n",
+            *after,
+            "",
         )
     )
+
+
+_CALLS = {
+    "compare": ("table", "compare", "print(table)"),
+    "sweep": ("table", "sweep", "print(table)"),
+    "train": ("run", "run", "    run.wait()", "print(run.history[-1])"),
+}
+"""By the kind of a program: the name of what it makes, how, and what is done with that."""
 
 
 def _pick(asked: Mapping[str, Any], **names: str) -> dict[str, Any]:

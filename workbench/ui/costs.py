@@ -36,3 +36,10 @@ def cost_table(rows: Sequence[Row]) -> str:
 
 def _price(price: float | None) -> str:
     return "–" if price is None else f"{price:.2f}" if price >= 1 else f"{price:.3g}"
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """Return the table under a heading, with what the numbers are; empty as that is."""
+    found = cost_table(rows)
+    title, about = escape(text("cost.title")), escape(text("cost.about"))
+    return f'<h4>{title}</h4><p class="wb-hint">{about}</p>{found}' if found else ""

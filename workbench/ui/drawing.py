@@ -68,6 +68,14 @@ def svg(height: float, title: str, body: str, marks: str = "", said: str = "") -
     )
 
 
+def document(drawn: str) -> str:
+    """Return a picture as a file of its own, dark on white."""
+    space = 'xmlns="http://www.w3.org/2000/svg"'
+    return drawn.replace("<svg ", f'<svg {space} color="#222" ', 1).replace(
+        "max-width:", "background:#fff;max-width:", 1
+    )
+
+
 def rect(
     x: float,
     y: float,

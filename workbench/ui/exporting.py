@@ -14,7 +14,9 @@ from workbench.errors import PlanError
 from workbench.measured import Measured
 from workbench.records import finite, typed_path
 from workbench.timeline import trace
-from workbench.ui.report import report_html
+from workbench.ui.drawing import document
+from workbench.ui.layer_picture import picture
+from workbench.ui.report import plans_of, report_html
 from workbench.ui.stills import available, png, svg
 
 
@@ -28,7 +30,7 @@ def export(of: Any, path: str | Path) -> list[Path]:
     ``.trace.json``    what every rank did when, for ui.perfetto.dev
     ``.svg``, ``.png`` the figures, one below the other
     ``.html``          the report, which opens with the network off
-    a folder           all of these, and every figure by itself
+    a folder           all of these, every figure by itself, and the cut of one layer by strategy
     =================  =============================================================
 
     No browser is needed. Missing folders are made, files of the same name replaced.
@@ -73,6 +75,8 @@ def _everything(of: Any) -> Iterable[tuple[str, str | bytes]]:
     for figure in available(comparison):
         yield f"{figure}.svg", svg(comparison, [figure])
         yield f"{figure}.png", png(comparison, [figure])
+    for plan in plans_of(comparison):
+        yield f"cut.{plan.strategy}.svg", document(picture(plan).svg)
 
 
 def _comparison(of: Any) -> Any:

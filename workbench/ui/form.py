@@ -113,12 +113,16 @@ class Request:
             **dict(self.options),
         }
 
-    def python(self) -> str:
-        """Return a Python program that does the same, or why there is none."""
+    def python(self, kind: str = "compare") -> str:
+        """Return a Python program that does the same, or why there is none.
+
+        ``kind`` is what the button does: ``"compare"``, ``"sweep"`` or ``"train"``.
+        """
         try:
-            return program(self.controls)
+            lines = program(self.controls, kind).split("\n")
         except PlanError as error:
             return f"# {translate(str(error))}"
+        return "\n".join(translate(line) if line.startswith("#") else line for line in lines)
 
 
 def axes() -> list[str]:

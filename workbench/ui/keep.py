@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from workbench.records import DEFAULT_FOLDER
 from workbench.ui.language import text
 from workbench.ui.limits import Limits
 from workbench.ui.shelf import EXPORTS
-from workbench.ui.widget import Fold, box, hint, put
+from workbench.ui.widget import Fold, box, copied, hint, put
 
 
 class Keep:
@@ -86,9 +85,7 @@ class Keep:
 
     def show(self, code: str, limits: Mapping[str, Sequence[str]], said: str) -> None:
         """Show the share code of what the controls say, its limits, and what the last press did."""
-        label = escape(text("keep.code"))
-        shown = f'<pre aria-label="{label}">{escape(code)}</pre>'
-        put(self._code, f'<div class="wb-label">{label}</div>{shown}')
+        put(self._code, copied(text("keep.code"), code))
         self._limits.show(limits)
         put(self._said, f'<div role="status">{hint(said)}</div>')
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,29 @@ from bokeh.resources import Resources
 from workbench import machine
 from workbench.amdahl import fits
 from workbench.findings import findings
-from workbench.plan import in_binary_units
+from workbench.plan import Plan, in_binary_units
 from workbench.timeline import timeline_of
 from workbench.ui import figures, table, texts
+from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
+from workbench.ui.chart import Chart
 from workbench.ui.costs import cost_table
+from workbench.ui.cut_table import cut_columns
+from workbench.ui.figure_table import data_table
 from workbench.ui.language import current, text, translate
+from workbench.ui.layer_picture import picture
+from workbench.ui.memory_figure import memory_chart, memory_columns, memory_of_runs
+from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.why_table import bubbles_of, why_table, with_bubbles
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
 """Only the part of BokehJS that our figures need, written into the page itself."""
 
-WIDE = ("share", "timeline")
+WIDE = ("share", "timeline", "memory")
 """Figures that take the whole width."""
+
+ALWAYS = ("speedup", "loss", "share")
+"""Figures that say so where nothing was measured yet."""
 
 _STYLE = (
     """
@@ -67,13 +77,7 @@ def report_html(comparison: Any) -> str:
     facts = comparison.to_json()
     rows = list(comparison.rows)
     name = str(facts["workload"].get("name", "workload"))
-    charts = [figures.speedup_chart(), figures.loss_chart(), figures.share_chart()]
-    charts[0].draw(figures.speedup_columns(rows))
-    charts[1].draw(figures.loss_columns(figures.curves_of(comparison)))
-    charts[2].draw(figures.share_columns(rows))
-    if (timeline := timeline_of(comparison.timelines)) is not None:
-        charts.append(timeline_chart())
-        charts[3].draw(timeline_columns(timeline))
+    charts = list(_charts(comparison, rows))
     script, places = components({chart.name: chart.figure for chart in charts})
     state, same = texts.badge(rows)
     drawn = "".join(
@@ -110,6 +114,7 @@ def report_html(comparison: Any) -> str:
 {_cost(rows)}
 <h2>{escape(text("report.figures"))}</h2>
 <div class="figures">{drawn}</div>
+{_cuts(comparison)}
 <h2>{escape(text("control.workload"))}</h2>
 {_facts(facts["workload"])}
 <h2>{escape(text("report.machine"))}</h2>
@@ -117,6 +122,53 @@ def report_html(comparison: Any) -> str:
 </body>
 </html>
 """
+
+
+def _charts(comparison: Any, rows: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
+    """Yield the figures; those of which nothing was measured are left out, but for the first."""
+    curves = figures.curves_of(comparison)
+    timed = [run for run in comparison.runs if run.work is comparison.work]
+    drawn = (
+        (figures.speedup_chart(), figures.speedup_columns(rows)),
+        (figures.loss_chart(), figures.loss_columns(curves)),
+        (throughput_chart(), throughput_columns(curves)),
+        (accuracy_chart(), accuracy_columns(curves)),
+        (figures.share_chart(), figures.share_columns(rows)),
+        (timeline_chart(), timeline_columns(timeline_of(comparison.timelines))),
+        (memory_chart(), memory_columns(memory_of_runs(timed))),
+    )
+    for chart, columns in drawn:
+        if chart.name in ALWAYS or columns["label"]:
+            chart.draw(columns)
+            yield chart
+
+
+def _cuts(comparison: Any) -> str:
+    """Return the picture of one layer for each strategy whose plan is at hand."""
+    plans = plans_of(comparison)
+    if not plans:
+        return ""
+    drawn = "".join(
+        f"<h3>{escape(plan.strategy)}</h3>{picture(plan).svg}"
+        f"<details><summary>{escape(text('about.data'))}</summary>"
+        f"{data_table('cut', cut_columns(plan))}</details>"
+        for plan in plans
+    )
+    how = escape(text("figure.cut.how"))
+    return f'<h2>{escape(text("plan.title"))}</h2><p class="soft">{how}</p>{drawn}'
+
+
+def plans_of(comparison: Any) -> list[Plan]:
+    """Return the plans of the strategies with several ranks, each once.
+
+    There are none of what was read back: a plan is not written to its folder.
+    """
+    found = {
+        run.plan.strategy: run.plan
+        for run in comparison.runs
+        if isinstance(run.plan, Plan) and run.plan.ranks > 1
+    }
+    return list(found.values())
 
 
 def _cost(rows: Sequence[Mapping[str, Any]]) -> str:

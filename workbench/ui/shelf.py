@@ -31,15 +31,23 @@ MOST_LISTED = 40
 def write(job: Job | None, folder: str) -> Say:
     """Write all that a job has measured to ``folder``, and return what tells of that."""
     going = None if job is None else job.going
-    of = going.run if isinstance(going, Training) else going
-    if of is None:
+    if going is None or (isinstance(going, Training) and going.run is None):
         return partial(text, "keep.nothing")
+    target = Path(folder or EXPORTS)
     try:
-        files = export(of, folder or EXPORTS)
+        if not isinstance(going, Training):
+            files = export(going, target)
+        elif len(going.segments) == 1:
+            files = export(going.run, target)
+        else:  # a folder for each strategy that has trained the model, in turn
+            trained = [run for run in going.segments if run.history]
+            targets = [target / f"{n}-{run.plan.strategy}" for n, run in enumerate(trained, 1)]
+            pairs = zip(trained, targets, strict=True)
+            files = [file for run, each in pairs for file in export(run, each)]
     except (PlanError, RunError, OSError) as error:
         return partial(translate, str(error))
-    where = str(files[0].parent.resolve()) if files else folder
-    return partial(text, "keep.exported", count=len(files), folder=where)
+    where = Path(os.path.commonpath([file.parent for file in files])) if files else target
+    return partial(text, "keep.exported", count=len(files), folder=str(where.resolve()))
 
 
 class Earlier:

@@ -12,11 +12,14 @@ from typing import Any
 from workbench.amdahl import Fit, worth_a_line
 from workbench.timeline import timeline_of
 from workbench.ui import figures, look
+from workbench.ui.accuracy_figure import accuracy_columns
 from workbench.ui.axes import TEXT_SIZE, Frame, Key, head
 from workbench.ui.canvas import GREY, Canvas, Svg, hatched, marker, width_of
-from workbench.ui.chart import has_any
+from workbench.ui.chart import Columns, has_any
 from workbench.ui.language import text
+from workbench.ui.memory_figure import RankMemory, memory_columns, memory_of_runs
 from workbench.ui.raster import Raster
+from workbench.ui.throughput_figure import throughput_columns
 from workbench.ui.timeline_figure import timeline_columns
 
 WIDTH = 800.0
@@ -25,6 +28,9 @@ LEFT, RIGHT, FOOT = 66.0, 24.0, 52.0
 PLOT = 300.0
 BAR = 34.0
 """Pixels; ``PLOT`` is the height of the data of a figure with two axes, ``BAR`` that of a row."""
+
+MEMORY = {"measured": " ", "predicted": "/"}
+"""Hatches of the bars of memory."""
 
 THINNEST = 0.4
 """Pixels that a span takes at least: what is shorter is drawn with what comes after it."""
@@ -54,12 +60,15 @@ def png(comparison: Any, names: Sequence[str] | None = None) -> bytes:
 
 def available(comparison: Any) -> list[str]:
     """Return the names of the figures for which something was measured."""
-    rows = comparison.rows
+    rows, curves = comparison.rows, figures.curves_of(comparison)
     found = {
         "speedup": any(row["speedup"] is not None for row in rows),
-        "loss": any(figures.curves_of(comparison)),
+        "loss": any(curves),
+        "throughput": bool(throughput_columns(curves)["label"]),
+        "accuracy": bool(accuracy_columns(curves)["label"]),
         "share": bool(rows),
         "timeline": timeline_of(comparison.timelines) is not None,
+        "memory": bool(memory_columns(_of_ranks(comparison))["label"]),
     }
     return [name for name, there in found.items() if there]
 
@@ -146,6 +155,30 @@ def _named(law: Fit) -> str:
 
 def _loss(canvas: Canvas, top: float, comparison: Any) -> float:
     columns = figures.loss_columns(figures.curves_of(comparison))
+    return _curves(canvas, top, "loss", columns, "loss", "end_loss")
+
+
+def _throughput(canvas: Canvas, top: float, comparison: Any) -> float:
+    columns = throughput_columns(figures.curves_of(comparison))
+    return _curves(canvas, top, "throughput", columns, "rate", "end_rate", from_zero=True)
+
+
+def _accuracy(canvas: Canvas, top: float, comparison: Any) -> float:
+    columns = accuracy_columns(figures.curves_of(comparison))
+    return _curves(canvas, top, "accuracy", columns, "batch_accuracy", "accuracy")
+
+
+def _curves(
+    canvas: Canvas,
+    top: float,
+    figure: str,
+    columns: Columns,
+    line: str,
+    end: str,
+    *,
+    from_zero: bool = False,
+) -> float:
+    """Draw a figure against time: of each curve its column ``line``, and a marker at ``end``."""
     keys: dict[str, Key] = {}
     for n, label in enumerate(columns["label"]):
         keys[label] = Key(
@@ -155,23 +188,27 @@ def _loss(canvas: Canvas, top: float, comparison: Any) -> float:
             marker=columns["marker"][n],
             fill=columns["fill"][n],
         )
-    title = text("figure.loss.title")
+    title = text(f"figure.{figure}.title")
     used = head(canvas, MARGIN, top + MARGIN, WIDTH - 2 * MARGIN, title, list(keys.values()))
     used += MARGIN
-    losses = [loss for curve in columns["loss"] for loss in curve if math.isfinite(loss)]
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
+    every = [*(value for curve in columns[line] for value in curve), *columns[end]]
+    known = [value for value in every if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
     pad = 0.06 * (high - low) or 0.5
+    low = 0.0 if from_zero else low - pad
     longest = 1.04 * max(columns["end_s"], default=1.0) or 1.0
     inner = WIDTH - 2 * MARGIN - LEFT - RIGHT
     place = (MARGIN + LEFT, top + used, inner, PLOT)
-    frame = Frame(canvas, *place, (0.0, longest), (low - pad, high + pad))
-    frame.x_axis(text("figure.loss.x"))
-    frame.y_axis(text("figure.loss.y"))
+    frame = Frame(canvas, *place, (0.0, longest), (low, high + pad))
+    frame.x_axis(text(f"figure.{figure}.x"))
+    frame.y_axis(text(f"figure.{figure}.y"))
     for n, color in enumerate(columns["color"]):
-        points = frame.points(columns["time_s"][n], columns["loss"][n])
-        canvas.line(points, color, 2.2, columns["dash"][n])
-        end = frame.at(columns["end_s"][n], columns["end_loss"][n])
-        marker(canvas, columns["marker"][n], *end, 11, color, columns["fill"][n])
+        if len(columns["time_s"][n]) > 1:
+            points = frame.points(columns["time_s"][n], columns[line][n])
+            canvas.line(points, color, 2.2, columns["dash"][n])
+        if math.isfinite(columns[end][n]):
+            at = frame.at(columns["end_s"][n], columns[end][n])
+            marker(canvas, columns["marker"][n], *at, 11, color, columns["fill"][n])
     return used + PLOT + FOOT
 
 
@@ -208,11 +245,43 @@ def _timeline(canvas: Canvas, top: float, comparison: Any) -> float:
     return used
 
 
+def _memory(canvas: Canvas, top: float, comparison: Any) -> float:
+    columns = memory_columns(_of_ranks(comparison))
+    keys = [
+        Key(text(f"memory.{kind}"), look.MEMORY[kind], hatch=hatch)
+        for kind, hatch in MEMORY.items()
+    ]
+    title = text("figure.memory.title")
+    longest = max([*columns["measured"], *columns["predicted"]], default=1.0)
+    frame, used = _bars(canvas, top, title, columns["label"], longest, keys)
+    frame.x_axis(text("figure.memory.x"))
+    for n, label in enumerate(columns["label"]):
+        _, y = frame.at(0, len(columns["label"]) - n - 0.5)
+        canvas.text(label, frame.x - 7, y, anchor="end", size=TEXT_SIZE)
+        for kind, up in (("measured", -0.2), ("predicted", 0.2)):
+            span = look.Span(kind, look.MEMORY[kind], MEMORY[kind])
+            _bar(frame, span, 0.0, columns[kind][n], y + up * BAR, height=0.34 * BAR)
+    return used
+
+
+def _of_ranks(comparison: Any) -> list[RankMemory]:
+    """Return the memory of the ranks of the timed runs."""
+    return memory_of_runs(run for run in comparison.runs if run.work is comparison.work)
+
+
 def _bars(
-    canvas: Canvas, top: float, title: str, names: Sequence[str], longest: float
+    canvas: Canvas,
+    top: float,
+    title: str,
+    names: Sequence[str],
+    longest: float,
+    keys: Sequence[Key] = (),
 ) -> tuple[Frame, float]:
-    """Return the frame of a figure with a bar for each name, and how high the figure is."""
-    keys = [Key(text(f"span.{s.kind}"), s.color, hatch=s.hatch) for s in look.SPANS]
+    """Return the frame of a figure with a bar for each name, and how high the figure is.
+
+    The legend's ``keys`` are those of spans if there are none.
+    """
+    keys = keys or [Key(text(f"span.{s.kind}"), s.color, hatch=s.hatch) for s in look.SPANS]
     used = head(canvas, MARGIN, top + MARGIN, WIDTH - 2 * MARGIN, title, keys) + MARGIN
     left = max((width_of(name, TEXT_SIZE) for name in names), default=0.0) + 12
     inner, height = WIDTH - 2 * MARGIN - left - RIGHT, BAR * max(1, len(names))
@@ -221,16 +290,25 @@ def _bars(
     return Frame(canvas, *place, ends, (0.0, float(max(1, len(names))))), used + height + FOOT
 
 
-def _bar(frame: Frame, span: look.Span, start: float, stop: float, y: float) -> None:
+def _bar(
+    frame: Frame,
+    span: look.Span,
+    start: float,
+    stop: float,
+    y: float,
+    height: float = 0.64 * BAR,
+) -> None:
     (x, _), (end, _) = frame.at(start, 0), frame.at(stop, 0)
     if end - x >= THINNEST:
-        height = 0.64 * BAR
         hatched(frame.canvas, x, y - height / 2, end - x, height, span.color, span.hatch)
 
 
 _FIGURES: dict[str, Callable[[Canvas, float, Any], float]] = {
     "speedup": _speedup,
     "loss": _loss,
+    "throughput": _throughput,
+    "accuracy": _accuracy,
     "share": _share,
     "timeline": _timeline,
+    "memory": _memory,
 }

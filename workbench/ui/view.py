@@ -22,7 +22,7 @@ from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.actions import Actions, Presses
 from workbench.ui.chart import Chart, Columns
 from workbench.ui.controls import Controls
-from workbench.ui.costs import cost_table
+from workbench.ui.costs import costs
 from workbench.ui.described import Described
 from workbench.ui.form import Request
 from workbench.ui.guard import Broken, Guard
@@ -43,7 +43,7 @@ from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.why_table import why_table
-from workbench.ui.widget import Fold, all_of, box, hint, problem, put
+from workbench.ui.widget import Fold, all_of, box, copied, hint, problem, put
 
 READ = ("throughput", "accuracy", "share", "timeline", "memory")
 """Figures that are read rather than watched, see :class:`workbench.ui.pace.Pace`."""
@@ -203,7 +203,7 @@ class View:
                 why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
                 self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
             with part("python"):
-                put(self._python, f"<pre>{escape(asked.python())}</pre>")
+                put(self._python, _python(asked))
             with part("keep"):
                 self.keep.show(self.code, self.controls.limits, told)
                 self.keep.list_earlier(state.earlier)
@@ -377,13 +377,20 @@ def _details(state: State, price: float) -> str:
     if not state.rows:
         return hint(text("table.empty"))
     rows = [{**row, **_priced(row, price)} for row in state.rows]
-    return table.details_table(rows) + cost_table(rows) + _refused(state)
+    return table.details_table(rows) + costs(rows) + _refused(state)
 
 
 def _priced(row: Row, price: float) -> dict[str, float]:
     if not price or row.get("epoch_s") is None:
         return {}
     return {"price_per_epoch": price * row["ranks"] * row["epoch_s"] / HOUR_S}
+
+
+def _python(asked: Request) -> str:
+    """Return what each button that measures or trains does, as Python to copy."""
+    return "".join(
+        copied(text(f"python.{kind}"), asked.python(kind)) for kind in ("compare", "sweep", "train")
+    )
 
 
 def _refused(state: State) -> str:

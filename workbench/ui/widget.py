@@ -45,6 +45,24 @@ def hint(sentence: str) -> str:
     return f'<div class="wb-hint">{escape(sentence)}</div>' if sentence else ""
 
 
+def copied(label: str, content: str) -> str:
+    """Return text to copy under a label, as HTML, with a button that the browser alone obeys."""
+    select = (
+        "const text = this.previousElementSibling, range = document.createRange();"
+        "range.selectNodeContents(text);"
+        "getSelection().removeAllRanges();"
+        "getSelection().addRange(range);"
+        "if (document.execCommand('copy')) this.textContent = this.dataset.done"
+    )  # what navigator.clipboard does is allowed on addresses with https alone
+    named, done = escape(label), escape(text("copy.done"))
+    return (
+        f'<div class="wb-label">{named}</div>'
+        f'<pre tabindex="0" aria-label="{named}">{escape(content)}</pre>'
+        f'<button type="button" class="jupyter-button wb-copy" data-done="{done}" '
+        f'onclick="{escape(select)}">{escape(text("copy.do"))}</button>'
+    )
+
+
 class Fold:
     """Something that is folded away under a title, until the title is pressed.
 
