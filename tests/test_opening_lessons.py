@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from workbench.errors import PlanError
 from workbench.ui import lab
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -49,6 +52,17 @@ def installed(monkeypatch):
     names = set()
     monkeypatch.setattr(lab, "find_spec", lambda name: "found" if name in names else None)
     return names
+
+
+def test_pages_are_put_beside_every_lesson_and_no_other_notebook():
+    [script] = lab.CONFIG.rglob("remoteEntry.js")
+    [pattern] = re.findall(r"const LESSON = /(.*)/;", script.read_text())
+    beside = re.compile(pattern.replace("\\/", "/"))
+    notebooks = [path.relative_to(NOTEBOOKS).as_posix() for path in NOTEBOOKS.rglob("*.ipynb")]
+    found = {name for name in notebooks if beside.search(name)}
+    assert {name for name in notebooks if name not in found} == {lab.KIOSK}
+    assert len(found) == 22
+    assert beside.search("mine/06-own.ipynb") is None
 
 
 @pytest.mark.parametrize("number", ["06", "6"])
