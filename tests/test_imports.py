@@ -45,6 +45,8 @@ ROOMS = (
     "machine",  # cores, GPUs, memory, versions
     "pickling",  # a user's own code as bytes
     "sources",  # rows in files of every kind
+    "generators",  # what a user's own code draws from
+    "nested",  # tensors in tuples, lists, dicts and dataclasses
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
@@ -70,7 +72,6 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "judging",  # how many targets of its batch a rank got right
     "previewing",  # a rank's share of the picture that is shown
-    "generators",  # what a user's own code draws from
     "telling",  # what the dashboard is told of runs
     "keeping",  # a rank's shares of parameters and buffers
     "loading",  # a rank's samples, ahead of the step
@@ -130,7 +131,8 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
-    *("comm", "losses", "models", "optimizers", "recipe", "workload", "catalogue", "inputs"),
+    *("comm", "losses", "nested", "models", "optimizers"),
+    *("recipe", "workload", "catalogue", "inputs"),
     *(
         "tracking",
         "profile",
