@@ -47,7 +47,9 @@ ROOMS = (
     "sources",  # rows in files of every kind
     "generators",  # what a user's own code draws from
     "nested",  # tensors in tuples, lists, dicts and dataclasses
-    "losses",  # how a loss sums over samples
+    "losses",  # what a loss says of itself
+    "divisors",  # what a loss divides by, found from outside
+    "trials",  # how a loss sums over samples, tried
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
     "recipe",  # model, loss and optimizer, without the data
@@ -131,7 +133,7 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
-    *("comm", "losses", "nested", "models", "optimizers"),
+    *("comm", "losses", "nested", "divisors", "trials", "models", "optimizers"),
     *("recipe", "workload", "catalogue", "inputs"),
     *(
         "tracking",
