@@ -123,7 +123,7 @@ def test_a_model_may_give_one_tensor_in_a_dict() -> None:
     work = workload(20, 6).with_(model=InADict(), loss=logits_loss)
     run = run_on_threads(work, "data=2", STEPS)
     assert_same(run, run_on_threads(work, "serial", STEPS))
-    assert any("not one tensor" in note for note in run.plan.notes)
+    assert run.plan.option("loss", "") == "weighted"
 
 
 def test_scoring_asks_nothing_of_the_other_ranks() -> None:

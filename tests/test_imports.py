@@ -47,10 +47,12 @@ ROOMS = (
     "pickling",  # a user's own code as bytes
     "sources",  # rows in files of every kind
     "generators",  # what a user's own code draws from
-    "losses",  # how a loss sums over samples
+    "nested",  # tensors in tuples, lists, dicts and dataclasses
+    "losses",  # what a loss says of itself
+    "divisors",  # what a loss divides by, found from outside
+    "trials",  # how a loss sums over samples, tried
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
-    "generators",  # what a user's own code draws from
     "given",  # what a model is given, in order or by name
     "recipe",  # model, loss and optimizer, without the data
     "datasets",  # real data as dask arrays
@@ -135,7 +137,8 @@ HEAVY = ("torch", "numpy", "dask", "distributed", "bokeh", "ipywidgets", "jupyte
 
 # Where each package lives: in a room, or in single files of a room.
 TORCH = (
-    *("comm", "losses", "models", "optimizers", "recipe", "workload", "catalogue", "inputs"),
+    *("comm", "losses", "nested", "divisors", "trials", "models", "optimizers"),
+    *("recipe", "workload", "catalogue", "inputs"),
     *(
         "tracking",
         "profile",

@@ -18,7 +18,8 @@ from torch import nn
 from workbench.datasets.scan import Rule, scan
 from workbench.errors import PlanError
 from workbench.inputs import check_loss, check_values, check_workload
-from workbench.losses import NextByteLoss, class_dim, loss_kind, loss_weight
+from workbench.losses import NextByteLoss, class_dim, loss_weight
+from workbench.trials import like, loss_kind
 from workbench.workload import Workload, workload
 
 pytestmark = pytest.mark.usefixtures("in_this_thread")
@@ -134,12 +135,16 @@ WEIGHT = torch.tensor([0.1, 0.2, 0.3, 1.4])
         (nn.BCELoss(), NUMBERS, "mean"),
         (nn.BCEWithLogitsLoss(pos_weight=WEIGHT), NUMBERS, "mean"),
         (nn.KLDivLoss(reduction="batchmean"), NUMBERS, "mean"),
-        (lambda output, target: (output - target).square().mean(), NUMBERS, "mean"),
+        (partial(F.mse_loss, reduction="sum"), NUMBERS, "sum"),
+        # Of these only the targets in the data tell what they divide by.
+        (lambda output, target: (output - target).square().mean(), NUMBERS, "weighted"),
+        (lambda output, target: F.cross_entropy(output, target), LABELS, "weighted"),
+        (lambda output, target: (output.argmax(1) == target).double().mean(), LABELS, "mean"),
     ],
     ids=named,
 )
 def test_how_a_loss_sums_over_samples(loss, targets, kind):
-    assert loss_kind(loss, (CLASSES,), *targets) == kind
+    assert loss_kind(loss, like((CLASSES,), "float32"), *targets) == kind
 
 
 @pytest.mark.parametrize(
@@ -158,14 +163,14 @@ def test_how_a_loss_sums_over_samples(loss, targets, kind):
 )
 def test_losses_that_ranks_cannot_share(loss, targets, reason):
     with pytest.raises(PlanError, match=reason):
-        loss_kind(loss, (CLASSES,), *targets)
+        loss_kind(loss, like((CLASSES,), "float32"), *targets)
 
 
 def test_the_loss_of_a_workload_is_tried_in_its_dtype():
     weighted = make(dtype="float64", loss=nn.CrossEntropyLoss(weight=WEIGHT))
-    assert check_loss(weighted, (CLASSES,)) == "weighted"
-    assert check_loss(workload("stdlib-gpt"), (128, 256)) == "mean"
-    assert check_loss(workload("photo-denoise"), (3, 427, 640)) == "mean"
+    assert check_loss(weighted, like((CLASSES,), "float64")) == "weighted"
+    assert check_loss(workload("stdlib-gpt"), like((128, 256), "float32")) == "mean"
+    assert check_loss(workload("photo-denoise"), like((3, 427, 640), "float32")) == "mean"
 
 
 @given(

@@ -26,6 +26,7 @@ from workbench.passes import Passes, input_dtypes
 from workbench.peak_memory import PeakMemory
 from workbench.plan import Plan
 from workbench.previewing import Previewer
+from workbench.profile import outputs_of
 from workbench.recipe import load_payload
 from workbench.schedules import SCHEDULES
 from workbench.scoring import Score, score
@@ -108,6 +109,9 @@ class _Trainer:
         model = self.work.make_model().to(context.device)
         for name, value in model.named_parameters():
             self.comm.broadcast(value.data, name=f"{name}, initial value")
+        examples = None
+        if not self.plan.output_shape and self.plan.option("loss", "mean") != "mean":
+            examples = outputs_of(model, self.work.sample_shapes, self.work.input_dtypes)
         masters, self.weights = Masters(), WeightGradients()
         whole = WholeOptimizer(self.work.make_optimizer, model)
         pipeline: Pipeline | None = None
@@ -146,6 +150,7 @@ class _Trainer:
             self.order,
             self.previewer,
             self.judge,
+            examples,
         )
         self.outcome = Outcome()
         self.reported = 0

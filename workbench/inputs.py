@@ -10,13 +10,12 @@ from workbench.errors import PlanError
 from workbench.given import titles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from threading import Event
 
     from torch import nn
     from torch.optim import Optimizer
 
-    from workbench.losses import Kind
+    from workbench.trials import Kind
     from workbench.workload import Workload
 
 
@@ -70,19 +69,19 @@ def check_batch_size(batch_size: Any, samples: int) -> None:
         )
 
 
-def check_loss(work: Workload, output_shape: Sequence[int]) -> Kind:
-    """Return how the loss sums over samples: see :func:`workbench.losses.loss_kind`.
+def check_loss(work: Workload, outputs: Any) -> Kind:
+    """Return how the loss sums over samples: see :func:`workbench.trials.loss_kind`.
 
-    ``output_shape`` is that of the model for one sample.
+    ``outputs`` are those of the model for some samples, as that function takes them.
 
     Raises
     ------
     PlanError
         if the loss cannot be shared by ranks or does not take the model's output.
     """
-    from workbench.losses import loss_kind
+    from workbench.trials import loss_kind
 
-    return loss_kind(work.loss, output_shape, work.target_shape, work.target_dtype, work.dtype)
+    return loss_kind(work.loss, outputs, work.target_shape, work.target_dtype)
 
 
 def check_values(

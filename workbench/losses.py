@@ -1,20 +1,16 @@
-"""How a loss sums over samples, which decides how the losses of several ranks make one."""
+"""What a loss says of itself: where its classes are, what it leaves out, what tensors it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import isclose
 from types import CellType, FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.errors import PlanError
-
-Kind = Literal["mean", "sum", "weighted"]
 _BY_CLASS = (F.cross_entropy, F.nll_loss)
 _DEFAULT_IGNORED = -100
 
@@ -136,155 +132,37 @@ def _function_on(function: FunctionType, device: torch.device) -> FunctionType:
     return made
 
 
-def loss_kind(
-    loss: Callable[..., Tensor],
-    output_shape: Sequence[int],
-    target_shape: Sequence[int],
-    target_dtype: str,
-    dtype: str = "float32",
-) -> Kind:
-    """Find out how ``loss`` sums over samples, by trying it on made-up numbers.
+def of_torch(loss: Callable[..., Tensor]) -> bool:
+    """Return whether the loss is torch's own, so that it is known what it divides by.
 
-    Parameters
-    ----------
-    loss:
-        Takes outputs and targets and gives one number.
-    output_shape, target_shape:
-        Of one sample, without the batch dim.
-    target_dtype, dtype:
-        Of the targets and of the outputs, by numpy's names.
-
-    Returns
-    -------
-    "mean"
-        The loss of a batch is the mean of its samples' losses.
-    "sum"
-        It is their sum.
-    "weighted"
-        It is a mean weighted by class, or one that leaves a label out: see :func:`loss_weight`.
-
-    Raises
-    ------
-    PlanError
-        if it is none of these, gives more than one number, or does not take such arrays.
+    One that is derived from a loss of torch, or calls it, may do anything.
     """
-    weighted = _is_weighted(loss, output_shape, target_dtype)
-    for draw in range(3):
-        outputs, targets = _made_up(draw, output_shape, target_shape, target_dtype, dtype)
-        whole = _value(loss, outputs, targets)
-        if weighted:
-            return "weighted"
-        one, two = _value(loss, outputs[:1], targets[:1]), _value(loss, outputs[1:], targets[1:])
-        if whole == 0:
-            continue  # says nothing; draw other numbers
-        if isclose(whole, (one + 2 * two) / 3, rel_tol=1e-4):
-            return "mean"
-        if isclose(whole, one + two, rel_tol=1e-4):
-            return "sum"
-        break
-    raise PlanError(
-        f"The loss {_title(loss)} is neither the mean nor the sum of the losses of its samples, so "
-        f"ranks cannot share it; give one that is, or for class weights "
-        f"torch.nn.CrossEntropyLoss(weight=...)."
-    )
+    if isinstance(loss, partial):
+        old = {"size_average", "reduce"}
+        return not loss.args and old.isdisjoint(loss.keywords) and of_torch(loss.func)
+    if isinstance(loss, nn.Module):
+        return type(loss) is NextByteLoss or type(loss).__module__ == "torch.nn.modules.loss"
+    return isinstance(loss, FunctionType) and loss.__module__ == "torch.nn.functional"
 
 
-def splits_along(
-    loss: Callable[..., Tensor],
-    output_shape: Sequence[int],
-    target_shape: Sequence[int],
-    target_dtype: str,
-    dtype: str,
-    dims: tuple[int, int],
-    kind: str,
-) -> bool:
-    """Return whether the loss of a sample is the mean (or sum) of those of its parts along a dim.
-
-    ``dims`` are that dim of one sample's output and of its target, whose sizes are equal; ``kind``
-    is what :func:`loss_kind` found. A "weighted" loss splits along every dim that is no class.
-    """
-    if kind == "weighted":
-        return class_dim(loss) not in (dims[0] + 1, dims[0] - len(output_shape))
-    outputs, targets = _made_up(0, output_shape, target_shape, target_dtype, dtype)
-    size = output_shape[dims[0]]
-    if size < 2:
-        return False
-    first = max(1, size // 3)
-    try:
-        whole = _value(loss, outputs, targets)
-        parts = [
-            _value(loss, out, goal)
-            for out, goal in zip(
-                outputs.split([first, size - first], dims[0] + 1),
-                targets.split([first, size - first], dims[1] + 1),
-                strict=True,
-            )
-        ]
-    except PlanError:
-        return False
-    if kind == "sum":
-        return isclose(whole, sum(parts), rel_tol=1e-4)
-    mean = (parts[0] * first + parts[1] * (size - first)) / size
-    return isclose(whole, mean, rel_tol=1e-4)
-
-
-def _is_weighted(
-    loss: Callable[..., Tensor], output_shape: Sequence[int], target_dtype: str
-) -> bool:
+def divides_by_class(loss: Callable[..., Tensor]) -> bool:
+    """Return whether it is a loss of torch on labels, a mean that :func:`loss_weight` weighs."""
     options = _class_options(loss)
-    if options is None or target_dtype.startswith("float"):
-        return False  # on probabilities torch divides by the number of samples
-    weights = options.get("weight")
-    if weights is not None and len(output_shape):
-        classes = output_shape[-1 if class_dim(loss) == -1 else 0]
-        if len(weights) != classes:
-            raise PlanError(
-                f"The loss {_title(loss)} has weights for {len(weights)} classes and the model "
-                f"gives {classes}; the two numbers must be the same."
-            )
-    averages = options.get("reduction", "mean") == "mean"
-    return averages and (weights is not None or ignored_label(loss) is not None)
+    if options is None or not of_torch(loss) or options.get("reduction", "mean") != "mean":
+        return False
+    return options.get("weight") is not None or ignored_label(loss) is not None
 
 
-def _made_up(
-    draw: int,
-    output_shape: Sequence[int],
-    target_shape: Sequence[int],
-    target_dtype: str,
-    dtype: str,
-) -> tuple[Tensor, Tensor]:
-    """Return outputs and targets of three samples; numbers in 0.1..0.9 are right for every loss."""
-    source = torch.Generator().manual_seed(draw)
-
-    def numbers(shape: Sequence[int]) -> Tensor:
-        return 0.1 + 0.8 * torch.rand((3, *shape), generator=source, dtype=getattr(torch, dtype))
-
-    outputs = numbers(output_shape)
-    if target_dtype.startswith("float"):
-        return outputs, numbers(target_shape)
-    # Below the number of classes, whichever dim counts them.
-    highest = max(1, min(output_shape, default=1))
-    return outputs, torch.randint(highest, (3, *target_shape), generator=source)
+def class_weights(loss: Callable[..., Tensor]) -> Tensor | None:
+    """Return the weights of the classes of a loss of torch; None if it has none."""
+    found: Tensor | None = (_class_options(loss) or {}).get("weight")
+    return found
 
 
-def _value(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> float:
-    try:
-        with torch.no_grad():
-            found: object = loss(outputs, targets)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PlanError(
-            f"The loss {_title(loss)} does not take an output of shape {tuple(outputs.shape)} and "
-            f"targets of shape {tuple(targets.shape)} and dtype {_dtype(targets)} for "
-            f"{len(outputs)} samples: {reason}"
-        ) from error
-    if not isinstance(found, Tensor) or found.numel() != 1:
-        got = str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__
-        raise PlanError(
-            f"The loss {_title(loss)} gives {got} for {len(outputs)} samples and not one number; "
-            f"use reduction='mean'."
-        )
-    return float(found)
+def title(loss: Callable[..., Tensor]) -> str:
+    """Return the name of a loss for a sentence."""
+    inner = loss.func if isinstance(loss, partial) else loss
+    return getattr(inner, "__name__", None) or type(inner).__name__
 
 
 def _class_options(loss: Callable[..., Tensor]) -> dict[str, Any] | None:
@@ -296,12 +174,3 @@ def _class_options(loss: Callable[..., Tensor]) -> dict[str, Any] | None:
     if isinstance(loss, partial) and loss.func in _BY_CLASS:
         return dict(loss.keywords)
     return None
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _title(loss: Callable[..., Tensor]) -> str:
-    inner = loss.func if isinstance(loss, partial) else loss
-    return getattr(inner, "__name__", None) or type(inner).__name__

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from workbench.generators import set_aside
-from workbench.profile import profile, tensors_in
+from workbench.nested import tensors_in
+from workbench.profile import profile
 from workbench.traced import SAMPLES, Mix
 
 _MOST_FLOPS = 1e11

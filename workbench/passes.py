@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
+from workbench.divisors import Divisor
 from workbench.judging import Judge
 from workbench.layers.cross_entropy import shared_loss
-from workbench.layers.gather import Whole, over_tensors
+from workbench.layers.gather import Whole
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import LOW, exactly
 from workbench.layers.share import Share
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import MicroBatch
-from workbench.losses import loss_weight, on_device
+from workbench.losses import on_device
+from workbench.nested import over_tensors
 from workbench.order import Order
 from workbench.plan import Cut, Plan
 from workbench.previewing import Previewer
-from workbench.profile import tensors_in
 from workbench.recipe import Recipe
+from workbench.trials import SAMPLES
 from workbench.updating import Updater
 
 
@@ -37,7 +39,8 @@ class Passes:
     """Takes a rank's samples forward and backward through its part of the model.
 
     Gradients are left where backward puts them, for ``gradients`` to collect. Which samples are in
-    hand, ``share`` says to the parallel layers.
+    hand, ``share`` says to the parallel layers. ``examples`` are outputs as
+    :func:`workbench.trials.loss_kind` takes them, of a model that gives several tensors.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Passes:
         order: Order,
         previewer: Previewer,
         judge: Judge,
+        examples: Any,
     ) -> None:
         self.plan, self.context, self.comm, self.groups = plan, context, context.comm, groups
         self.model, self.pipeline, self.share = model, pipeline, share
@@ -69,6 +73,12 @@ class Passes:
         self.more = 1.0
         self.loss_kind = plan.option("loss", "mean")
         self.copies = plan.copies((Cut(0, "data"), *plan.output))
+        if plan.output_shape:
+            shares = plan.share(plan.output_shape, plan.output, context.rank)
+            sizes = (1, *(stop - start for start, stop in shares[1:]))
+            examples = torch.empty(sizes, dtype=getattr(torch, work.dtype), device="meta")
+        samples = 1 if plan.output_shape else SAMPLES
+        self.divisor = Divisor(self.loss, examples, samples, self._part_of_output())
 
     def run(self, step: int, micro_batches: list[MicroBatch]) -> Tensor | float:
         """Run forward and backward of all micro-batches; returns this rank's part of the loss.
@@ -95,7 +105,7 @@ class Passes:
                     _times(loss, self.more).backward()
                 total = total + loss.detach().double()
             else:
-                self._take_part(output, counting=len(rows.index) > 0)
+                self._take_part(output, y, counting=len(rows.index) > 0)
         return total
 
     def _pipelined(
@@ -123,7 +133,7 @@ class Passes:
             # Ranks of other stages have no loss to share this one with.
             loss = self._loss(output, y, scale[micro] * self.plan.mesh.degree("pipeline"))
             if loss is None:
-                return [t * 0 for t in tensors_in(output) if t.requires_grad]
+                return [t * 0 for t in self.divisor.ends(output, y)]
             losses.append(loss.detach().double())
             return [loss * self.more]
 
@@ -146,13 +156,13 @@ class Passes:
         loss = self.loss_of_share(output, y)  # ranks with shares of classes do so together
         return _times(loss, scale) if scale else None
 
-    def _take_part(self, output: object, counting: bool) -> None:
+    def _take_part(self, output: object, y: Tensor, counting: bool) -> None:
         """Go backward without a loss: other ranks need this one in the collectives on the way.
 
         Samples whose targets are all left out still count in the statistics of the batch, and so
         have gradients; a stand-in has none.
         """
-        ends = [t for t in tensors_in(output) if t.requires_grad]
+        ends = self.divisor.ends(output, y)
         self.gradients.counting = counting
         if ends:
             with self.weights.collecting():
@@ -180,7 +190,7 @@ class Passes:
             batch = self.order.batch_total(step)
             return [part * len(rows.index) / batch / self.copies for rows, _, _ in micro_batches]
         weights = [
-            float(loss_weight(self.loss, y)) / self.copies if len(rows.index) and part else 0.0
+            self.divisor.of(y) / self.copies if len(rows.index) and part else 0.0
             for rows, _, y in micro_batches
         ]
         whole = torch.tensor([sum(weights)], dtype=torch.float64, device=self.comm.device_type)

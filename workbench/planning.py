@@ -95,6 +95,8 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
     from workbench.inputs import check_loss
     from workbench.losses import shared_class_dim, smooths_labels
     from workbench.optimizers import state_of
+    from workbench.profile import outputs_of
+    from workbench.trials import like
 
     mesh = parse(strategy)
     chosen = checked_options(options)
@@ -119,17 +121,21 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
         start, found = arranged(start, model, batch, found, compose)
     check_outputs(found.output_shapes, work.batch_size, mesh)
     if found.plain:
-        kind = check_loss(work, found.output_shapes[0][1:])
+        kind = check_loss(work, like(found.output_shapes[0][1:], work.dtype))
         start = replace(start, targets=_targets(work, found.outputs[0], kind))
         sizes = (found.output_shapes[0], (work.batch_size, *work.target_shape))
         start = replace(start, loss_dim=shared_class_dim(work.loss, *sizes, work.target_dtype))
         if start.loss_dim and smooths_labels(work.loss):
             start = replace(start, options=(*start.options, ("smoothed_labels", "yes")))
     else:
-        kind = "mean"
-        start = start.adding(
-            notes=["the loss is taken to be a mean over samples: the output is not one tensor"]
-        )
+        try:
+            kind = check_loss(work, outputs_of(model, work.sample_shapes, work.input_dtypes))
+        except PlanError as error:
+            if mesh.size > 1 or accumulate > 1:
+                raise
+            kind = "mean"  # nothing is cut, and made-up outputs may mean nothing to the loss
+            note = f"{error} Serial needs no shares of it; it is scored as a mean over samples."
+            start = start.adding(notes=[note])
     if mesh.size > 1 and isinstance(optimizer, torch.optim.SparseAdam):
         raise PlanError(
             f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
@@ -366,7 +372,7 @@ def _plain(labels: tuple[str | Flat, ...]) -> set[str]:
 
 def _targets(work: Workload, output: Traced, kind: str) -> Traced:
     """Return the targets of a batch; a dim is labelled as the output's if the loss splits there."""
-    from workbench.losses import splits_along
+    from workbench.trials import splits_along
 
     shape = (work.batch_size, *work.target_shape)
     labels: list[str | Flat] = [""] * len(shape)

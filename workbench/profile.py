@@ -11,12 +11,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
+from workbench.generators import set_aside
 from workbench.layers.ghosts import on_meta
+from workbench.nested import tensors_in
 from workbench.plan.stages import Source
 from workbench.traced import (
     POSITIONS,
@@ -39,10 +42,9 @@ from workbench.tracking.reads import Reads
 from workbench.tracking.shares import Pass, other_sizes, output_event, spec_of
 from workbench.tracking.sizes import Noting
 from workbench.tracking.tags import Merged, Names
-from workbench.tracking.watch import Literals, Watch, tensors_in
+from workbench.tracking.watch import Literals, Watch
 from workbench.tracking.writes import Writes
-
-__all__ = ["Profile", "profile", "tensors_in"]
+from workbench.trials import SAMPLES
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,40 @@ def profile(
             return again
         ways |= {name: ways[name][1:] for name in bad}
     return found
+
+
+def outputs_of(
+    model: nn.Module, sample_shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]
+) -> Any:
+    """Return what a model gives for :data:`workbench.trials.SAMPLES` samples, as it is set.
+
+    Where the model can, that is on the meta device, without computing. ``sample_shapes`` and
+    ``dtypes`` (numpy's names) are those of its inputs.
+
+    Raises
+    ------
+    PlanError
+        If the model does not take so few samples.
+    """
+    kinds = [getattr(torch, dtype) for dtype in dtypes]
+    few = [
+        torch.zeros((SAMPLES, *shape), dtype=kind)
+        for shape, kind in zip(sample_shapes, kinds, strict=True)
+    ]
+    with torch.no_grad():
+        try:
+            return on_meta(model)(*(torch.empty_like(x, device="meta") for x in few))
+        except Exception:  # it looks at values
+            pass
+        try:
+            with set_aside(0):
+                return copy.deepcopy(model).cpu()(*few)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise PlanError(
+                f"The model takes whole batches and not {SAMPLES} samples, with which its loss is "
+                f"tried: {reason}"
+            ) from error
 
 
 def _once(

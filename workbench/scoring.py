@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from workbench.cluster.context import RankContext
 from workbench.comm.comm import Comm
+from workbench.divisors import Divisor
 from workbench.given import inputs_among
-from workbench.losses import class_dim, ignored_label, loss_weight, on_device
+from workbench.losses import class_dim, ignored_label, on_device
 from workbench.mesh import balanced
 from workbench.plan import Plan
 from workbench.recipe import load_payload
@@ -30,7 +32,8 @@ class Score:
     Attributes
     ----------
     loss:
-        Mean (or sum, as the workload's loss says) over all samples.
+        Mean (or sum, as the workload's loss says) over all samples. Of a loss that divides by
+        several numbers, the mean over the batches that are scored.
     accuracy:
         Share of targets whose largest output is the right one, of those that the loss does not
         leave out; None where targets are no classes.
@@ -131,9 +134,9 @@ class Marks:
         """Number of classes; 0 where there are none, or more than a table should have."""
         return 0 if self.confusion is None else len(self.confusion)
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, outputs: Any, targets: Tensor) -> None:
         """Take in the outputs for some samples."""
-        weight = _weight(self.loss, self.kind, targets)
+        weight = _weight(self.loss, self.kind, outputs, targets)
         if weight:
             self.sums[0] += float(self.loss(outputs, targets)) * weight
             self.sums[1] += weight
@@ -206,9 +209,11 @@ def classes_in(outputs: object, targets: Tensor, class_dim: int | None = None) -
     return None
 
 
-def _weight(loss: Callable[..., Tensor], kind: str, targets: Tensor) -> float:
+def _weight(loss: Callable[..., Tensor], kind: str, outputs: Any, targets: Tensor) -> float:
     if kind == "sum":
         return 1.0
     if kind == "weighted":
-        return float(loss_weight(loss, targets))
+        found = Divisor(loss, outputs, len(targets)).find(targets)
+        if found is not None:
+            return found
     return float(len(targets))

@@ -25,9 +25,9 @@ from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.mesh import Mesh, balanced
+from workbench.nested import tensors_in
 from workbench.plan import Batch, Collective, Cut, Plan
 from workbench.planning import attempt, checked_options, compose, trace
-from workbench.profile import tensors_in
 from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
 from workbench.strategies.notation import parse

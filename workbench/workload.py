@@ -36,7 +36,8 @@ class Workload:
         their names: ``((ids, mask), y)``, ``({"input_ids": ids, "attention_mask": mask}, y)``.
     loss:
         Takes the model's output and the targets, gives one number: the mean or the sum over the
-        samples. ``torch.nn.CrossEntropyLoss()`` if left out.
+        samples, or a mean that leaves out or weighs samples by their targets.
+        ``torch.nn.CrossEntropyLoss()`` if left out.
     optimizer:
         A class of ``torch.optim``, a function of the parameters that makes an optimizer, or an
         optimizer made over ``model.parameters()``. SGD with a learning rate of 0.05 and momentum

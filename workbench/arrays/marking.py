@@ -17,9 +17,9 @@ from workbench.arrays.resident import Resident, batches, passes, samples_of
 from workbench.arrays.samples import batch_sizes, output_of
 from workbench.arrays.threads import few_threads
 from workbench.errors import PlanError
-from workbench.losses import loss_kind
 from workbench.pickling import dump, load
 from workbench.scoring import Marks, Score
+from workbench.trials import like, loss_kind
 
 _MERGED_AT_ONCE = 16
 
@@ -51,7 +51,7 @@ def score_arrays(
             f"evaluate({title}): there are {x.shape[0]} samples and {y.shape[0]} targets."
         )
     rest, dtype = output_of(model, inputs, title)
-    kind = loss_kind(loss, rest, y.shape[1:], str(y.dtype), str(dtype))
+    kind = loss_kind(loss, like(rest, str(dtype)), y.shape[1:], str(y.dtype))
     size, gather = batch_sizes(inputs, batch_size)
     inputs = tuple(each.rechunk({dim: -1 for dim in range(1, each.ndim)}) for each in inputs)
     y = y.rechunk({0: x.chunks[0], **{dim: -1 for dim in range(1, y.ndim)}})

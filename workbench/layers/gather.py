@@ -6,7 +6,7 @@ the gradients that ranks have of a whole array add up to the true one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -19,6 +19,7 @@ from workbench.errors import RunError
 from workbench.layers.carrier import Forward, Seat
 from workbench.layers.groups import Groups
 from workbench.mesh import BATCH_AXES
+from workbench.nested import over_tensors
 from workbench.plan import Cut, LayerPlan, Plan, runs_of
 from workbench.traced import Flat
 from workbench.windows import Run
@@ -282,24 +283,6 @@ def _gathers(planned: LayerPlan, seat: Seat) -> list[Whole | None]:
         names = (f"{seat.name}: {what}", f"{seat.name}: gradient of {what}")
         found.append(Whole(array.shape, cuts, seat.plan, seat.groups, *names) if cuts else None)
     return found
-
-
-def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return ``value`` with every tensor in it changed, those in tuples, lists and dicts too."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        changed = {key: over_tensors(item, change) for key, item in value.items()}
-        if type(value) is dict:
-            return changed
-        result = type(value).__new__(type(value))
-        result.update(changed)
-        return result
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(over_tensors(item, change) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(over_tensors(item, change) for item in value)
-    return value
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.layers.carrier import Forward, Seat
-from workbench.layers.gather import Whole, over_tensors
+from workbench.layers.gather import Whole
 from workbench.layers.sizes import Counting, inside
 from workbench.mesh import cuts_features
+from workbench.nested import over_tensors
 from workbench.plan import Plan
 from workbench.traced import POSITIONS, Meeting
 

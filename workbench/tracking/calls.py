@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
+from workbench.nested import tensors_in
 from workbench.traced import Array, Flat, Layer, Sums, Traced
 from workbench.tracking.agreeing import settled
 from workbench.tracking.faults import refusal
@@ -22,7 +23,7 @@ from workbench.tracking.saved import Saved
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.sizes import CallSizes
 from workbench.tracking.tags import Merged, Tag, Tags, fused, labels_in
-from workbench.tracking.watch import Watch, tensors_in
+from workbench.tracking.watch import Watch
 
 if TYPE_CHECKING:
     from workbench.layers.carrier import Carrier, Declared

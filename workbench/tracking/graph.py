@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.tracking.watch import tensors_in
+from workbench.nested import tensors_in
 
 
 def reached(nodes: Sequence[Any]) -> set[Any]:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.nested import over_tensors, tensors_in
 from workbench.traced import Adapted, Flat, Label, Mix, Resized
 from workbench.tracking.naming import user_name
 from workbench.tracking.positions import MetAgain, Positions
 from workbench.tracking.sizes import CallSizes, Fitting, Frame, Place, resized
 from workbench.tracking.tags import Even, Lost, Merged, Names, Tag, Tags, labels_in
-from workbench.tracking.watch import Event, Literals, Watch, tensors_in
+from workbench.tracking.watch import Event, Literals, Watch
 
 Scale = Callable[[str, int], int]
 """The other size of a dim, from its label and its size."""
@@ -62,34 +63,20 @@ class Spec:
 
 
 def spec_of(value: Any, tags: Callable[[Tensor], Tags]) -> Any:
-    """Return ``value`` with every tensor in nested tuples, lists and dicts as its :class:`Spec`."""
-    if isinstance(value, Tensor):
-        known, x = tags(value), value.detach()
+    """Return ``value`` with every tensor in it as its :class:`Spec`."""
+
+    def spec(tensor: Tensor) -> Spec:
+        known, x = tags(tensor), tensor.detach()
         kept = None if x.is_meta or labels_in(known) else x.clone()
-        return Spec(tuple(x.shape), known, x.dtype, x.device, value.requires_grad, kept)
-    if isinstance(value, dict):
-        return _like(value, {key: spec_of(item, tags) for key, item in value.items()})
-    if isinstance(value, list | tuple):
-        return _like(value, [spec_of(item, tags) for item in value])
-    return value
+        return Spec(tuple(x.shape), known, x.dtype, x.device, tensor.requires_grad, kept)
+
+    return over_tensors(value, spec)
 
 
 def stand_ins(value: Any, scale: Scale) -> Any:
     """Return what :func:`spec_of` was given, with arrays of the other sizes."""
-    if isinstance(value, Spec):
-        return value.stand_in(scale).clone()  # no leaf: code may go on in place
-    if isinstance(value, dict):
-        return _like(value, {key: stand_ins(item, scale) for key, item in value.items()})
-    if isinstance(value, list | tuple):
-        return _like(value, [stand_ins(item, scale) for item in value])
-    return value
-
-
-def _like(value: Any, items: Any) -> Any:
-    """Return ``items`` as the same kind of container as ``value``."""
-    if hasattr(value, "_fields"):
-        return type(value)(*items)
-    return type(value)(items)
+    # No leaves: code may go on in place.
+    return over_tensors(value, lambda spec: spec.stand_in(scale).clone(), Spec)
 
 
 def scaled(tag: Tag, size: int, scale: Scale) -> int:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from workbench.errors import PlanError
+from workbench.nested import tensors_in
 from workbench.traced import POSITIONS, Label, Mix
 from workbench.tracking import attention, layout  # noqa: F401 - register their rules
 from workbench.tracking.arithmetic import RANDOM, pointwise, random
@@ -303,17 +304,6 @@ def _root(tensor: Tensor) -> Tensor:
 
 def _uneven(tags: Tags) -> Tags:
     return tuple("" if isinstance(tag, Even) else tag for tag in tags)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a tensor, or in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
 
 
 @lru_cache(maxsize=4096)

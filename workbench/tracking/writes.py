@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from workbench.nested import tensors_in
 from workbench.traced import Write
 
 
@@ -35,13 +36,13 @@ class Writes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         result = func(*args, **kwargs)
         random = torch.Tag.nondeterministic_seeded in func.tags
         own = random or any(_storage(x) in self._own for x in given)
         written = _written(func, args, kwargs)
         if own:
-            self._own.update(_storage(x) for x in (*_tensors(result), *written))
+            self._own.update(_storage(x) for x in (*tensors_in(result), *written))
         for x in written:
             if (name := self._names.get(_storage(x))) is not None:
                 self._note(name, func._schema.name.partition("::")[2], own)
@@ -72,7 +73,7 @@ def _storage(x: Tensor) -> int:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     places, names = _targets(func)
     found = [args[place] for place in places if place < len(args)]
-    return _tensors((found, [kwargs[name] for name in names if name in kwargs]))
+    return tensors_in((found, [kwargs[name] for name in names if name in kwargs]))
 
 
 @lru_cache(maxsize=4096)
@@ -84,13 +85,3 @@ def _targets(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     return tuple(place for place, _ in written), tuple(name for _, name in written)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []

@@ -135,7 +135,7 @@ def _charts(comparison: Any, rows: Sequence[Mapping[str, Any]]) -> Iterator[Char
         (accuracy_chart(), accuracy_columns(curves)),
         (figures.share_chart(), figures.share_columns(rows)),
         (timeline_chart(), timeline_columns(timeline_of(comparison.timelines))),
-        (memory_chart(), memory_columns(memory_of_runs(timed))),
+        (memory_chart(), memory_columns(memory_of_runs(timed)())),
     )
     for chart, columns in drawn:
         if chart.name in ALWAYS or columns["label"]:

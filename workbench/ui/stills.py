@@ -266,7 +266,7 @@ def _memory(canvas: Canvas, top: float, comparison: Any) -> float:
 
 def _of_ranks(comparison: Any) -> list[RankMemory]:
     """Return the memory of the ranks of the timed runs."""
-    return memory_of_runs(run for run in comparison.runs if run.work is comparison.work)
+    return memory_of_runs(run for run in comparison.runs if run.work is comparison.work)()
 
 
 def _bars(
