@@ -48,6 +48,7 @@ ROOMS = (
     "losses",  # how a loss sums over samples
     "models",  # plain models
     "optimizers",  # what an optimizer does to a share of a parameter
+    "generators",  # what a user's own code draws from
     "recipe",  # model, loss and optimizer, without the data
     "datasets",  # real data as dask arrays
     "catalogue",  # the workloads that come along
@@ -70,7 +71,6 @@ ROOMS = (
     "scoring",  # loss and accuracy over ranks
     "judging",  # how many targets of its batch a rank got right
     "previewing",  # a rank's share of the picture that is shown
-    "generators",  # what a user's own code draws from
     "telling",  # what the dashboard is told of runs
     "keeping",  # a rank's shares of parameters and buffers
     "loading",  # a rank's samples, ahead of the step

@@ -163,11 +163,11 @@ class _Trainer:
         return model, Pipeline(model, self.plan, self.groups, calls, self.weights, device)
 
     def run(self) -> Outcome:
-        # Code that draws random numbers itself (F.dropout) must draw others for other samples, and
-        # the same on ranks that compute on the same ones.
+        # Code that draws random numbers itself (F.dropout) must draw others for other samples and
+        # in other stages, and the same on ranks that compute the same.
         # A run that goes on draws what comes next, or at least not the same again.
         first = self.job.first_step
-        seed_all(self.work.seed + self.plan.mesh.replica(self.context.rank) + SPREAD * first)
+        seed_all(self.work.seed + self.plan.mesh.stream(self.context.rank) + SPREAD * first)
         self.state.restore_generators()
         self.memory.begin()
         self.comm.barrier()
