@@ -4,8 +4,8 @@ While one rank works on the second micro-batch, the next works on the first. A s
 does what when: GPipe (Huang et al., 2019) goes forward with all micro-batches and then back; 1F1B
 (Narayanan et al., 2019) keeps fewer of them in memory; the interleaved schedule (Narayanan et al.,
 2021) gives each rank several chunks of layers, and ZB-H1 (Qi et al., 2024) works on the gradients
-of weights where others wait. Ranks are idle for (p - 1) / (m + p - 1) of the time, the bubble, with
-p ranks and m micro-batches.
+of weights where others wait. With p ranks, m micro-batches and equal stages ranks are idle for
+(p - 1) / (k m + p - 1) of the time, the bubble: k is 1, or as many chunks as a rank has, or 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from math import prod
 from workbench.errors import PlanError
 from workbench.plan import Collective, Plan
 from workbench.plan.stages import Crossing
-from workbench.schedules import SCHEDULES, ideal_bubble
+from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Layer
@@ -153,11 +153,11 @@ def _notes(plan: Plan) -> list[str]:
         shares = ", ".join(parts)
         what = f"{1e3 * whole_s:.3g} ms that a micro-batch takes by layers, measured here"
     entries = ", ".join(str(stage.entry) for stage in plan.stages if stage.entry)
-    bubble = ideal_bubble(ranks, micro, per_rank)
+    wait, formula = SCHEDULES[schedule].bubble(ranks, per_rank, micro)
     notes = [
         f"{len(plan.stages)} stages with {shares} of the {what}; cut before {entries}",
-        f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * bubble:.0f} % "
-        "of the time at best, (p - 1) / (m + p - 1)",
+        f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * wait:.0f} % "
+        f"of the time at best, {formula}",
     ]
     if any(planned.layer.batch_statistics for planned in plan.layers):
         notes.append(
