@@ -262,17 +262,6 @@ def test_where_a_cut_cannot_be_carried_another_is_found() -> None:
     assert [str(stage.entry) for stage in found.stages[1:]] == ["two"]
 
 
-def test_recomputation_and_running_statistics_do_not_go_together() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
-    twice = r"count every batch twice in the running statistics of layer '1' "
-    with pytest.raises(PlanError, match=twice + r"\(BatchNorm1d\)"):
-        plan(vector(net, 4), "pipeline=2", recompute="yes")
-    conv = nn.Conv1d(3, 3, 3, padding=1)
-    each = nn.InstanceNorm1d(3, track_running_stats=True)
-    with pytest.raises(PlanError, match=twice + r"\(InstanceNorm1d\)"):
-        plan(vector(nn.Sequential(conv, each, conv), 3, 5), "pipeline=2", recompute="yes")
-
-
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.InstanceNorm1d])
 def test_norms_that_keep_nothing_are_recomputed(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)

@@ -18,9 +18,7 @@ from workbench.errors import PlanError
 from workbench.plan import Collective, Plan
 from workbench.plan.stages import Crossing
 from workbench.schedules import SCHEDULES
-from workbench.strategies import replicas
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Layer
 
 AXIS = "pipeline"
 MICRO_BATCHES_PER_RANK = 4
@@ -28,14 +26,6 @@ MICRO_BATCHES_PER_RANK = 4
 
 def cut(plan: Plan) -> Plan:
     """Give every rank its stages; ``plan.stages`` says where the model is divided."""
-    if plan.option("recompute", "no") == "yes":
-        for layer in (planned.layer for planned in plan.layers):
-            if _counts_batches(layer):
-                raise PlanError(
-                    f"{plan.mesh} with recompute='yes' would count every batch twice in the "
-                    f"running statistics of layer {layer.name!r} ({layer.kind}); use "
-                    "recompute='no', or GroupNorm."
-                )
     passed = tuple((source, array) for source, array in plan.passed if plan.cuts_of(array))
     plan = replace(plan, passed=passed)
     ranks = plan.mesh.degree(AXIS)
@@ -47,12 +37,6 @@ def cut(plan: Plan) -> Plan:
             if crossing.gradient:
                 found.append(_message(plan, crossing.gradient_name, last, crossing))
     return plan.adding(collectives=found, notes=_notes(plan))
-
-
-def _counts_batches(layer: Layer) -> bool:
-    """Return whether a layer keeps running statistics of the batches that it sees."""
-    keeps = any(buffer.name.rpartition(".")[2] in replicas.RUNNING for buffer in layer.buffers)
-    return keeps and (layer.batch_statistics or any(sums.over_batch for sums in layer.sums))
 
 
 def _message(plan: Plan, name: str, sender: int, crossing: Crossing) -> Collective:
