@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.comm.connect import SoloComm
-from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.recomputing import Repeats
+from workbench.layers.trace import Trace
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.planning import plan
 

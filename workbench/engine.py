@@ -12,12 +12,12 @@ from workbench.cluster.context import RankContext
 from workbench.generators import seed_all
 from workbench.judging import Judge
 from workbench.keeping import RankState
-from workbench.layers.ghosts import Trace
 from workbench.layers.groups import Groups
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.layers.trace import Trace
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import Loader
 from workbench.optimizers import WholeOptimizer

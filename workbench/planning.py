@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from workbench.arranging import arranged
 from workbench.errors import PlanError
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import AXES, Mesh, cuts_features
+from workbench.nearest import Undivided, instead
 from workbench.plan import Batch, LayerPlan, Plan
 from workbench.strategies import OPTIONS, STRATEGIES, pipeline, replicas, sharded, spatial
 from workbench.strategies.agreement import agree
@@ -66,6 +68,13 @@ def plan(
             found = _plan(work, strategy, accumulate=accumulate, **options)
         except TooLarge as error:
             use = nearest(partial(_plan, work), strategy, accumulate, options)
+            raise PlanError(f"{error}; use {use}.") from None
+        except Undivided as error:
+
+            def attempt(other: str, chosen: Mapping[str, Any]) -> Plan:
+                return _plan(work, other, accumulate=accumulate, **chosen)
+
+            use = instead(attempt, str(parse(strategy)), options, error)
             raise PlanError(f"{error}; use {use}.") from None
         for micro in (accumulate, found.batch.accumulate):
             made[repr(strategy), micro, stated] = found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import PlanError
-from workbench.layers.ghosts import on_meta
+from workbench.layers.trace import on_meta
 from workbench.plan.stages import Source
 from workbench.traced import (
     POSITIONS,

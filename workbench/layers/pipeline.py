@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from workbench.errors import RunError
 from workbench.generators import Moment
-from workbench.layers.ghosts import Record, Spec, Stages
 from workbench.layers.groups import Groups
 from workbench.layers.recomputing import Repeats
+from workbench.layers.stages import Stages
+from workbench.layers.trace import Record, Spec
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.plan import Plan
 from workbench.plan.memory import TOGETHER
