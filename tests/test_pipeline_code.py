@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_pipeline import assert_equal, vector
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.errors import PlanError
-from workbench.models import ResidualMLP
+from workbench.models import ByteGPT, ResidualMLP
+from workbench.plan import Plan
 from workbench.planning import plan
 from workbench.verify import verify
+from workbench.workload import Workload
 
 
 class Gated(nn.Module):
@@ -211,3 +215,44 @@ def test_instead_of_too_many_stages_what_is_named_works(
         assert plan(made, words).ranks
     else:
         assert plan(made, strategy, schedule="1f1b").stages
+
+
+def tied(blocks: int) -> Workload:
+    torch.manual_seed(0)
+    model = ByteGPT(width=8, heads=2, blocks=blocks, length=6)
+    model.head.weight = model.byte.weight
+    source = np.random.default_rng(0)
+    return Workload(
+        model=model,
+        data=(source.integers(0, 256, (14, 6)), source.normal(size=(14, 6, 256))),
+        loss=nn.MSELoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        batch_size=6,
+        dtype="float64",
+    )
+
+
+def holders(found: Plan) -> tuple[int, ...]:
+    return found.holders("byte.weight")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("pipeline=3", {}),
+        ("data=2,pipeline=3", {}),
+        ("pipeline=3,tensor=2", {}),
+        ("sharded=2,pipeline=3", {"stage": "1"}),
+        ("sharded=2,pipeline=3", {"stage": "3"}),
+    ],
+)
+def test_tied_weights_lie_only_where_they_are_read(strategy: str, options: dict[str, Any]) -> None:
+    found = assert_equal(tied(3), strategy, **options)
+    assert holders(found) == (0, 2)
+    middle = next(r for r in range(found.ranks) if found.mesh.place(r, "pipeline") == 1)
+    last = next(r for r in range(found.ranks) if found.mesh.place(r, "pipeline") == 2)
+    assert found.memory(middle).parameters_bytes < found.memory(last).parameters_bytes
+
+
+def test_tied_weights_are_clipped_once() -> None:
+    assert_equal(tied(3).with_(clip_norm=0.01), "pipeline=3")

@@ -322,7 +322,7 @@ class _Divider:
         return tuple(found)
 
     def _held(self, stages: Stages) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Say which ranks along the pipeline need which parameter or buffer: one, or all of them.
+        """Say which ranks along the pipeline need which parameter or buffer.
 
         What code outside of modules reads all of them have.
         """
@@ -344,8 +344,7 @@ class _Divider:
             for each in state:
                 arrays.setdefault(each, set()).update(needed)
         for name, ranks in arrays.items():
-            alone = len(ranks) == 1 and name not in self.exposed
-            yield name, (tuple(ranks) if alone else everywhere)
+            yield name, (everywhere if name in self.exposed else tuple(sorted(ranks)))
 
 
 def _computes(layer: Layer) -> bool:

@@ -12,7 +12,7 @@ from workbench.cluster.context import RankContext
 from workbench.generators import seed_all
 from workbench.judging import Judge
 from workbench.keeping import RankState
-from workbench.layers.groups import Groups
+from workbench.layers.groups import Groups, parts_of
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
@@ -99,7 +99,7 @@ class _Trainer:
         self.context, self.job, self.comm = context, job, context.comm
         self.memory = PeakMemory(context.device)
         self.work, self.plan = load_payload(job.payload), job.plan
-        self.groups = Groups(self.comm, self.plan.mesh)
+        self.groups = Groups(self.comm, self.plan.mesh, parts_of(self.plan))
         batch, dtype = self.plan.batch, input_dtype(self.work, self.plan)
         self.order = Order(batch.samples, batch.size, self.work.seed, self.work.shuffle_block)
         self.loader = Loader(context, self.plan, self.order, dtype, job.first_step + job.steps)

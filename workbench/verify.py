@@ -17,7 +17,7 @@ from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
 from workbench.layers.channels import own_part
 from workbench.layers.gradients import GradientBuckets
-from workbench.layers.groups import Groups
+from workbench.layers.groups import Groups, parts_of
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
@@ -229,7 +229,7 @@ def _run(
     ]
     first, last = balanced(plan.batch.size, plan.mesh.replicas, plan.mesh.replica(rank))
     share = Share(start=first, rows=last - first)
-    groups = Groups(comm, plan.mesh)
+    groups = Groups(comm, plan.mesh, parts_of(plan))
     model, weights = copy.deepcopy(module), WeightGradients()
     weights.watch(model, SCHEDULES[plan.option("schedule", "1f1b")].splits_backward)
     model = parallelize(model, plan, groups, share)
