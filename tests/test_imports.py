@@ -66,6 +66,8 @@ ROOMS = (
     "mixing",  # code that mixes samples, which replicas cannot
     "layer_times",  # how long each layer takes here
     "limits",  # what a rank may keep
+    "nearest",  # what works instead of a pipeline
+    "split_at",  # stages that begin where the user says
     "dividing",  # a model -> the stages of a pipeline
     "sequencing",  # a model -> where ranks go on with some positions
     "arranging",  # a plan's first lines -> its stages and positions

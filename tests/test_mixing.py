@@ -33,14 +33,16 @@ class Coded(nn.Module):
         return self.code(self.layer(x))
 
 
-def planned(model: nn.Module, strategy: str, *shape: int, integers: bool = False) -> Plan:
+def planned(
+    model: nn.Module, strategy: str, *shape: int, integers: bool = False, **options: Any
+) -> Plan:
     x = np.zeros((8, *shape), np.int64 if integers else np.float32)
     with torch.no_grad():
         y = model(torch.from_numpy(x))
     work = Workload(
         model=model, data=(x, np.zeros(y.shape, np.float32)), loss=nn.MSELoss(), batch_size=6
     )
-    return plan(work, strategy)
+    return plan(work, strategy, **options)
 
 
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -112,6 +114,33 @@ def test_layers_that_draw_their_own_random_numbers_are_noted(
     notes = "\n".join(planned(model, "data=2", *shape).notes)
     assert "not the same number by number" in notes
     assert re.search(says, notes), notes
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "who"),
+    [
+        ("pipeline=2", {"accumulate": 1}, "stages have other ones than the serial run"),
+        ("pipeline=2", {}, "stages and micro-batches have other ones than the serial run"),
+        ("serial", {"accumulate": 2}, "micro-batches have other ones than one pass over the whole"),
+        ("data=2,pipeline=2", {"accumulate": 1}, "replicas and stages have other ones"),
+        ("tensor=2", {}, ""),
+        ("serial", {}, ""),
+    ],
+)
+def test_whoever_draws_others_is_named(strategy: str, options: dict[str, Any], who: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Coded(partial(F.dropout, p=0.5)), nn.Linear(4, 4))
+    notes = [n for n in planned(model, strategy, 4, **options).notes if "number by number" in n]
+    assert len(notes) == bool(who)
+    assert all(who in note for note in notes), notes
+
+
+def test_micro_batches_mix_their_own_samples() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Coded(MIXED["mean"]))
+    (note,) = [n for n in planned(model, "serial", 4, accumulate=2).notes if "mixes the" in n]
+    assert "each micro-batch mixes its own ones" in note
+    assert "not that of one pass over the whole batch" in note
+    notes = planned(model, "pipeline=2", 4, accumulate=1).notes  # a stage has all samples
+    assert not any("mixes the" in n for n in notes)
 
 
 def test_an_embedding_that_counts_words_in_the_batch_is_refused_between_replicas() -> None:

@@ -150,6 +150,19 @@ def test_the_bubble_is_the_ideal_one(name: str) -> None:
             assert length(times) == (micros + ranks - 1) * sum(costs)
 
 
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_the_formula_that_is_told_gives_the_share_that_is_told(name: str) -> None:
+    chunks = 2 if name == "interleaved" else 1
+    for ranks, micros, _ in lists(name, chunks):
+        share, formula = SCHEDULES[name].bubble(ranks, chunks, micros)
+        if formula.startswith("("):
+            terms = formula.replace("3 m", "3 * m").replace("2 m", "2 * m")
+            assert share == pytest.approx(eval(terms, {"p": ranks, "m": micros}))
+        else:
+            assert name in ("interleaved", "zb-h1")
+            assert micros % ranks or micros < ranks
+
+
 @pytest.mark.parametrize("chunks", [2, 3])
 def test_the_bubble_of_whole_rounds_shrinks_with_the_chunks(chunks: int) -> None:
     for ranks, micros, actions in lists("interleaved", chunks):

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.measured import WARM_UP_STEPS
 from workbench.plan import Plan
-from workbench.schedules import SCHEDULES, bubble, ideal_bubble, timeline
+from workbench.schedules import SCHEDULES, bubble, timeline
 
 AXIS = "pipeline"
 LAST_CALL = "record of the step"
@@ -33,7 +33,7 @@ class Bubble:
         same, and messages nothing. Of the time of a rank a third each counts as forward, gradients
         of inputs and gradients of weights.
     equal_stages:
-        The same for stages that all take as long: ``(p - 1) / (m + p - 1)``, but for ZB-H1.
+        The same for stages that all take as long, see :meth:`workbench.schedules.Schedule.bubble`.
     of_step:
         Which part of a step that time is, median over steps and mean over ranks.
     """
@@ -132,8 +132,5 @@ def _theory(plan: Plan, busy_s: Mapping[int, float]) -> tuple[float, float]:
         mine = [other.cost_flops for other in plan.stages if other.number % ranks == place]
         part = stage.cost_flops / sum(mine) if sum(mine) else 1 / len(mine)
         third.append(fmean(at[place]) * part / micros / 3)
-    equal = ideal_bubble(ranks, micros, chunks)
-    if schedule.splits_backward:
-        one = [1.0] * len(plan.stages)
-        equal = bubble(timeline(actions, one, one, one))
+    equal, _ = schedule.bubble(ranks, chunks, micros)
     return bubble(timeline(actions, third, third, third)), equal

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import pairwise
+from itertools import combinations, pairwise
+from math import comb
 from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.errors import PlanError
-from workbench.layers.ghosts import Spec, Stages, Trace, Uncarried
+from workbench.layers.draws import Draws
+from workbench.layers.ghosts import Uncarried
+from workbench.layers.stages import Stages
+from workbench.layers.trace import Spec, Trace
+from workbench.nearest import Undivided
 from workbench.plan.stages import Call, Crossing, Source, Stage
+from workbench.split_at import named
 from workbench.strategies.pipeline import Fits, balance
 
 if TYPE_CHECKING:
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 
 FLOPS_PER_NUMBER = 8
 """What a number of a layer's output costs beside its FLOPs: memory, not arithmetic, limits most."""
+
+MOST_SETS, MOST_TRIED = 2000, 32
+"""So many sets of cuts are compared, and tried, where cuts one by one have been refused."""
 
 AS_GOOD = 1.15
 """Modules further inside are cut only if that makes the slowest stage this much faster."""
@@ -66,8 +74,10 @@ def divide(
 
     Raises
     ------
+    Undivided
+        If there are not so many pieces.
     PlanError
-        If there are not so many pieces, a named module is none, or what crosses cannot be carried.
+        If a named module is none, or what crosses cannot be carried.
     """
     divider = _Divider(model, inputs, found, mesh, chunks, times, room)
     return divider.at(entries) if entries else divider.divide(split_at)
@@ -134,14 +144,32 @@ class _Divider:
 
     def divide(self, split_at: str) -> Divided:
         if split_at:
-            return self.at(self._named(split_at))
-        refused: dict[Call, str] = {}
+            return self.at(named(self, split_at))
+        return self.best({})
+
+    def best(self, refused: Mapping[Call, str]) -> Divided:
+        """Return the best division of which all can be carried, without the entries refused."""
+        bad = dict(refused)
         while True:
-            entries = self._best(refused)
+            try:
+                entries = self._balanced(bad)
+            except Undivided:
+                for others in self._together(refused) if len(bad) > len(refused) else ():
+                    with suppress(Uncarried):
+                        return self.at(others)
+                raise
             try:
                 return self.at(entries)
             except Uncarried as error:
-                refused[entries[error.stage - 1]] = str(error)
+                bad[entries[error.stage - 1]] = str(error)
+
+    def _together(self, refused: Mapping[Call, str]) -> list[tuple[Call, ...]]:
+        """Return sets of entries, the best first: where one can be may hang on where others are."""
+        usable = [call for call in self.candidates() if call not in refused]
+        if self.count < 3 or comb(len(usable), self.count - 1) > MOST_SETS:
+            return []
+        sets = combinations(usable, self.count - 1)
+        return sorted(sets, key=lambda entries: max(self._pieces(entries, self.costs)))[:MOST_TRIED]
 
     def _places(self) -> list[Call | None]:
         """Return the call that each layer of the profile is; None for one that is never called."""
@@ -154,7 +182,7 @@ class _Divider:
             counts[name] = counts.get(name, 0) + bool(layer.arguments)
         return found
 
-    def _candidates(self) -> list[Call]:
+    def candidates(self) -> list[Call]:
         """Return the calls at which a stage may begin: of several at one place the outermost.
 
         Before and after each there is a layer, and no layer is cut inside.
@@ -170,20 +198,17 @@ class _Divider:
                 found.setdefault(before, call)
         return [found[before] for before in sorted(found)]
 
-    def _best(self, refused: Mapping[Call, str], limited: bool = True) -> list[Call]:
+    def _balanced(self, refused: Mapping[Call, str], limited: bool = True) -> list[Call]:
         """Return the entries that make the slowest stage fastest, not far inside of modules."""
-        candidates = self._candidates()
+        candidates = self.candidates()
         usable = [call for call in candidates if call not in refused]
         most = len(usable) + 1
         if most < self.count:
-            why = next(iter(refused.values()), "")
-            fewer = most // (self.count // self.ranks)
-            nearest = f"pipeline={fewer}" if fewer > 1 else f"tensor={self.ranks}, or data"
-            if self.ranks <= most:
-                nearest = "schedule='1f1b', with one stage for each rank"
-            raise PlanError(
+            why = next((why for why in refused.values() if why), "")
+            raise self.undivided(
                 f"{self.mesh} asks for {self.count} stages, and the model can be cut into {most} "
-                f"at most{f', since elsewhere {why}' if why else ''}; use {nearest}."
+                f"at most{f', since elsewhere {why}' if why else ''}",
+                most,
             )
         slowest: dict[int, tuple[int, list[Call]]] = {}
         for depth in sorted({call.module.count(".") for call in usable}):
@@ -197,7 +222,7 @@ class _Divider:
                 worst = max(sum(pieces[a:b]) for a, b in pairwise(bounds))
                 slowest[depth] = worst, [shallow[cut - 1] for cut in chosen]
         if not slowest:
-            return self._best(refused, limited=False)
+            return self._balanced(refused, limited=False)
         fastest = min(worst for worst, _ in slowest.values())
         return next(entries for worst, entries in slowest.values() if worst <= AS_GOOD * fastest)
 
@@ -231,33 +256,9 @@ class _Divider:
             for array in layer.saved
         )
 
-    def _named(self, split_at: str) -> list[Call]:
-        names = [name.strip() for name in split_at.split(",")]
-        known = [call.module for call in self._candidates()]
-        every = [call.module for call in self.calls if call.module and not call.number]
-        for name in names:
-            if name not in every:
-                near = get_close_matches(name, known, 1, cutoff=0) or ["nothing"]
-                raise PlanError(
-                    f"split_at names {name!r}, which is no module that the model calls; the "
-                    f"nearest at which it can be cut is {near[0]!r}."
-                )
-        if len(names) != self.count - 1:
-            raise PlanError(
-                f"{self.mesh} has {self.count} stages and needs {self.count - 1} names in split_at;"
-                f" got {len(names)}. Name the modules with which stages begin, such as "
-                f"{','.join(known[: self.count - 1])!r}."
-            )
-        entries = sorted((Call(name) for name in names), key=lambda call: self.calls[call].enter)
-        try:
-            self.at(entries)
-        except Uncarried as error:
-            nearest = self._best({entries[error.stage - 1]: str(error)})
-            raise PlanError(
-                f"split_at={split_at!r} cuts where {error}, which cannot be carried along; the "
-                f"nearest cut is split_at={','.join(str(call.module) for call in nearest)!r}."
-            ) from None
-        return entries
+    def undivided(self, sentence: str, most: int) -> Undivided:
+        """Return the error of a model that can be cut into ``most`` stages at most."""
+        return Undivided(sentence, self.ranks, self.count // self.ranks, most)
 
     def at(self, entries: Sequence[Call]) -> Divided:
         """Run every stage without computing, to see what it needs of earlier ones."""
@@ -284,7 +285,8 @@ class _Divider:
         for number in reversed(range(self.count)):
             wanted = frozenset(c.source for c in crossings if c.start == number)
             try:
-                stages.run(number, inputs, receive, wanted)
+                with torch.enable_grad(), Draws(stages):
+                    stages.run(number, inputs, receive, wanted)
             except Uncarried as error:
                 error.stage = max(1, number)
                 raise
@@ -320,7 +322,7 @@ class _Divider:
         return tuple(found)
 
     def _held(self, stages: Stages) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Say which ranks along the pipeline need which parameter or buffer: one, or all of them.
+        """Say which ranks along the pipeline need which parameter or buffer.
 
         What code outside of modules reads all of them have.
         """
@@ -342,8 +344,7 @@ class _Divider:
             for each in state:
                 arrays.setdefault(each, set()).update(needed)
         for name, ranks in arrays.items():
-            alone = len(ranks) == 1 and name not in self.exposed
-            yield name, (tuple(ranks) if alone else everywhere)
+            yield name, (everywhere if name in self.exposed else tuple(sorted(ranks)))
 
 
 def _computes(layer: Layer) -> bool:

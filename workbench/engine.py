@@ -12,12 +12,12 @@ from workbench.cluster.context import RankContext
 from workbench.generators import seed_all
 from workbench.judging import Judge
 from workbench.keeping import RankState
-from workbench.layers.ghosts import Trace
-from workbench.layers.groups import Groups
+from workbench.layers.groups import Groups, parts_of
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.precision import Masters, lower
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.layers.trace import Trace
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.loading import Loader
 from workbench.optimizers import WholeOptimizer
@@ -101,7 +101,7 @@ class _Trainer:
         self.context, self.job, self.comm = context, job, context.comm
         self.memory = PeakMemory(context.device)
         self.work, self.plan = load_payload(job.payload), job.plan
-        self.groups = Groups(self.comm, self.plan.mesh)
+        self.groups = Groups(self.comm, self.plan.mesh, parts_of(self.plan))
         batch, dtypes = self.plan.batch, input_dtypes(self.work, self.plan)
         self.order = Order(batch.samples, batch.size, self.work.seed, self.work.shuffle_block)
         self.loader = Loader(context, self.plan, self.order, dtypes, job.first_step + job.steps)
@@ -171,11 +171,11 @@ class _Trainer:
         return model, Pipeline(model, self.plan, self.groups, calls, self.weights, device)
 
     def run(self) -> Outcome:
-        # Code that draws random numbers itself (F.dropout) must draw others for other samples, and
-        # the same on ranks that compute on the same ones.
+        # Code that draws random numbers itself (F.dropout) must draw others for other samples and
+        # in other stages, and the same on ranks that compute the same.
         # A run that goes on draws what comes next, or at least not the same again.
         first = self.job.first_step
-        seed_all(self.work.seed + self.plan.mesh.replica(self.context.rank) + SPREAD * first)
+        seed_all(self.work.seed + self.plan.mesh.stream(self.context.rank) + SPREAD * first)
         self.state.restore_generators()
         self.memory.begin()
         self.comm.barrier()

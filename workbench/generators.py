@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,41 @@ def seed_all(seed: int) -> None:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where the generators are, as each of them tells it; ``cuda`` is None on other devices."""
+
+    cpu: torch.Tensor
+    numpy: Any
+    python: Any
+    cuda: torch.Tensor | None
+
+
+def moment(device: torch.device) -> Moment:
+    """Return where all generators are that code on ``device`` may draw from."""
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return Moment(torch.get_rng_state(), np.random.get_state(), random.getstate(), on_device)
+
+
+@contextmanager
+def again_from(then: Moment, device: torch.device) -> Iterator[None]:
+    """Draw what was drawn after ``then``, and afterwards go on as if nothing had been drawn."""
+    now = moment(device)
+    _go_to(then, device)
+    try:
+        yield
+    finally:
+        _go_to(now, device)
+
+
+def _go_to(where: Moment, device: torch.device) -> None:
+    torch.set_rng_state(where.cpu)
+    np.random.set_state(where.numpy)
+    random.setstate(where.python)
+    if where.cuda is not None:
+        torch.cuda.set_rng_state(where.cuda, device)
 
 
 def states(device: torch.device) -> dict[str, NDArray[Any]]:

@@ -142,6 +142,14 @@ class Mesh:
                 index = index * degree + where[axis]
         return index
 
+    def stream(self, rank: int) -> int:
+        """Return which stream of random numbers the code that runs on ``rank`` draws from.
+
+        Ranks that compute on the same samples with the same layers draw the same. Others must not:
+        replicas have other samples, stages of a pipeline other layers.
+        """
+        return self.replica(rank) + self.replicas * self.place(rank, "pipeline")
+
     @property
     def feature_axes(self) -> tuple[str, ...]:
         """The axes along which ranks have different features of the same arrays."""

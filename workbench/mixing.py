@@ -1,7 +1,8 @@
 """Code in a model that mixes the samples of a batch, or draws random numbers of its own.
 
-Replicas have a part of the samples each, so that such code gives them something else than the
-serial run. Layers that know of other ranks, as BatchNorm and Dropout do, answer for themselves.
+Replicas and micro-batches are a part of the samples each, so that such code gives them something
+else than one pass over the batch. Stages of a pipeline draw by themselves. Layers that know of
+other ranks, as BatchNorm and Dropout do, answer for themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from workbench.generators import set_aside
 from workbench.nested import tensors_in
+from workbench.plan import Plan
 from workbench.profile import profile
 from workbench.traced import SAMPLES, Mix
 
@@ -23,32 +25,60 @@ _MOST_FLOPS = 1e11
 _TOLERANCE = 1e-3
 
 
-def notes_on_samples(model: nn.Module, inputs: Sequence[Tensor], flops: float) -> list[str]:
-    """Return why replicas of ``model`` do not compute what the serial run does; mostly nothing.
+def parts_of(plan: Plan) -> tuple[str, ...]:
+    """Return what the parts are called in which ``plan`` takes a batch through the model."""
+    named = {
+        "replica": plan.mesh.replicas > 1,
+        "stage": plan.mesh.degree("pipeline") > 1,
+        "micro-batch": plan.batch.accumulate > 1,
+    }
+    return tuple(name for name, there in named.items() if there)
+
+
+def mixes_of(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Mix, ...]:
+    """Return what code of ``model`` mixes samples of a batch or draws, given on the meta device."""
+    return profile(model, *inputs, dims=(0,)).mixes
+
+
+def notes_on_samples(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    mixes: Sequence[Mix],
+    flops: float,
+    parts: Sequence[str],
+) -> list[str]:
+    """Return why ``model`` in parts does not compute what one pass does; mostly nothing.
 
     Parameters
     ----------
     inputs:
         A whole batch, on the meta device.
+    mixes:
+        What :func:`mixes_of` gives for them.
     flops:
         Of a forward pass over it.
+    parts:
+        Those that the plan has, see :func:`parts_of`.
     """
-    mixes = profile(model, *inputs, dims=(0,)).mixes
+    only_micro = tuple(parts) == ("micro-batch",)
+    other = "one pass over the whole batch" if only_micro else "the serial run"
+    several = " and ".join(f"{part}{'es' if part.endswith('ch') else 's'}" for part in parts)
     found = [
-        f"{_where(mix)} draws {mix.operation.partition(', and every')[0]} of its own: replicas "
-        "have other ones than the serial run, so that the result is not the same number by number"
+        f"{_where(mix)} draws {mix.operation.partition(', and every')[0]} of its own: {several} "
+        f"have other ones than {other}, so that the result is not the same number by number"
         for mix in mixes
         if mix.random
     ]
     suspects = [mix for mix in mixes if SAMPLES in mix.labels and not mix.random]
-    if suspects and not found and _parts_differ(model, inputs, flops):
+    each = [part for part in parts if part != "stage"]  # a stage has all samples
+    if suspects and each and not found and _parts_differ(model, inputs, flops):
         # Of several suspects nobody knows which it is.
         what = ", or ".join(
             dict.fromkeys(f"{_where(mix)} ({_said(mix.operation)})" for mix in suspects[:3])
         )
         found.append(
-            f"code mixes the samples of a batch: {what}; each replica mixes its own ones, so that "
-            "the result is not that of the serial run"
+            f"code mixes the samples of a batch: {what}; each {each[-1]} mixes its own ones, so "
+            f"that the result is not that of {other}"
         )
     return list(dict.fromkeys(found))
 

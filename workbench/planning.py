@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from workbench.errors import PlanError
 from workbench.given import listed, titles
 from workbench.limits import TooLarge, bytes_of, check_memory, nearest
 from workbench.mesh import AXES, BATCH_AXES, Mesh, cuts_features
+from workbench.nearest import Undivided, instead
 from workbench.plan import Batch, LayerPlan, Plan
 from workbench.strategies import (
     STRATEGIES,
@@ -26,7 +28,7 @@ from workbench.strategies import (
 from workbench.strategies.agreement import agree
 from workbench.strategies.notation import parse
 from workbench.strategies.obstacles import advised, check_writes
-from workbench.traced import Flat, Traced, lead
+from workbench.traced import Flat, Mix, Traced, lead
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,6 +77,13 @@ def plan(
             found = _plan(work, strategy, accumulate=accumulate, **options)
         except TooLarge as error:
             use = nearest(partial(_plan, work), strategy, accumulate, options)
+            raise PlanError(f"{error}; use {use}.") from None
+        except Undivided as error:
+
+            def attempt(other: str, chosen: Mapping[str, Any]) -> Plan:
+                return _plan(work, other, accumulate=accumulate, **chosen)
+
+            use = instead(attempt, str(parse(strategy)), options, error)
             raise PlanError(f"{error}; use {use}.") from None
         for micro in (accumulate, found.batch.accumulate):
             made[repr(strategy), micro, stated] = found
@@ -141,8 +150,7 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
             f"{mesh} adds up dense gradients, and SparseAdam takes only sparse ones; use serial, "
             "or torch.optim.Adam."
         )
-    if mesh.replicas > 1:
-        start = start.adding(notes=_on_samples(model, batch, found))
+    start = start.adding(notes=_on_samples(work, start, model, batch, found))
     start = replace(start, options=(*start.options, ("loss", kind)))
     if work.clip_norm is not None:
         start = replace(start, options=(*start.options, ("clip_norm", repr(work.clip_norm))))
@@ -221,8 +229,14 @@ def _rather_real(
     return []
 
 
-def _on_samples(model: nn.Module, batch: tuple[Tensor, ...], found: Profile) -> list[str]:
-    """Return notes on what replicas do otherwise than the serial run; refuse where that is known.
+_mixes: WeakKeyDictionary[Workload, tuple[Mix, ...]] = WeakKeyDictionary()
+"""What a model's code mixes and draws, which is the same for every plan."""
+
+
+def _on_samples(
+    work: Workload, start: Plan, model: nn.Module, batch: tuple[Tensor, ...], found: Profile
+) -> list[str]:
+    """Return notes on what parts of a batch do otherwise than the whole; refuse where it is known.
 
     Raises
     ------
@@ -231,16 +245,23 @@ def _on_samples(model: nn.Module, batch: tuple[Tensor, ...], found: Profile) -> 
     """
     from torch import nn
 
-    from workbench.mixing import notes_on_samples
+    from workbench.mixing import mixes_of, notes_on_samples, parts_of
 
+    parts = parts_of(start)
+    if not parts:
+        return []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+        counts = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
+        if counts and start.mesh.replicas > 1:
             raise PlanError(
                 f"Layer {name!r} ({type(module).__name__}) divides its gradients by how often a "
                 "row comes in the whole batch (scale_grad_by_freq), of which each replica sees a "
                 "part; use scale_grad_by_freq=False, or serial."
             )
-    return notes_on_samples(model, batch, sum(layer.forward_flops for layer in found.layers))
+    flops = sum(layer.forward_flops for layer in found.layers)
+    if work not in _mixes:
+        _mixes[work] = mixes_of(model, batch)
+    return notes_on_samples(model, batch, _mixes[work], flops, parts)
 
 
 def _micro_batches(start: Plan, found: Profile) -> int:

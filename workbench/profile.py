@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workbench.errors import PlanError
 from workbench.generators import set_aside
-from workbench.layers.ghosts import on_meta
+from workbench.layers.trace import on_meta
 from workbench.nested import tensors_in
 from workbench.plan.stages import Source
 from workbench.traced import (

@@ -134,7 +134,8 @@ def check_kept(kept: Iterable[str], asked: str) -> None:
 def draws_on(old: Mesh, new: Mesh) -> dict[int, int]:
     """Return whose generators each rank of ``new`` goes on from, where it takes the same samples.
 
-    Ranks that are cut otherwise draw other numbers, and have none to go on from.
+    Ranks that are cut otherwise draw other numbers, and have none to go on from. Nor have stages of
+    a pipeline that there were not: two that go on from one would draw the same for ever.
     """
     if old == new:
         return {rank: rank for rank in range(new.size)}
@@ -142,8 +143,9 @@ def draws_on(old: Mesh, new: Mesh) -> dict[int, int]:
         return {}
     first: dict[int, int] = {}
     for rank in range(old.size):
-        first.setdefault(old.replica(rank), rank)
-    return {rank: first[new.replica(rank)] for rank in range(new.size)}
+        first.setdefault(old.stream(rank), rank)
+    streams = {rank: new.stream(rank) for rank in range(new.size)}
+    return {rank: first[stream] for rank, stream in streams.items() if stream in first}
 
 
 def _optimizer(work: Workload) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
+from math import isclose
 from typing import Literal
 
 Kind = Literal["forward", "backward", "input", "weight"]
@@ -70,6 +71,21 @@ class Schedule:
             wanted = "two or more chunks" if self.chunked else "one chunk"
             raise ValueError(f"{self.title} needs {wanted} per rank; got {chunks}")
         return tuple(tuple(self.order(r, ranks, chunks, micro_batches)) for r in range(ranks))
+
+    def bubble(self, ranks: int, chunks: int, micro_batches: int) -> tuple[float, str]:
+        """Return the idle share of the time with equal stages, and the formula that gives it.
+
+        A third each of a stage's time counts as forward, gradients of inputs and gradients of
+        weights. The formulas are those of Narayanan et al. (2021, section 2.2) for chunks and of
+        Qi et al. (2024, section 2) for ZB-H1. They hold for whole rounds, of as many micro-batches
+        as ranks; else the share is that of the lists of actions.
+        """
+        one = [1.0] * (ranks * chunks)
+        found = bubble(timeline(self.actions(ranks, chunks, micro_batches), one, one, one))
+        times = 3 if self.splits_backward else chunks
+        if not isclose(found, ideal_bubble(ranks, micro_batches, times)):
+            return found, "counted from its actions"
+        return found, f"(p - 1) / ({f'{times} m' if times > 1 else 'm'} + p - 1)"
 
 
 def _all(kind: Kind, stage: int, micros: int) -> list[Action]:
@@ -238,9 +254,12 @@ def bubble(times: Timeline) -> float:
     return (whole - sum(stop - start for start, stop in runs)) / whole if whole else 0.0
 
 
-def ideal_bubble(ranks: int, micro_batches: int, chunks: int = 1) -> float:
-    """Return what :func:`bubble` is with equal stages, for all but ZB-H1 and uneven rounds."""
-    return (ranks - 1) / (chunks * micro_batches + ranks - 1)
+def ideal_bubble(ranks: int, micro_batches: int, times: int = 1) -> float:
+    """Return what :func:`bubble` is with equal stages and whole rounds.
+
+    ``times`` is the number of chunks of a rank, or 3 for ZB-H1.
+    """
+    return (ranks - 1) / (times * micro_batches + ranks - 1)
 
 
 def most_in_flight(actions: Actions) -> tuple[int, ...]:

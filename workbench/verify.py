@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,19 @@ from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
 from workbench.errors import PlanError
 from workbench.layers.channels import own_part
-from workbench.layers.ghosts import Trace
 from workbench.layers.gradients import GradientBuckets
-from workbench.layers.groups import Groups
+from workbench.layers.groups import Groups, parts_of
 from workbench.layers.pipeline import Pipeline
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
+from workbench.layers.trace import Trace
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.mesh import Mesh, balanced
+from workbench.nearest import Undivided, instead
 from workbench.nested import tensors_in
 from workbench.plan import Batch, Collective, Cut, Plan
 from workbench.planning import attempt, checked_options, compose, trace
+from workbench.profile import Profile
 from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas
 from workbench.strategies.notation import parse
@@ -118,19 +120,29 @@ def verify(module: nn.Module, *inputs: Tensor, strategy: str, **options: Any) ->
     module = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
     values = [_double(x) for x in inputs]
     batch = next((x.shape[0] for x in values if x.dim()), 0)
-    start = Plan(
-        workload=type(module).__name__,
-        batch=Batch(max(1, batch), max(1, batch)),
-        layers=(),
-        mesh=mesh,
-        options=tuple(chosen.items()),
-    )
-    found = trace(module, tuple(_leaf(x) for x in values), start)
-    try:
-        arrays = tuple(_leaf(x) for x in values)
+
+    def begun(asked: str, options: Mapping[str, Any]) -> tuple[Plan, Profile]:
+        start = Plan(
+            workload=type(module).__name__,
+            batch=Batch(max(1, batch), max(1, batch)),
+            layers=(),
+            mesh=parse(asked),
+            options=tuple(checked_options(dict(options)).items()),
+        )
+        return start, trace(module, tuple(map(_leaf, values)), start)
+
+    def planned(start: Plan, found: Profile) -> tuple[Plan, Profile]:
+        arrays = tuple(map(_leaf, values))
         with advised(start, partial(attempt, module, arrays)):
             divided, found = arranged(start, module, arrays, found, compose)
-            plan = compose(divided, found)
+            return compose(divided, found), found
+
+    start, found = begun(strategy, chosen)
+    try:
+        plan, found = planned(start, found)
+    except Undivided as error:
+        use = instead(lambda other, free: planned(*begun(other, free)), str(mesh), chosen, error)
+        return Proof(strategy, mesh.size, refusal=f"{error}; use {use}.")
     except PlanError as refusal:
         return Proof(strategy, mesh.size, refusal=str(refusal))
     if any(shape[:1] != (batch,) for shape in found.output_shapes) and mesh.replicas > 1:
@@ -222,7 +234,7 @@ def _run(
     ]
     first, last = balanced(plan.batch.size, plan.mesh.replicas, plan.mesh.replica(rank))
     share = Share(start=first, rows=last - first)
-    groups = Groups(comm, plan.mesh)
+    groups = Groups(comm, plan.mesh, parts_of(plan))
     model, weights = copy.deepcopy(module), WeightGradients()
     weights.watch(model, SCHEDULES[plan.option("schedule", "1f1b")].splits_backward)
     model = parallelize(model, plan, groups, share)

@@ -18,7 +18,7 @@ from workbench.arrays.resident import Resident, in_batches
 from workbench.arrays.tasks import numpy_type
 from workbench.errors import PlanError
 from workbench.given import listed
-from workbench.layers.ghosts import on_meta as model_on_meta
+from workbench.layers.trace import on_meta as model_on_meta
 
 BATCH, GATHERED = 64, 512
 """Samples in one pass of the model, and in one task.

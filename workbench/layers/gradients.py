@@ -72,10 +72,11 @@ class GradientBuckets:
                 for place, (name, parameter) in enumerate(zip(planned.names, members, strict=True)):
                     self._add(parameter, parameter, None, first + place, name in summed)
                 continue
-            comm = groups.over(*planned.axes)
+            comm = groups.among(planned.axes, planned.places)
             compress: Reducer | None = None
             if compression.kind != "none" and "data" in planned.axes:
-                comm = groups.over(*(axis for axis in planned.axes if axis != "data"))
+                others = tuple(axis for axis in planned.axes if axis != "data")
+                comm = groups.among(others, planned.places)
                 shapes = [tuple(p.shape) for p in members]
                 like = members[0].new_empty(sum(p.numel() for p in members))
                 compress = reducer(compression, shapes, like, groups.over("data"), number)

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import RunError
-from workbench.layers.ghosts import Record, Spec, Stages
+from workbench.generators import Moment
 from workbench.layers.groups import Groups
+from workbench.layers.recomputing import Repeats
+from workbench.layers.stages import Stages
+from workbench.layers.trace import Record, Spec
 from workbench.layers.weight_gradients import WeightGradients
 from workbench.plan import Plan
 from workbench.plan.memory import TOGETHER
@@ -35,7 +38,7 @@ class _Kept:
     leaves: dict[int, Tensor] = field(default_factory=dict)
     ends: list[Tensor] = field(default_factory=list)
     late: WeightGradients.Queue = field(default_factory=list)
-    random: Tensor | None = None
+    then: Moment | None = None
 
 
 class Pipeline:
@@ -72,7 +75,8 @@ class Pipeline:
         # The proof of a comparison runs the same plan in float64.
         real = (p.dtype for p in model.parameters() if p.is_floating_point())
         self.real = next(real, torch.get_default_dtype())
-        self.again = plan.option("recompute", "no") == "yes"
+        again = plan.option("recompute", "no") == "yes"
+        self.repeats = Repeats(model, device) if again else None
         self.wanted = [
             frozenset(c.source for c in plan.crossings if c.start == stage.number)
             for stage in plan.stages
@@ -164,11 +168,10 @@ class Pipeline:
 
     def _forward(self, action: Action) -> None:
         kept = self.kept[action.stage, action.micro] = _Kept()
-        if not self.again or action.stage == self.last:
+        if self.repeats is None or action.stage == self.last:
             captured = self._compute(action, kept)
         else:
-            kept.random = torch.get_rng_state()
-            with torch.no_grad():
+            with self.repeats.first() as kept.then:
                 captured = self._compute(action, kept)
         for number, crossing in enumerate(self.plan.crossings):
             if crossing.start == action.stage:
@@ -215,8 +218,8 @@ class Pipeline:
 
     def _backward(self, action: Action) -> None:
         kept = self.kept[action.stage, action.micro]
-        if kept.random is not None:
-            self._compute_again(action, kept)
+        if kept.then is not None:
+            self._compute_again(action, kept, kept.then)
         ends: list[Tensor] = []
         grads: list[Tensor] = []
         for end in kept.ends:
@@ -247,13 +250,11 @@ class Pipeline:
     def _weight(self, action: Action) -> None:
         self.weights.work_off(self.kept.pop((action.stage, action.micro)).late)
 
-    def _compute_again(self, action: Action, kept: _Kept) -> None:
-        """Recompute activations (Chen et al., 2016) with the random numbers of the first time."""
-        assert kept.random is not None
-        now = torch.get_rng_state()
-        torch.set_rng_state(kept.random)
-        captured = self._compute(action, kept)
-        torch.set_rng_state(now)
+    def _compute_again(self, action: Action, kept: _Kept, then: Moment) -> None:
+        """Recompute activations (Chen et al., 2016) as they were the first time."""
+        assert self.repeats is not None
+        with self.repeats.again(then):
+            captured = self._compute(action, kept)
         for number in kept.sent:
             kept.sent[number] = captured[self.plan.crossings[number].source]
 

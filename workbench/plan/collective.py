@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.mesh import balanced
+from workbench.mesh import Mesh, balanced
 from workbench.traced import Operation, Phase
 
 
@@ -44,6 +44,13 @@ class Collective:
     places: tuple[int, ...] = ()
     part: str = ""
     call: int | None = None
+
+    def group(self, mesh: Mesh, rank: int) -> tuple[int, ...]:
+        """Return the ranks along the axes that take part where ``rank`` is, perhaps without it."""
+        found = mesh.group(rank, *self.axes)
+        if self.places:
+            found = tuple(each for each in found if mesh.place(each, "pipeline") in self.places)
+        return found
 
     def sent_bytes(self, degree: int, index: int, samples: Sequence[int] = (1,)) -> int:
         """Return the payload bytes that the rank at ``index`` of ``degree`` sends for one step.

@@ -201,10 +201,10 @@ class Plan:
     def sent_by(self, collective: Collective, rank: int) -> int:
         """Return the payload bytes that ``rank`` sends for one of the collectives, in its step."""
         mesh = self.mesh
-        if collective.places and mesh.place(rank, "pipeline") not in collective.places:
+        group = collective.group(mesh, rank)
+        if rank not in group:
             return 0
         samples = self.batch.rows(mesh.replicas, mesh.replica(rank))
-        group = mesh.group(rank, *collective.axes)
         if collective.arrays:
             arrays = {array.name: array for array in (*self.buffers, *self.arrays)}
             shapes = [self.owned(arrays[name], rank).shape for name in collective.arrays]

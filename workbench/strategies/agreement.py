@@ -112,9 +112,9 @@ def gradient_buckets(
         cutting = {cut.axis for cut in plan.parameter_cuts(array.name)}
         holders = plan.holders(array.name)
         places = holders if len(holders) < pipeline else ()
-        over = tuple(
-            axis for axis in axes if axis not in cutting and not (axis == "pipeline" and places)
-        )
+        if len(holders) == 1:
+            cutting.add("pipeline")
+        over = tuple(axis for axis in axes if axis not in cutting)
         key, share = (over, places), plan.owned(array, 0)
         itemsize = plan.kept_itemsize(array)
         last = latest.get((key, itemsize))

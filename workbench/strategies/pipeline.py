@@ -4,8 +4,8 @@ While one rank works on the second micro-batch, the next works on the first. A s
 does what when: GPipe (Huang et al., 2019) goes forward with all micro-batches and then back; 1F1B
 (Narayanan et al., 2019) keeps fewer of them in memory; the interleaved schedule (Narayanan et al.,
 2021) gives each rank several chunks of layers, and ZB-H1 (Qi et al., 2024) works on the gradients
-of weights where others wait. Ranks are idle for (p - 1) / (m + p - 1) of the time, the bubble, with
-p ranks and m micro-batches.
+of weights where others wait. With p ranks, m micro-batches and equal stages ranks are idle for
+(p - 1) / (k m + p - 1) of the time, the bubble: k is 1, or as many chunks as a rank has, or 3.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from math import prod
 from workbench.errors import PlanError
 from workbench.plan import Collective, Plan
 from workbench.plan.stages import Crossing
-from workbench.schedules import SCHEDULES, ideal_bubble
-from workbench.strategies import replicas
+from workbench.schedules import SCHEDULES
 from workbench.strategies.strategy import Strategy
-from workbench.traced import Layer
 
 AXIS = "pipeline"
 MICRO_BATCHES_PER_RANK = 4
@@ -28,14 +26,6 @@ MICRO_BATCHES_PER_RANK = 4
 
 def cut(plan: Plan) -> Plan:
     """Give every rank its stages; ``plan.stages`` says where the model is divided."""
-    if plan.option("recompute", "no") == "yes":
-        for layer in (planned.layer for planned in plan.layers):
-            if _counts_batches(layer):
-                raise PlanError(
-                    f"{plan.mesh} with recompute='yes' would count every batch twice in the "
-                    f"running statistics of layer {layer.name!r} ({layer.kind}); use "
-                    "recompute='no', or GroupNorm."
-                )
     passed = tuple((source, array) for source, array in plan.passed if plan.cuts_of(array))
     plan = replace(plan, passed=passed)
     ranks = plan.mesh.degree(AXIS)
@@ -47,12 +37,6 @@ def cut(plan: Plan) -> Plan:
             if crossing.gradient:
                 found.append(_message(plan, crossing.gradient_name, last, crossing))
     return plan.adding(collectives=found, notes=_notes(plan))
-
-
-def _counts_batches(layer: Layer) -> bool:
-    """Return whether a layer keeps running statistics of the batches that it sees."""
-    keeps = any(buffer.name.rpartition(".")[2] in replicas.RUNNING for buffer in layer.buffers)
-    return keeps and (layer.batch_statistics or any(sums.over_batch for sums in layer.sums))
 
 
 def _message(plan: Plan, name: str, sender: int, crossing: Crossing) -> Collective:
@@ -153,11 +137,11 @@ def _notes(plan: Plan) -> list[str]:
         shares = ", ".join(parts)
         what = f"{1e3 * whole_s:.3g} ms that a micro-batch takes by layers, measured here"
     entries = ", ".join(str(stage.entry) for stage in plan.stages if stage.entry)
-    bubble = ideal_bubble(ranks, micro, per_rank)
+    wait, formula = SCHEDULES[schedule].bubble(ranks, per_rank, micro)
     notes = [
         f"{len(plan.stages)} stages with {shares} of the {what}; cut before {entries}",
-        f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * bubble:.0f} % "
-        "of the time at best, (p - 1) / (m + p - 1)",
+        f"{SCHEDULES[schedule].title} with {micro} micro-batches: ranks wait {100 * wait:.0f} % "
+        f"of the time at best, {formula}",
     ]
     if any(planned.layer.batch_statistics for planned in plan.layers):
         notes.append(

@@ -20,7 +20,7 @@ class Passed:
     """Notes the tensors that go into calls of modules and come out of them, in order.
 
     Calls and tensors are numbered as the stages of a pipeline number them, see
-    :class:`workbench.layers.ghosts.Stages`.
+    :class:`workbench.layers.stages.Stages`.
     """
 
     def __init__(self) -> None:
