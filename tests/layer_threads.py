@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.composing import compose
 from workbench.layers.carrier import OUT
 from workbench.layers.carriers import carrier_of
 from workbench.mesh import Mesh
 from workbench.plan import Batch, Plan
-from workbench.planning import checked_options, compose
+from workbench.planning import checked_options
 from workbench.profile import Profile
 from workbench.strategies.notation import parse
 from workbench.traced import Array, Label, Layer, Traced

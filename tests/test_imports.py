@@ -71,6 +71,7 @@ ROOMS = (
     "dividing",  # a model -> the stages of a pipeline
     "sequencing",  # a model -> where ranks go on with some positions
     "arranging",  # a plan's first lines -> its stages and positions
+    "composing",  # a profile and the axes of a mesh -> plan
     "planning",  # workload and strategy -> plan
     "controls",  # what an experiment is, in plain values
     "sharing",  # share codes

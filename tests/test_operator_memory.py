@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
+from workbench.composing import compose, trace
 from workbench.layers.groups import Groups
 from workbench.layers.share import Share
 from workbench.layers.swap import parallelize
 from workbench.models import DenoiseCNN
 from workbench.plan import Batch, Plan
-from workbench.planning import compose, trace
 from workbench.strategies.notation import parse
 
 IMAGE = (1, 3, 427, 64)

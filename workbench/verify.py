@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from workbench.arranging import arranged
 from workbench.comm.comm import Comm
 from workbench.comm.threads import run_threads
+from workbench.composing import attempt, compose, trace
 from workbench.errors import PlanError
 from workbench.layers.channels import own_part
 from workbench.layers.gradients import GradientBuckets
@@ -28,7 +29,7 @@ from workbench.mesh import Mesh, balanced
 from workbench.nearest import Undivided, instead
 from workbench.nested import tensors_in
 from workbench.plan import Batch, Collective, Cut, Plan
-from workbench.planning import attempt, checked_options, compose, trace
+from workbench.planning import checked_options
 from workbench.profile import Profile
 from workbench.schedules import SCHEDULES
 from workbench.strategies import replicas

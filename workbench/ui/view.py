@@ -14,24 +14,22 @@ from typing import Any
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from workbench import machine
-from workbench.cost import HOUR_S
 from workbench.plan import Plan
-from workbench.ui import figures, pictures, table, texts
+from workbench.ui import figures, passages, pictures
 from workbench.ui.about import About
 from workbench.ui.accuracy_figure import accuracy_chart, accuracy_columns
 from workbench.ui.actions import Actions, Presses
 from workbench.ui.chart import Chart, Columns
 from workbench.ui.controls import Controls
-from workbench.ui.costs import costs
 from workbench.ui.described import Described
 from workbench.ui.form import Request
 from workbench.ui.guard import Broken, Guard
 from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
-from workbench.ui.language import current, text, translate
+from workbench.ui.language import text
 from workbench.ui.live_figure import LiveFigure
 from workbench.ui.memory_figure import memory_chart, memory_columns
-from workbench.ui.pace import FREE, Clock, Due, pace_of, rests
+from workbench.ui.pace import Clock, Due, rests
 from workbench.ui.placement_page import PlacementPage
 from workbench.ui.plan_view import PlanView
 from workbench.ui.presence import Presence
@@ -39,11 +37,10 @@ from workbench.ui.state import State
 from workbench.ui.step_menu import StepMenu
 from workbench.ui.still_page import StillFigures
 from workbench.ui.style import STYLE
-from workbench.ui.texts import Row
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
 from workbench.ui.why_table import why_table
-from workbench.ui.widget import Fold, all_of, box, copied, hint, problem, put
+from workbench.ui.widget import Fold, all_of, box, problem, put
 
 READ = ("throughput", "accuracy", "share", "timeline", "memory")
 """Figures that are read rather than watched, see :class:`workbench.ui.pace.Pace`."""
@@ -203,7 +200,7 @@ class View:
                 why = planned[1] if planned and planned[0].strategy == asked.strategy else ""
                 self.controls.show(problems, refused or {}, why if isinstance(why, str) else "")
             with part("python"):
-                put(self._python, _python(asked))
+                put(self._python, passages.python(asked))
             with part("keep"):
                 self.keep.show(self.code, self.controls.limits, told)
                 self.keep.list_earlier(state.earlier)
@@ -211,25 +208,25 @@ class View:
             if price != self._price_drawn:
                 self._price_drawn = price
                 with part("details"):
-                    put(self._details, _details(state, price))
+                    put(self._details, passages.details(state, price))
             if state is not self._shown or guess is not self._drawn_guess:
                 due = self._clock.look(state, again=guess is not self._drawn_guess)
                 with part("state"):
-                    put(self._pace, _paced(state))
-                    put(self._place, _place(state))
-                    put(self._problem, _problem(state))
+                    put(self._pace, passages.paced(state))
+                    put(self._place, passages.place(state))
+                    put(self._problem, passages.trouble(state))
                 if due.moving:
                     with part("result"):
-                        put(self._result, _result(state))
+                        put(self._result, passages.result(state))
                     with part("pictures"):
                         put(self._pictures, pictures.strip(state.preview))
                 if due.read:
                     with part("why"):
                         put(self._why, why_table(state.bars, machine.cores()))
                     with part("table"):
-                        put(self._table, _runs(state))
+                        put(self._table, passages.runs(state))
                     with part("details"):
-                        put(self._details, _details(state, price))
+                        put(self._details, passages.details(state, price))
                 self._draw(state, guess, due)
                 self._shown, self._drawn_guess = state, guess
                 if due.said:
@@ -325,78 +322,3 @@ class View:
             ],
             "wb-panel",
         )
-
-
-def _place(state: State) -> str:
-    """Return where it runs, and a link to the page of the dashboard in the language spoken here."""
-    said = f"<span>{escape(state.place)}</span>"
-    if not state.dashboard:
-        return said
-    address = escape(f"{state.dashboard}?lang={current()}")
-    named = escape(text("place.dashboard"))
-    return f'{said} · <a href="{address}" target="_blank" rel="noopener">{named}</a>'
-
-
-def _paced(state: State) -> str:
-    """Say why figures move seldom, where they do."""
-    pace = pace_of(state)
-    if pace is FREE:
-        return ""
-    cores = texts.count(machine.cores(), "core")
-    return hint(text("hint.pace", cores=cores, seconds=f"{pace.moving_s:.0f}"))
-
-
-def _problem(state: State) -> str:
-    said = state.problems.get("run")
-    broken = problem(said, state.details) if said else ""
-    # What to do now stands beside its button, also after a run that had said otherwise.
-    return broken + (problem(text("cluster.gone")) if state.gone else "")
-
-
-def _result(state: State) -> str:
-    """Return the badge, and one sentence per strategy."""
-    lines = "".join(f"<p>{escape(line)}</p>" for line in state.found)
-    if not state.bars:
-        return lines
-    kind, sentence = texts.badge(state.bars)
-    if kind == "none" and state.request is not None and len(state.request.strategies) > 1:
-        return ""  # the strategy's turn has not come
-    mark = {"yes": "✓ ", "no": "✗ ", "unknown": "… "}.get(kind, "")
-    return f'<div class="wb-badge wb-badge-{kind}">{mark}{escape(sentence)}</div>{lines}'
-
-
-def _runs(state: State) -> str:
-    if not state.rows:
-        return hint(text("table.empty"))
-    title = escape(text("table.title"))
-    return f"<h3>{title}</h3>{table.rows_table(state.rows)}"
-
-
-def _details(state: State, price: float) -> str:
-    """Return what is folded away of the rows; ``price`` is that of a worker for an hour."""
-    if not state.rows:
-        return hint(text("table.empty"))
-    rows = [{**row, **_priced(row, price)} for row in state.rows]
-    return table.details_table(rows) + costs(rows) + _refused(state)
-
-
-def _priced(row: Row, price: float) -> dict[str, float]:
-    if not price or row.get("epoch_s") is None:
-        return {}
-    return {"price_per_epoch": price * row["ranks"] * row["epoch_s"] / HOUR_S}
-
-
-def _python(asked: Request) -> str:
-    """Return what each button that measures or trains does, as Python to copy."""
-    return "".join(
-        copied(text(f"python.{kind}"), asked.python(kind)) for kind in ("compare", "sweep", "train")
-    )
-
-
-def _refused(state: State) -> str:
-    if not state.refused:
-        return ""
-    lines = "".join(
-        f"<li><b>{escape(name)}</b>: {escape(translate(why))}</li>" for name, why in state.refused
-    )
-    return f"<h4>{escape(text('sweep.refused'))}</h4><ul>{lines}</ul>"
