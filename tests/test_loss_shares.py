@@ -226,6 +226,17 @@ def test_outputs_may_be_in_any_container(given: str, strategy: str) -> None:
     assert_same(many, one)  # what is behind the other output has no gradient, and no momentum
 
 
+@pytest.mark.parametrize("strategy", ["data=2", "pipeline=2"])
+def test_in_bfloat16_too(strategy: str) -> None:
+    def loss(o: Any, t: Tensor) -> Tensor:
+        return F.cross_entropy(o.a, t, ignore_index=-1)
+
+    made = workload(loss, labels(-1), "as transformers").with_(dtype="float32")
+    one = run_on_threads(made, "serial", 5, precision="bf16")
+    many = run_on_threads(made, strategy, 5, precision="bf16")
+    np.testing.assert_allclose(many.losses, one.losses, rtol=0.02)
+
+
 class Images(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -22,6 +22,9 @@ from workbench.nested import over_tensors, tensors_in
 _ROUNDING = 2000
 """Times the smallest difference of the dtype: further apart, gradients are not parallel."""
 
+_ON_GPU = 5e-3
+"""Products in a loss may be of TF32 there, another kind of them for each number of samples."""
+
 
 class Divisor:
     """What a loss divides by for the targets in hand.
@@ -85,10 +88,12 @@ class Divisor:
         beside = self._gradient(targets)
         ratio = float(alone @ beside) / (float(beside @ beside) or torch.nan)
         apart = float((alone - ratio * beside).abs().max() / alone.abs().max())
-        if not apart <= min(self._rounding, 1e-2):
+        if not apart <= max(self._rounding, _ON_GPU * targets.is_cuda):
             return None
         more = ratio - 1
-        return 0.0 if abs(more) <= self._rounding / 10 else more * self._part
+        if abs(more - round(more)) <= self._rounding / 10 * max(1.0, more):
+            more = float(round(more))  # a count, or nothing
+        return more * self._part
 
     def ends(self, outputs: Any, targets: Tensor) -> list[Tensor]:
         """Return the tensors of ``outputs`` from which a backward pass without a loss begins.

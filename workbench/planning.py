@@ -135,7 +135,8 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
             start = replace(start, options=(*start.options, ("smoothed_labels", "yes")))
     else:
         try:
-            kind = check_loss(work, outputs_of(model, work.sample_shapes, work.input_dtypes))
+            full = work.make_model() if start.low else model  # a loss is given float32
+            kind = check_loss(work, outputs_of(full, work.sample_shapes, work.input_dtypes))
         except PlanError as error:
             if mesh.size > 1 or accumulate > 1:
                 raise
