@@ -162,6 +162,18 @@ def test_a_published_model_equals_serial_or_is_refused(name: str, strategy: str)
         np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "BERT"])
+def test_what_is_advised_of_positions_of_words_works(name: str) -> None:
+    work, expected = serial(name)
+    with pytest.raises(PlanError, match=r"has none; use data=2\.$"):
+        plan(work, "spatial=2")
+    with pytest.raises(PlanError, match='Or give fallback="gather"'):
+        plan(work, "spatial=2", spatial_dims=1)
+    state = run_on_threads(work, "spatial=2", 3, spatial_dims=1, fallback="gather").state
+    for key, value in expected.state.items():
+        np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
+
+
 @pytest.mark.parametrize("name", ["GPT-2", "BERT", "ViT"])
 def test_positions_between_the_blocks_of_a_published_model_are_cut(name: str) -> None:
     work, expected = serial(name)

@@ -293,7 +293,8 @@ def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         if type(value) is dict:
             return changed
         result = type(value).__new__(type(value))
-        result.update(changed)
+        for key, item in changed.items():  # the outputs of transformers have no update
+            result[key] = item
         return result
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(over_tensors(item, change) for item in value))
