@@ -203,6 +203,18 @@ def of_scores(loss: nn.Module, output: Any, targets: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("name", ["GPT-2", "BERT"])
+def test_what_is_advised_of_positions_of_words_works(name: str) -> None:
+    work, expected = serial(name)
+    with pytest.raises(PlanError, match=r"has none; use data=2\.$"):
+        plan(work, "spatial=2")
+    with pytest.raises(PlanError, match='Or give fallback="gather"'):
+        plan(work, "spatial=2", spatial_dims=1)
+    state = run_on_threads(work, "spatial=2", 3, spatial_dims=1, fallback="gather").state
+    for key, value in expected.state.items():
+        np.testing.assert_allclose(state[key], value, rtol=0, atol=1e-9, err_msg=key)
+
+
 @pytest.mark.parametrize("name", ["GPT-2", "BERT", "BERT with a mask", "ViT"])
 def test_positions_between_the_blocks_of_a_published_model_are_cut(name: str) -> None:
     work, expected = serial(name)

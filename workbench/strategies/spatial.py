@@ -16,10 +16,11 @@ from typing import TypeVar
 from workbench.mesh import shares
 from workbench.plan import Collective, Cut, CutLabel, LayerPlan, Plan
 from workbench.strategies.obstacles import check_calls, check_layers, check_mixes
-from workbench.strategies.spatial_dims import AXIS, cut_labels
+from workbench.strategies.spatial_dims import cut_labels
 from workbench.strategies.strategy import Strategy
 from workbench.traced import Flat, Layer, Operation, Phase, Traced, lead
 
+AXIS = "spatial"
 Kind = TypeVar("Kind", Cut, CutLabel)
 _NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
