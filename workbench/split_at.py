@@ -61,11 +61,13 @@ def named(divider: Divider, split_at: str) -> list[Call]:
     # No name says which call of a module is meant; it is the first.
     unnamed = {call: "" for call in divider.candidates() if call.number}
     known = [call.module for call in divider.candidates() if not call.number]
-    if len(set(names)) != divider.count - 1:
+    needed = divider.count - 1
+    got = len(names) if len(names) != needed else len(set(names))
+    if got != needed:
         works = divider.best(unnamed)
         raise PlanError(
-            f"{divider.mesh} has {divider.count} stages and needs {divider.count - 1} names in "
-            f"split_at; got {len(set(names))}. Name the modules with which stages begin, such as "
+            f"{divider.mesh} has {divider.count} stages and needs {needed} names in "
+            f"split_at; got {got}. Name the modules with which stages begin, such as "
             f"{_entries(works)!r}."
         )
     for place, name in enumerate(names):
