@@ -42,9 +42,6 @@ class Divider(Protocol):
     def at(self, entries: Sequence[Call]) -> Any:
         """Return the division at these entries; raises Uncarried where that cannot be."""
 
-    def undivided(self, sentence: str, most: int) -> Undivided:
-        """Return the error of a model that can be cut into ``most`` stages at most."""
-
 
 def named(divider: Divider, split_at: str) -> list[Call]:
     """Return the entries that ``split_at`` names.
@@ -93,9 +90,11 @@ def named(divider: Divider, split_at: str) -> list[Call]:
     try:
         works = _first_of(divider, others) or divider.best(unnamed)
     except Undivided as none:
-        raise divider.undivided(
+        raise Undivided(
             f"split_at={split_at!r} cuts where {why}, which cannot be carried along, and no other "
             f"cut into {divider.count} stages can be made",
+            none.ranks,
+            none.chunks,
             none.most,
         ) from None
     raise PlanError(
