@@ -10,6 +10,9 @@ from pathlib import Path
 HOLE = "⟦{}⟧"
 """Stands for the value number n of a sentence."""
 
+PLACES = {"PlanError": 0, "RunError": 0, "Undivided": 0, "Uncarried": 0, "Refusal": 1}
+"""Which argument of what is called is a sentence."""
+
 
 def errors_of(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line and sentence of every error that a source raises, with holes for values.
@@ -19,7 +22,7 @@ def errors_of(path: Path) -> Iterator[tuple[int, str]]:
     source = _Source(ast.parse(path.read_text("utf-8")))
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            place = {"PlanError": 0, "RunError": 0, "Refusal": 1}.get(node.func.id, len(node.args))
+            place = PLACES.get(node.func.id, len(node.args))
             for argument in node.args[place : place + 1]:
                 for sentence in source.forms(argument):
                     yield node.lineno, sentence

@@ -205,9 +205,11 @@ class _Divider:
         most = len(usable) + 1
         if most < self.count:
             why = next((why for why in refused.values() if why), "")
-            raise self.undivided(
+            raise Undivided(
                 f"{self.mesh} asks for {self.count} stages, and the model can be cut into {most} "
                 f"at most{f', since elsewhere {why}' if why else ''}",
+                self.ranks,
+                self.count // self.ranks,
                 most,
             )
         slowest: dict[int, tuple[int, list[Call]]] = {}
@@ -255,10 +257,6 @@ class _Divider:
             array.numel * array.itemsize * (rows if array.shape[:1] == (batch,) else batch) // batch
             for array in layer.saved
         )
-
-    def undivided(self, sentence: str, most: int) -> Undivided:
-        """Return the error of a model that can be cut into ``most`` stages at most."""
-        return Undivided(sentence, self.ranks, self.count // self.ranks, most)
 
     def at(self, entries: Sequence[Call]) -> Divided:
         """Run every stage without computing, to see what it needs of earlier ones."""

@@ -42,9 +42,6 @@ class Divider(Protocol):
     def at(self, entries: Sequence[Call]) -> Any:
         """Return the division at these entries; raises Uncarried where that cannot be."""
 
-    def undivided(self, sentence: str, most: int) -> Undivided:
-        """Return the error of a model that can be cut into ``most`` stages at most."""
-
 
 def named(divider: Divider, split_at: str) -> list[Call]:
     """Return the entries that ``split_at`` names.
@@ -61,11 +58,13 @@ def named(divider: Divider, split_at: str) -> list[Call]:
     # No name says which call of a module is meant; it is the first.
     unnamed = {call: "" for call in divider.candidates() if call.number}
     known = [call.module for call in divider.candidates() if not call.number]
-    if len(set(names)) != divider.count - 1:
+    needed = divider.count - 1
+    got = len(names) if len(names) != needed else len(set(names))
+    if got != needed:
         works = divider.best(unnamed)
         raise PlanError(
-            f"{divider.mesh} has {divider.count} stages and needs {divider.count - 1} names in "
-            f"split_at; got {len(set(names))}. Name the modules with which stages begin, such as "
+            f"{divider.mesh} has {divider.count} stages and needs {needed} names in "
+            f"split_at; got {got}. Name the modules with which stages begin, such as "
             f"{_entries(works)!r}."
         )
     for place, name in enumerate(names):
@@ -91,9 +90,11 @@ def named(divider: Divider, split_at: str) -> list[Call]:
     try:
         works = _first_of(divider, others) or divider.best(unnamed)
     except Undivided as none:
-        raise divider.undivided(
+        raise Undivided(
             f"split_at={split_at!r} cuts where {why}, which cannot be carried along, and no other "
             f"cut into {divider.count} stages can be made",
+            none.ranks,
+            none.chunks,
             none.most,
         ) from None
     raise PlanError(
