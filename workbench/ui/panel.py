@@ -335,7 +335,8 @@ class Panel:
             with self._view.guard.task("suggest"):
                 self._view.suggest(described, self._keep)
         state = self._watcher.look()
-        self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
+        driver = self.driver
+        self._view.show(state, driver.refused, driver.planned, driver.told, driver.using.workers)
         if self._print and state.job:
             self._say(state)
 

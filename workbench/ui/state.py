@@ -235,8 +235,8 @@ class Watcher:
         if going is not None and (going.runs or rows):
             with self._guard.task("measured"):
                 self._measured, self._words = _measured(job, status, rows, shown)
-                live = not isinstance(going, AttachedComparison)
-                now = replace(now, turn=len(going.runs), crowded=live and going.crowded)
+                crowded = not isinstance(going, AttachedComparison) and going.crowded
+                now = replace(now, turn=len(going.runs), crowded=crowded)
         return replace(now, **self._measured, **self._words.said())
 
 
