@@ -113,7 +113,7 @@ def test_the_panel_says_nothing_in_english_that_is_no_name(monkeypatch):
         made.run()
         until(lambda: rooms.compared, "the comparison")
         rooms.compared[0][-1].go_on("done")
-        until(lambda: "data=2" in made._view._table.value, "the table")
+        until(lambda: "完成" in made._view.actions.message.value, "the end")  # which is told last
         assert english(made) == set()
         made.speak("en")
         until(lambda: "Done" in made._view.actions.message.value, "English")

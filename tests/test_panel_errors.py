@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
-from panel_fakes import shown, until
+from panel_fakes import FakeLab, shown, until
 
-from workbench.ui import driver, language, shelf, state, view
+from workbench.ui import driver, lab_in_use, language, placement_page, shelf, state, view
 from workbench.ui.guard import Guard
+from workbench.ui.panel import app
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -124,3 +126,59 @@ def test_what_the_guard_knows_is_let_go_of_when_the_task_ends_well():
     assert list(guard.found) == ["two"]
     with language.speaking("en"):
         assert guard.found["two"].sentence.startswith("Something in the panel broke")
+
+
+def test_a_second_panel_opens_while_the_cluster_of_the_first_starts(opened, rooms):
+    rooms.gate = threading.Event()
+    opened.run()
+    until(lambda: rooms.threads, "the start of the cluster")
+    second = []
+    opener = threading.Thread(target=lambda: second.append(app(workers=2)))
+    opener.start()
+    until(lambda: second, "the second panel")
+    assert not rooms.gate.is_set()
+    opened.close(wait=False)
+    rooms.gate.set()
+    until(lambda: not opened.driver._tasks.alive, "the end of the first")
+    assert not rooms.labs[0].closed  # the second has joined before the first has left
+    second[0].close()
+    assert rooms.labs[0].closed
+
+
+def test_nothing_that_draws_waits_for_the_scheduler(opened, rooms, monkeypatch):
+    asked, hangs = [], threading.Event()
+
+    def hosts():
+        asked.append(threading.current_thread().name)
+        assert hangs.wait(50)
+        return {"there": 2.0}
+
+    until(lambda: opened.driver.planned is not None, "the first plan")
+    monkeypatch.setattr(lab_in_use, "workers_of_lab", hosts)
+    monkeypatch.setattr(placement_page, "workers_of_lab", hosts)
+    opened._view.controls.fields["batch"].value = 16
+    until(lambda: asked, "the question")
+    opened._view.controls.fields["batch"].value = 0  # is drawn, though there is no answer yet
+    note = opened._view.controls.notes["batch"]
+    until(lambda: "Batch is 0" in note.value, "the sentence")
+    hangs.set()
+    until(lambda: opened._view._there == {"there": 2.0}, "the answer")
+    assert set(asked) == {"panel driver"}
+
+
+def test_the_address_of_the_dashboard_is_asked_for_once(rooms):
+    asked = []
+
+    class Lab(FakeLab):
+        @property
+        def dashboard_link(self):
+            asked.append(threading.current_thread().name)
+            return "http://127.0.0.1:1/status"
+
+    made = app(lab=Lab(2), workers=2, batch=32, steps=12)
+    until(lambda: "127.0.0.1:1/workbench" in made._view._place.value, "the link")
+    runs(made, rooms)
+    made._view.controls.fields["batch"].value = 16
+    runs(made, rooms)
+    assert asked == ["panel driver"]
+    made.close()

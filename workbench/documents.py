@@ -181,11 +181,11 @@ def read_document(text: str, file: object) -> dict[str, Any]:
     PlanError
         For a field that is missing or cannot be; names it.
     ValueError, RecursionError
-        If it is no JSON.
+        If it is no JSON, or that of something else.
     """
     told = json.loads(text, parse_constant=lambda _name: None)
-    if not MAPPING.fits(told):
-        raise ValueError("no object")
+    if not (MAPPING.fits(told) and {"machine", "workload"} & told.keys()):
+        raise ValueError("no comparison")
     found = _checked(told, COMPARISON, MORE_OF_COMPARISON, file)
     found["workload"] = _checked(found["workload"], WORKLOAD, MORE_OF_WORKLOAD, file, "workload.")
     _check(found["machine"], {}, {"cores": COUNT.or_null}, file, "machine.")

@@ -349,6 +349,7 @@ class Driver:
             self.planned = (request, Broken.of(error).error)
         else:
             self.planned = (request, found)
+        self.using.look()
 
     def _try_one(self) -> None:
         """Find out of one more strategy whether it can be."""

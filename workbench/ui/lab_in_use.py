@@ -39,6 +39,8 @@ class LabInUse:
         self.opening = 0
         self.workers: Mapping[str, float] = {}
         self._lost = False
+        self._page = ""
+        self._told_by: Lab | None = None
 
     @property
     def gone(self) -> bool:
@@ -47,11 +49,9 @@ class LabInUse:
 
     @property
     def dashboard(self) -> str:
-        """Address of the page of all runs on it; "" where there is none."""
+        """Address of the page of all runs on it; "" where none is known; asks nobody."""
         lab = self.lab
-        if lab is None or lab.closed or not lab.feed.on:
-            return ""
-        return f"{lab.dashboard_link.removesuffix('/status')}/workbench"
+        return self._page if lab is not None and not lab.closed and lab.feed.on else ""
 
     def open(self, workers: int, starting: Callable[[], None] = lambda: None) -> Lab:
         """Return the cluster; start one where there is none, or ours is too small.
@@ -67,6 +67,7 @@ class LabInUse:
                 raise RefusedError("workers", partial(language.text, "cluster.gone"))
             return self._given
         self.lab = SHARED.lab_for(workers, starting)
+        self.look()
         return self.lab
 
     def forget(self) -> None:
@@ -75,5 +76,9 @@ class LabInUse:
         self._lost = False
 
     def look(self) -> None:
-        """Ask for its workers, or for those of the lab that is open."""
+        """Ask for its page, and for its workers or those of the lab that is open."""
+        lab = self.lab
+        if lab is not self._told_by and lab is not None and not lab.closed and lab.feed.on:
+            self._told_by = lab  # it stays: it is not asked again, which has no limit of time
+            self._page = f"{lab.dashboard_link.removesuffix('/status')}/workbench"
         self.workers = workers_of_lab()

@@ -343,7 +343,8 @@ class Panel:
             with self._view.guard.task("suggest"):
                 self._view.suggest(described, self._keep)
         state = self._watcher.look()
-        self._view.show(state, self.driver.refused, self.driver.planned, self.driver.told)
+        driver = self.driver
+        self._view.show(state, driver.refused, driver.planned, driver.told, driver.using.workers)
         self._view.presence.ring()
         self._view.stand_in(state, self.comparison)
         if not self._in_kernel and state.job:

@@ -67,11 +67,21 @@ class PlacementPage:
         :meth:`show` has been given a plan.
     workers:
         As for :func:`where`.
+    ask:
+        Returns the memory in GiB of each worker of the open lab, which are there if no others are
+        given; by default the lab is asked, which takes long where it does not answer.
     """
 
-    def __init__(self, chunks: Any = None, workers: Any = None) -> None:
+    def __init__(
+        self,
+        chunks: Any = None,
+        workers: Any = None,
+        ask: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
         self._lock = threading.RLock()
         self._workers = workers
+        self._ask = ask or workers_of_lab
+        self._there: Mapping[str, float] = {}
         self._chunks = chunks
         self._plan: Plan | None = None
         self._schemes: Schemes | None = None
@@ -134,15 +144,16 @@ class PlacementPage:
         Until somebody changes the workers, they are those of the lab that is open now.
         """
         with self._lock:
-            if plan is self._plan:
+            there = self._ask() if self._workers is None else {}
+            if plan is self._plan and there == self._there:
                 return
-            self._plan, schemes = plan, self._schemes
-            if schemes is None or schemes.chunks != self._chunks_of(plan):
+            self._plan, self._there, schemes = plan, there, self._schemes
+            if (
+                schemes is None
+                or schemes.chunks != self._chunks_of(plan)
+                or (schemes.before is None and there and there != schemes.workers)
+            ):
                 self.start_again()
-            elif schemes.before is None and self._workers is None:
-                there = workers_of_lab()
-                if there and there != schemes.workers:
-                    self.start_again()
 
     def start_again(self) -> None:
         """Place all chunks anew, on the workers of the beginning."""
@@ -184,7 +195,7 @@ class PlacementPage:
         if chunks is None:
             assert self._plan is not None
             chunks = self._chunks_of(self._plan)
-        workers = workers_of_lab() or WORKERS if self._workers is None else self._workers
+        workers = self._ask() or WORKERS if self._workers is None else self._workers
         self._schemes = Schemes.place(chunks, workers)
         placed = self._schemes.chunks
         size = in_binary_units(sum(placed.values()))

@@ -22,18 +22,22 @@ class SharedLab:
     def __init__(self) -> None:
         self._users: set[object] = set()
         self._lab: Lab | None = None
-        self._lock = threading.RLock()
+        self._joining = threading.Lock()
+        self._lock = threading.RLock()  # held for seconds, while a cluster starts or ends
 
     def join(self, user: object) -> None:
-        """Note that ``user`` may need the cluster."""
-        with self._lock:
+        """Note that ``user`` may need the cluster, and return at once."""
+        with self._joining:
             self._users.add(user)
 
     def leave(self, user: object) -> None:
         """Note that ``user`` needs it no more; the last one closes it."""
-        with self._lock:
+        with self._joining:
             self._users.discard(user)
-            if not self._users:
+        with self._lock:
+            with self._joining:
+                left = bool(self._users)  # one may have joined while we waited
+            if not left:
                 self.close()
 
     def close(self) -> None:

@@ -106,7 +106,8 @@ class View:
         self._python_fold = Fold(self._python)
         self._pictures = widgets.HTML()
         self._plan = PlanView()
-        self._where = PlacementPage()
+        self._there: Mapping[str, float] = {}
+        self._where = PlacementPage(ask=lambda: self._there)
         self._where_fold = Fold(self._where.root)
         self._charts: tuple[Chart, ...] = (
             figures.speedup_chart(),
@@ -185,13 +186,19 @@ class View:
         refused: Mapping[tuple[Request, str], str] | None = None,
         planned: tuple[Request, Plan | str] | None = None,
         told: str = "",
+        there: Mapping[str, float] | None = None,
     ) -> None:
-        """Bring every widget up to date; what has not changed sends nothing."""
+        """Bring every widget up to date; what has not changed sends nothing.
+
+        ``there`` has the workers that chunks are placed on, see
+        :class:`workbench.ui.lab_in_use.LabInUse`: nothing here waits for a cluster.
+        """
         with self.lock:
             part, asked = self.guard.task, self.controls.request()
             with part("plan"):
                 self._plan.show(planned)
             with part("placement"):
+                self._there = there or {}
                 if planned is not None and isinstance(planned[1], Plan):
                     self._where.show(planned[1])
             with part("controls"):
