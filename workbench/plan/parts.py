@@ -50,7 +50,7 @@ def parts(
 def _runs(
     plan: Plan, shape: Sequence[int], cuts: tuple[Cut, ...], rank: int
 ) -> tuple[tuple[Run, ...], ...]:
-    found = [((0, size),) for size in shape]
+    found: list[tuple[Run, ...]] = [((0, size),) for size in shape]
     for cut in cuts:
         if cut.flat is None:
             found[cut.dim] = (plan.share(shape, (cut,), rank)[cut.dim],)

@@ -216,7 +216,7 @@ class Watcher:
             told = [*findings(rows, machine.cores()), *_amdahl(alike)]
             found = [translate(said) for said in told]
             if isinstance(going, Gathered):
-                found = [text(f"gathered.{word}", **values) for word, values in going.cautions]
+                found = [_caution(word, values) for word, values in going.cautions]
             elif status in ENDED:
                 bubbles = bubbles_of(going.runs)
                 found += _bubbles(bubbles)
@@ -239,6 +239,12 @@ class Watcher:
             turn=len(going.runs),
             crowded=not isinstance(going, AttachedComparison) and going.crowded,
         )
+
+
+def _caution(word: str, values: Mapping[str, str]) -> str:
+    """Return what stands against comparing, its list translated piece by piece."""
+    said = {name: ", ".join(map(translate, each.split(", "))) for name, each in values.items()}
+    return text(f"gathered.{word}", **said)
 
 
 def _bubbles(known: Mapping[str, Bubble]) -> list[str]:
