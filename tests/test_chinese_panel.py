@@ -30,6 +30,10 @@ NAMES = {
     "Tab",
     "Karp",
     "Flatt",
+    "powersgd",
+    "topk",
+    "gpipe",
+    "nesterov",
 }
 NAMES |= {"workbench", "exports", "panel", "run", "wait", "JupyterLab", "namespace", "ranks"}
 NAMES |= {*STRATEGIES, *(word for name in CATALOGUE for word in re.findall("[a-z]+", name))}

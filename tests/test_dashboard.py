@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from bokeh.document import Document
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, Plot
 from distributed import Client
 from distributed.dashboard import scheduler as dask_dashboard
 from distributed.diagnostics.task_stream import TaskStreamPlugin
@@ -133,6 +133,24 @@ def test_the_page_draws_what_the_board_has(board, scheduler):
     words = " ".join(div.text for div in doc.select({"type": parts.Div}))
     assert "&lt;b&gt;x" in words
     assert "<svg" not in words
+
+
+@pytest.mark.parametrize("path", pages.PAGES)
+def test_every_figure_says_how_to_read_it_and_has_its_data_as_a_table(board, scheduler, path):
+    cut = plan(make(model=make_image_net, data=images(), batch_size=4), "spatial=2")
+    bars = (Bar(0, "compute", "<b>", 0.0, 0.1, 0),)
+    board.take(News(facts={"plan": cut, "timeline": Timeline("spatial=2", 3, bars)}))
+    doc, page = opened(scheduler, path)
+    figures = len(list(doc.select({"type": Plot}))) + path.endswith(("workbench", "cut"))
+    words = " ".join(div.text for div in doc.select({"type": parts.Div}))
+    assert words.count("How to read it") == figures
+    cut_shown = path.endswith(("workbench", "cut"))
+    assert words.count("Its data as a table") == cut_shown  # of what goes on it would close again
+    board.take(News(facts={"status": "done"}))
+    page.update()
+    words = " ".join(div.text for div in doc.select({"type": parts.Div}))
+    assert words.count("Its data as a table") == figures
+    assert "<b>" not in words.replace("<b>spatial", "").replace("<b lang", "")
 
 
 def make_image_net() -> Any:

@@ -15,14 +15,20 @@ from click.testing import CliRunner
 from fake_comparison import FakeComparison, row
 from PIL import Image
 from test_attaching import going_on, span
+from workloads import make
 
 import workbench as wb
 from workbench.cli import commands
+from workbench.planning import plan
 from workbench.ui import look, stills
 from workbench.ui.axes import ticks
 from workbench.ui.canvas import Svg, hatched, marker
+from workbench.ui.form import Request
+from workbench.ui.job import Job
 from workbench.ui.language import speaking
 from workbench.ui.raster import Raster
+from workbench.ui.shelf import write
+from workbench.ui.training import Training
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -184,3 +190,25 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, name: str, says: str) ->
     empty: Any = FakeComparison()
     with pytest.raises(wb.PlanError, match=says):
         wb.export(empty, tmp_path / name)
+
+
+def test_the_cut_is_a_picture_of_its_own(comparison: FakeComparison, tmp_path: Path) -> None:
+    comparison.runs[-1].plan = plan(make(), "data=2")
+    written = {path.name: path for path in wb.export(comparison, tmp_path)}
+    root = ElementTree.parse(written["cut.data=2.svg"]).getroot()
+    assert root.tag == f"{SVG}svg"
+    assert any("rank 1" in (each.text or "") for each in root.iter(f"{SVG}text"))
+
+
+def test_all_that_train_has_made_is_exported(tmp_path: Path) -> None:
+    class Trained(Training):
+        def __init__(self, segments: tuple[Any, ...]) -> None:
+            self.segments = segments
+
+    runs = [wb.attach(going_on(tmp_path / "runs", name).path) for name in ("a", "b")]
+    asked = Request("", (), 1, 1, 1)
+    said = write(Job(1, asked, "train", going=Trained(tuple(runs))), str(tmp_path / "out"))
+    names = {path.relative_to(tmp_path / "out").parts[0] for path in tmp_path.glob("out/*/*")}
+    assert len(names) == 2, said
+    assert {name.partition("-")[0] for name in names} == {"1", "2"}
+    assert str(tmp_path / "out") in said

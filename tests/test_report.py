@@ -6,7 +6,10 @@ import re
 
 import pytest
 from fake_comparison import FakeComparison
+from workloads import make
 
+from workbench.planning import plan
+from workbench.ui.language import speaking
 from workbench.ui.report import write_report
 
 
@@ -39,3 +42,29 @@ def test_what_users_write_is_escaped(comparison, tmp_path):
 def test_a_report_of_nothing_measured_yet_is_a_page_too(tmp_path):
     page = write_report(FakeComparison(), tmp_path / "report.html").read_text()
     assert "was not finished (status: running)" in page
+
+
+def test_the_report_has_every_figure_and_the_cut(comparison, tmp_path):
+    comparison.runs[-1].plan = plan(make(), "data=2")
+    for run in comparison.runs:
+        run.history[3]["accuracy"] = 0.5
+    page = write_report(comparison, tmp_path / "report.html").read_text()
+    for name in ("speedup", "loss", "throughput", "accuracy", "share", "memory"):
+        assert f"wb-{name}" in page, name
+    assert page.count('<svg class="wb-layer"') == 1
+    assert "<h3>data=2</h3>" in page
+    assert "Its weight: whole: ranks 0, 1" in page
+    bare = FakeComparison()
+    bare.go_on("done")
+    assert "wb-layer" not in write_report(bare, tmp_path / "bare.html").read_text()
+    assert "wb-timeline" not in page
+
+
+def test_the_report_speaks_chinese(comparison, tmp_path):
+    comparison.status = "stopped"
+    with speaking("zh"):
+        page = write_report(comparison, tmp_path / "report.html").read_text()
+    facts = re.findall(r"<dt>(.*?)</dt>", page)
+    assert facts
+    assert not [fact for fact in facts if not re.search("[\u4e00-\u9fff]", fact)]
+    assert "stopped" not in page.partition("<h1>")[2].partition("<h2>")[0]

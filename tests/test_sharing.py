@@ -206,3 +206,13 @@ def test_the_command_makes_and_reads_codes() -> None:
     refused = CliRunner().invoke(commands, ["share", "decode", forged({"workers": 0})])
     assert refused.exit_code == 2
     assert "workers=0 cannot be" in refused.output
+
+
+def test_sweep_and_train_have_lines_of_python() -> None:
+    asked = {"workload": "digits-mlp", "strategy": "data=2", "steps": 9, "repeats": 2, "workers": 4}
+    sweep, train = (python(asked, kind) for kind in ("sweep", "train"))
+    for program in (sweep, train):
+        compile(program, "program", "exec")
+    assert "    table = wb.sweep(\n        work,\n        workers=4,\n        steps=9," in sweep
+    assert '    run = wb.run(\n        work,\n        "data=2",\n        steps=9,\n    )' in train
+    assert "    run.wait()\n" in train

@@ -65,6 +65,12 @@ class Camera:
         clip = {"x": box["x"] - edge, "y": box["y"], "width": box["width"] + 2 * edge}
         self._write(name, page.screenshot(clip={**clip, "height": bottom - box["y"]}))
 
+    def take_part(self, name: str, which: str) -> None:
+        """Write one part of the panel."""
+        if not self._only or name in self._only:
+            self.page.wait_for_timeout(700)
+            self._write(name, self.page.locator(which).first.screenshot())
+
     def take_page(self, page: Any, name: str) -> None:
         """Write all of another page."""
         if not self._only or name in self._only:
@@ -102,6 +108,11 @@ def shoot(address: str, context: Any, camera: Camera) -> None:
     press(page, "Go on")
     says(page, "Done", LIMIT_MS)
     camera.take("done")
+
+    page.locator(".wb-plan summary").first.click()
+    page.locator(".wb-plan svg").wait_for(timeout=LIMIT_MS)
+    camera.take_part("cut", ".wb-plan")
+    page.locator(".wb-plan summary").first.click()
 
     page.locator(".wb-language button").nth(1).click()
     says(page, "完成", LIMIT_MS)

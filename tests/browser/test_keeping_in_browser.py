@@ -60,10 +60,15 @@ def test_a_sweep_is_kept_restored_and_found_again_by_another_kernel(
     # The share code brings the controls back; the program says the same.
     code = page.locator(".wb-keep pre").inner_text()
     assert decode(code)["strategy"] == "tensor=2"
+    copy = page.locator(".wb-keep .wb-copy")
+    copy.focus()
+    page.keyboard.press("Enter")
+    assert copy.inner_text() == "Copied"
+    assert page.evaluate("() => getSelection().toString()").strip() == code
     set_number(page, "batch", 99)
     page.locator(".wb-axis-tensor select").select_option(index=0)
     page.locator(".wb-axis-data select").select_option(index=1)
-    page.locator(".wb-fold pre", has_text="batch_size=99").wait_for(state="attached")
+    page.locator(".wb-fold pre", has_text="batch_size=99").first.wait_for(state="attached")
     page.locator(".wb-restore-text input").fill(code)
     page.locator(".wb-restore-text input").press("Tab")
     page.locator(".wb-restore").click()

@@ -67,11 +67,21 @@ def test_a_share_and_its_bars_stand_out_together(watched, tmp_path):
     page.locator("svg.wb-layer").hover(position={"x": 300, "y": 12})
     page.wait_for_function(f"() => ({SELECTED})().join() === '1,5'", timeout=20_000)
 
+    # A part of the weight: both ranks have it, and so both shares stand out.
+    page.locator("svg.wb-layer [data-wb-array=weight]").hover()
+    page.wait_for_function(f"() => ({SELECTED})().join() === '1,5'", timeout=20_000)
+    assert [share.evaluate(FADED) for share in shares.all()] == ["", ""]
+
     # What a rank keeps, by keyboard: all its bars.
-    page.locator("tr[data-wb-ranks='0']").first.focus()
+    kept = page.locator("tr[data-wb-ranks='0']").first
+    kept.scroll_into_view_if_needed()  # first: another part may come under the pointer
+    page.mouse.move(2, 2)
+    page.wait_for_timeout(200)
+    kept.focus()
     page.wait_for_function(f"() => ({SELECTED})().join() === '0,1,2,3'", timeout=20_000)
 
     # And back: a bar has its rank's share stand out.
+    page.evaluate("() => scrollTo(0, 0)")
     place = page.locator("canvas").first.bounding_box()
     x, y = place["x"] + 0.5 * place["width"], place["y"]
     for height in range(60, int(place["height"]) - 30, 6):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 from bokeh.document import Document
@@ -19,7 +18,6 @@ from distributed.dashboard.components.scheduler import env
 from workbench.dashboard import parts
 from workbench.dashboard.board import Board
 from workbench.dashboard.parts import Part
-from workbench.ui import look
 from workbench.ui.language import LANGUAGES, preferred, speaking, text
 from workbench.ui.pace import TIMED, TRAINED
 
@@ -156,16 +154,13 @@ def _alone(make: Callable[[], Part]) -> Callable[[], tuple[Sequence[Part], Layou
 def _filling(part: Part) -> LayoutDOM:
     if isinstance(part, parts.FigurePart):
         part.root.update(sizing_mode="stretch_both", min_height=180)
+        return column([part.root, part.below], sizing_mode="stretch_both")
     return part.root
 
 
 def _read(part: parts.FigurePart) -> LayoutDOM:
-    """Return a figure with how to read it, folded."""
-    how = escape(text(f"figure.{part.name}.how"))
-    shown = f"<details><summary>{escape(text('about.how'))}</summary>{how}</details>"
-    styles: dict[str, str | None] = {"font-family": look.FONT, "font-size": "13px", "color": "#555"}
-    below = Div(text=shown, sizing_mode="stretch_width", styles=styles)
-    return column([part.root, below], sizing_mode="stretch_width")
+    """Return a figure with how to read it and its data, folded."""
+    return column([part.root, part.below], sizing_mode="stretch_width")
 
 
 def _page(

@@ -29,6 +29,10 @@ INK = "#333"
 """Text on Dask's light pages."""
 
 
+GOING_ON = ("starting", "running", "stopping")
+"""Status of what changes by itself."""
+
+
 class Part(Protocol):
     """A piece of a page."""
 
@@ -41,17 +45,32 @@ class Part(Protocol):
 
 
 class FigurePart:
-    """A figure, and how its columns come from the board."""
+    """A figure, and how its columns come from the board.
+
+    ``below`` says how to read it, and has its data as a table once nothing goes on: while something
+    does, a new table every moment would close the one that is looked at.
+    """
 
     def __init__(self, chart: Chart, columns: Callable[[Board], Columns]) -> None:
         self.name, self._chart, self._columns = chart.name, chart, columns
         self.root: LayoutDOM = chart.figure
         # What the panel says there is to press a button, which there is none here.
         chart.empty.text = text(f"dashboard.empty.{chart.name}")
+        self.below = Div(
+            text=_folded("how", how_to_read(chart.name)),
+            sizing_mode="stretch_width",
+            styles={**_STYLES, "font-size": "13px"},
+        )
 
     def draw(self, board: Board) -> None:
         """Show what the board has now."""
-        self._chart.draw(self._columns(board))
+        columns = self._columns(board)
+        self._chart.draw(columns)
+        if board.facts.get("status") not in GOING_ON:
+            how = _folded("how", how_to_read(self.name))
+            shown = how + _folded("data", data_table(self.name, columns))
+            if shown != self.below.text:
+                self.below.text = shown
 
 
 class Headline:

@@ -157,6 +157,10 @@ class Controls:
             field.description = text(key) if known(key) else name.replace("_", " ")
             if isinstance(field, widgets.Text):
                 field.placeholder = text("option.auto")
+            elif (offered := _offered(OPTIONS[name])) != field.options:
+                chosen = field.value
+                field.options = offered
+                field.value = chosen
         self._axes_title.value = f'<div class="wb-label">{escape(text("control.axes"))}</div>'
         self._add.description = text("compare.add")
         self._more.say(text("option.title"))
@@ -346,6 +350,12 @@ def _options_of(group: str) -> list[str]:
 def _default(name: str) -> str:
     values = OPTIONS[name]
     return values[0] if values else ""
+
+
+def _offered(values: Sequence[str]) -> tuple[Any, ...]:
+    """Return the values of an option with the word for each, where it is not the value itself."""
+    words = [text(f"choice.{value}") if known(f"choice.{value}") else value for value in values]
+    return tuple(values) if words == list(values) else tuple(zip(words, values, strict=True))
 
 
 def _whole(typed: str) -> Any:

@@ -191,8 +191,9 @@ def _directions(
     """
     inside = [d for d in cut if dims[d] in ("height", "width", "depth")]
     if not inside:
-        wide = [d for d in range(1, len(dims)) if shape[d] > 1]
-        return (0,), tuple([d for d in cut if d != 0] or wide[:1])
+        grey = len(dims) > 2 and dims[1] == "channels" and shape[1] == 1
+        beside = [d for d in cut if d != 0] or [2 if grey else 1]
+        return (0,), tuple(d for d in beside if d < len(dims))
     first, *more = inside
     beside = [d for d in range(2, len(dims)) if d != first]
     across = [*(d for d in cut if 0 < d < 2), *(more or beside[-1:])]

@@ -21,7 +21,7 @@ from workbench.ui.chart import Chart
 from workbench.ui.costs import cost_table
 from workbench.ui.cut_table import cut_columns
 from workbench.ui.figure_table import data_table
-from workbench.ui.language import current, text, translate
+from workbench.ui.language import current, known, text, translate
 from workbench.ui.layer_picture import picture
 from workbench.ui.memory_figure import memory_chart, memory_columns, memory_of_runs
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
@@ -186,15 +186,21 @@ def _state(comparison: Any) -> str:
         return escape(text("report.done"))
     if comparison.error is not None:
         return escape(text("report.failed", error=translate(str(comparison.error))))
-    return escape(text("report.unfinished", status=comparison.status))
+    key = f"report.status.{comparison.status}"
+    status = text(key) if known(key) else comparison.status
+    return escape(text("report.unfinished", status=status))
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
     lines = "".join(
-        f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{escape(_text(name, value))}</dd>"
+        f"<dt>{escape(_named(str(name)))}</dt><dd>{escape(_text(name, value))}</dd>"
         for name, value in facts.items()
     )
     return f"<dl>{lines}</dl>"
+
+
+def _named(fact: str) -> str:
+    return text(f"fact.{fact}") if known(f"fact.{fact}") else fact.replace("_", " ")
 
 
 def _text(name: str, value: Any) -> str:
@@ -202,7 +208,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(key, item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return "; ".join(_text(name, item) for item in value) or "none"
+        return "; ".join(_text(name, item) for item in value) or text("report.none")
     if name.endswith("bytes") and isinstance(value, int | float):
         return in_binary_units(value)
     return "–" if value is None else str(value)

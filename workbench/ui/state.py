@@ -272,7 +272,7 @@ def _measured(
         told = [*findings(rows, machine.cores()), *_amdahl(alike)]
         found = [partial(translate, said) for said in told]
         if isinstance(going, Gathered):
-            found = [partial(text, f"gathered.{word}", **values) for word, values in going.cautions]
+            found = [partial(_caution, word, values) for word, values in going.cautions]
         elif status in ENDED:
             bubbles = bubbles_of(going.runs)
             found += _bubbles(bubbles)
@@ -290,6 +290,12 @@ def _measured(
     }
     memory = memory_of_runs(r for r in going.runs if r.work is going.work)
     return measured, Words(partial(_place, rows), tuple(found), tuple(curves), memory)
+
+
+def _caution(word: str, values: Mapping[str, str]) -> str:
+    """Return what stands against comparing, its list translated piece by piece."""
+    said = {name: ", ".join(map(translate, each.split(", "))) for name, each in values.items()}
+    return text(f"gathered.{word}", **said)
 
 
 def _bubbles(known: Mapping[str, Bubble]) -> list[Say]:
