@@ -47,4 +47,3 @@ def test_where_figures_cannot_be_drawn_there_are_still_ones(watched, notebook):
     still.first.wait_for(timeout=20_000)
     assert page.locator(".wb-panel > .wb-charts.wb-unseen").count() == 1
     page.locator(".wb-table:visible").first.wait_for(timeout=20_000)
-    page.screenshot(path="/tmp/h-front-still.png", full_page=True)
