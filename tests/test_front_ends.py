@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 from panel_fakes import until
 
-from workbench.ui import presence
+from workbench.ui import panel, presence
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,8 +25,9 @@ rooms = fake_rooms(pytest.MonkeyPatch())
 import workbench as wb
 
 def run_for(seconds):
+    before = len(rooms.compared)
     panel.run()
-    until(lambda: rooms.compared, "the comparison")
+    until(lambda: len(rooms.compared) > before, "the comparison")
     threading.Timer(seconds, rooms.compared[-1][-1].go_on, ["done"]).start()
 """
 
@@ -121,3 +122,10 @@ def test_a_page_that_draws_no_figures_gets_still_ones(opened, rooms, monkeypatch
     view._figures[0]._sync_model(None, {"event": "jsevent"}, [])  # a page draws after all
     until(lambda: view._stills.root.value == "", "the live figures")
     assert "wb-unseen" not in view._charts_box._dom_classes
+
+
+def test_nobody_is_asked_where_the_environment_says_so(monkeypatch):
+    monkeypatch.setattr(panel, "get_ipython", lambda: SimpleNamespace(kernel="a kernel"))
+    assert panel._in_kernel()
+    monkeypatch.setenv("WORKBENCH_NONINTERACTIVE", "1")
+    assert not panel._in_kernel()

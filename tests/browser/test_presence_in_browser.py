@@ -7,7 +7,9 @@ from hands import open_panel, press, run_cell, says
 
 pytestmark = pytest.mark.timeout(300)
 
-PANEL = "import workbench as wb\n\nwb.app(workload='digits-mlp', batch=16, steps=6, repeats=1)"
+PANEL = """import workbench as wb
+
+wb.app(workload="digits-mlp", batch=16, steps=6, repeats=1)"""
 
 
 def test_where_the_panel_is_seen_nothing_is_printed(watched, notebook):
@@ -31,6 +33,14 @@ def test_where_figures_cannot_be_drawn_there_are_still_ones(watched, notebook):
     page.route("**/@bokeh/jupyter_bokeh/**", lambda route: route.abort())
     open_panel(page, notebook(PANEL))
     page.get_by_text("This page cannot draw live figures").wait_for(timeout=60_000)
+
+    # What cannot be chosen has its reason where one looks, and is not taken.
+    page.locator(".wb-impossible").get_by_text("channel=2 splits convolutions").wait_for()
+    page.locator(".wb-axis-channel select").select_option(label="2 ✗")
+    alert = page.locator(".wb-strategy [role=alert]")
+    alert.get_by_text("channel=2 was not taken").wait_for(timeout=20_000)
+    assert page.locator(".wb-axis-channel select").evaluate("each => each.selectedIndex") == 0
+
     press(page, "Run")
     says(page, "Done")
     still = page.locator(".wb-panel svg", has_text="Measured speedup")

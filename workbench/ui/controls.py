@@ -16,6 +16,7 @@ from workbench.strategies.notation import parse
 from workbench.ui import form, texts
 from workbench.ui.described import Described
 from workbench.ui.form import OWN, Request
+from workbench.ui.impossible import Refused, TakenBack, marks, reasons, taken_back
 from workbench.ui.language import known, text, translate
 from workbench.ui.look import CROSS
 from workbench.ui.widget import Chips, Fold, box, hint, problem, put
@@ -78,6 +79,8 @@ class Controls:
         self._places: dict[str, Any] = {**self.options}
         self._more = Fold(self._option_boxes(), "wb-more")
         self._axes_title = widgets.HTML()
+        self._seen: Request | None = None
+        self._taken_back: TakenBack | None = None
         self.fill(asked)
         self.root = self._layout()
         self.limit(limits)
@@ -117,6 +120,9 @@ class Controls:
         for name, field in self.options.items():
             put(field, accumulate if name == "accumulate" else given.get(name, _default(name)))
         self._set_also(asked.also)
+        self._seen = self._taken_back = (
+            None  # what is handed over stays, and is told if it cannot be
+        )
 
     def limit(self, limits: Mapping[str, Sequence[str]]) -> None:
         """Take the controls that are ``"hidden"`` out of sight, and lock those ``"locked"``."""
@@ -173,7 +179,7 @@ class Controls:
     def show(
         self,
         problems: Mapping[str, str],
-        refused: Mapping[tuple[Request, str], str],
+        refused: Refused,
         planned: str,
     ) -> None:
         """Show beside each control what is wrong with it, or else what is worth knowing.
@@ -187,10 +193,12 @@ class Controls:
         planned:
             Why the chosen strategy cannot be; "" if it can, or it is not known yet.
         """
-        asked = self.request()
+        asked = self._take_back(refused)
         live = form.check(asked)
         if planned and "strategy" not in live:
             live["strategy"] = translate(planned)
+        if self._taken_back is not None and "strategy" not in live:
+            live["strategy"] = self._taken_back.sentence
         notes = form.hints(asked, self._cores)
         if self._described is not None and self._described.name == asked.workload:
             notes["workload"] = _about(self._described)
@@ -205,26 +213,24 @@ class Controls:
         self._show_possible(asked, refused)
         self._show_groups(asked)
 
-    def _show_possible(self, asked: Request, refused: Mapping[tuple[Request, str], str]) -> None:
+    def _take_back(self, refused: Refused) -> Request:
+        """Return what the controls ask for, after a degree that cannot be was put back."""
+        asked = self.request()
+        if self._seen is not None and (back := taken_back(self._seen, asked, refused)):
+            self._taken_back = back
+            put(self.axes[back.axis], dict(back.left.axes).get(back.axis, "1"))
+            asked = self.request()
+        elif self._taken_back is not None and asked != self._taken_back.left:
+            self._taken_back = None
+        self._seen = asked
+        return asked
+
+    def _show_possible(self, asked: Request, refused: Refused) -> None:
         """Mark the degrees that cannot be, and say why below the axes."""
-        marked: dict[str, dict[str, str]] = {axis: {} for axis in self.axes}
-        for axis, degree, strategy in form.tries(asked):
-            if why := refused.get((asked.basis, strategy)):
-                marked[axis][degree] = translate(why)
+        marked = marks(asked, refused)
         for axis, field in self.axes.items():
-            self._fill_axis(axis, field.value, asked, marked[axis])
-        whys: dict[str, list[str]] = {}
-        for axis, found in marked.items():
-            for degree, why in found.items():
-                whys.setdefault(why, []).append(f"{axis}={degree}")
-        lines = "".join(
-            f"<li><b>{escape(', '.join(names))}</b>: {escape(why)}</li>"
-            for why, names in whys.items()
-        )
-        count = sum(map(len, marked.values()))
-        title = escape(text("axes.impossible", count=count, mark=CROSS))
-        body = f"<details><summary>{title}</summary><ul>{lines}</ul></details>" if whys else ""
-        put(self._impossible, body)
+            self._fill_axis(axis, field.value, asked, marked.get(axis, {}))
+        put(self._impossible, reasons(marked))
 
     def _show_groups(self, asked: Request) -> None:
         """Enable the options of the axes that are in use; say of the others when they are."""

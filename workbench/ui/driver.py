@@ -26,6 +26,7 @@ from workbench.ui.blame import RefusedError, blame
 from workbench.ui.described import Described, described
 from workbench.ui.form import Request, check, request, tries
 from workbench.ui.guard import Broken
+from workbench.ui.impossible import Trying
 from workbench.ui.job import TURNS, Job, Kind
 from workbench.ui.lab_in_use import LabInUse
 from workbench.ui.language import Say
@@ -88,6 +89,7 @@ class Driver:
         self._told: Say = str
         self._waiting: Job | None = None
         self._drawn: Request | None = None
+        self._trying = Trying(self._try_one)
         self._closed = threading.Event()
         self._lock = threading.Lock()
         SHARED.join(self)
@@ -229,9 +231,9 @@ class Driver:
         if waiting is not None:
             self._waiting = None
             self._begin(waiting)
-        elif not TURNS.busy:
+        else:
             with task("try"):
-                self._try_one()
+                self._trying.go(TURNS.busy)
 
     def _begin(self, job: Job) -> None:
         try:
@@ -351,11 +353,11 @@ class Driver:
             self.planned = (request, found)
         self.using.look()
 
-    def _try_one(self) -> None:
-        """Find out of one more strategy whether it can be."""
+    def _try_one(self) -> bool:
+        """Find out of one more strategy whether it can be; return whether there was one left."""
         asked = self._drawn
         if asked is None or check(asked):
-            return
+            return False
         base = asked.basis
         for _axis, _degree, strategy in tries(asked):
             if (base, strategy) in self.refused:
@@ -366,7 +368,8 @@ class Driver:
                 self.refused[base, strategy] = Broken.of(error).error
             else:
                 self.refused[base, strategy] = ""
-            return
+            return True
+        return False
 
     def _make(self, name: str) -> Workload:
         if name not in self._made:

@@ -8,16 +8,14 @@ from functools import partial
 from typing import Any
 
 from workbench import machine
-from workbench.amdahl import fits
 from workbench.attaching import AttachedComparison
-from workbench.bubble import Bubble
 from workbench.findings import findings
 from workbench.gathered import Gathered
 from workbench.preview import Preview
 from workbench.records import driven
 from workbench.steering import ENDED
 from workbench.timeline import Timeline, recorded, timeline_of
-from workbench.ui import figures, look, texts
+from workbench.ui import figures, look, sayings, texts
 from workbench.ui.driver import Driver
 from workbench.ui.form import Request, check
 from workbench.ui.guard import Broken, Guard
@@ -267,15 +265,15 @@ def _measured(
     ]
     found: list[Say]
     if isinstance(going, Training):
-        found, curves = _trained(going), _training_curves(going)
+        found, curves = sayings.trained(going), _training_curves(going)
     else:
-        told = [*findings(rows, machine.cores()), *_amdahl(alike)]
+        told = [*findings(rows, machine.cores()), *sayings.amdahl(alike)]
         found = [partial(translate, said) for said in told]
         if isinstance(going, Gathered):
-            found = [partial(_caution, word, values) for word, values in going.cautions]
+            found = [partial(sayings.caution, word, values) for word, values in going.cautions]
         elif status in ENDED:
             bubbles = bubbles_of(going.runs)
-            found += _bubbles(bubbles)
+            found += sayings.bubbles(bubbles)
             rows = with_bubbles(rows, bubbles)
         curves = figures.curves_of(going)
     measured = {
@@ -292,32 +290,6 @@ def _measured(
     return measured, Words(partial(_place, rows), tuple(found), tuple(curves), memory)
 
 
-def _caution(word: str, values: Mapping[str, str]) -> str:
-    """Return what stands against comparing, its list translated piece by piece."""
-    said = {name: ", ".join(map(translate, each.split(", "))) for name, each in values.items()}
-    return text(f"gathered.{word}", **said)
-
-
-def _bubbles(known: Mapping[str, Bubble]) -> list[Say]:
-    """Return how much the ranks of pipelines waited, beside theory."""
-    return [
-        partial(
-            text,
-            "found.bubble",
-            strategy=strategy,
-            measured=f"{bubble.measured:.0%}",
-            theory=f"{bubble.theory:.0%}",
-            equal=f"{bubble.equal_stages:.0%}",
-        )
-        for strategy, bubble in known.items()
-    ]
-
-
-def _amdahl(rows: list[Row]) -> list[str]:
-    """Return what Amdahl's law says of strategies that ran on several numbers of cores."""
-    return [fit.sentence for fit in fits(rows) if len(fit.points) > 1]
-
-
 def _place(rows: list[Row]) -> str:
     strategies = [row for row in rows if not texts.is_baseline(row)] or rows[-1:]
     where = "; ".join(
@@ -326,23 +298,6 @@ def _place(rows: list[Row]) -> str:
     if not where:
         return _machine()
     return text("place.measured", where=where, cores=texts.count(machine.cores(), "core"))
-
-
-def _trained(training: Training) -> list[Say]:
-    """Return for each strategy that has trained the model what became of its loss."""
-    found: list[Say] = []
-    for run in training.segments:
-        history = run.history
-        if history:
-            values = {
-                "strategy": run.plan.strategy,
-                "first": run.first_step + 1,
-                "last": run.first_step + len(history),
-                "before": f"{history[0]['loss']:.4g}",
-                "after": f"{history[-1]['loss']:.4g}",
-            }
-            found.append(partial(text, "train.segment", **values))
-    return found
 
 
 def _training_curves(training: Training) -> list[figures.Curve]:

@@ -33,6 +33,7 @@ STYLE = (
   gap: 4px; height: auto; }
 .wb-chip { font-weight: 600; border: 1px solid currentColor; border-radius: 14px; }
 .wb-controls ul { margin: 2px 0 4px; padding-left: 20px; font-size: 13px; }
+.wb-controls .wb-impossible { list-style: none; padding-left: 0; }
 .wb-fold > .widget-html { cursor: pointer; }
 .wb-fold:not(:has(> .widget-html:first-child details[open])) > :not(:first-child) {
   display: none !important; }
