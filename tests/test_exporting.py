@@ -209,6 +209,6 @@ def test_all_that_train_has_made_is_exported(tmp_path: Path) -> None:
     asked = Request("", (), 1, 1, 1)
     said = write(Job(1, asked, "train", going=Trained(tuple(runs))), str(tmp_path / "out"))
     names = {path.relative_to(tmp_path / "out").parts[0] for path in tmp_path.glob("out/*/*")}
-    assert len(names) == 2, said
+    assert len(names) == 2, said()
     assert {name.partition("-")[0] for name in names} == {"1", "2"}
-    assert str(tmp_path / "out") in said
+    assert str(tmp_path / "out") in said()

@@ -170,5 +170,5 @@ def test_training_is_that_of_one_process(model: str, strategy: str, optimizer: s
 
 
 def test_a_model_without_convolutions_has_nothing_for_channel() -> None:
-    with pytest.raises(PlanError, match=r"this model has none; use data=2, or tensor=4 for its"):
+    with pytest.raises(PlanError, match="none; use data=2,tensor=2, or tensor=4 for its"):
         plan(workload("sequences", "adam", None), "tensor=2,channel=2")

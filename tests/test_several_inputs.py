@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import workbench as wb
 from workbench.errors import PlanError
 from workbench.inputs import check_values, check_workload
-from workbench.mixing import notes_on_samples
+from workbench.mixing import mixes_of, notes_on_samples
 from workbench.placement import pieces
 from workbench.planning import plan
 from workbench.verify import verify_workload
@@ -239,11 +240,15 @@ def test_code_that_mixes_samples_of_another_input_is_told() -> None:
             return self.layer(x) * (weight / weight.sum(0))[:, None]  # type: ignore[no-any-return]
 
     x, weight = torch.empty(8, 3, device="meta"), torch.empty(8, device="meta")
-    (note,) = notes_on_samples(Mixes(), (x, weight), 1.0)
+    (note,) = noted(Mixes(), (x, weight))
     assert note.startswith("code mixes the samples of a batch: Mixes.forward (sum over")
     kinds = (torch.int64, torch.bool)
     masked = [torch.empty(8, LENGTH, dtype=kind, device="meta") for kind in kinds]
-    assert notes_on_samples(Reader(), masked, 1.0) == []
+    assert noted(Reader(), masked) == []
+
+
+def noted(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[str]:
+    return notes_on_samples(model, inputs, mixes_of(model, inputs), 1.0, ("replica",))
 
 
 # ---------------------------------------------------------------------------- what is taken
