@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from workbench.errors import PlanError
 from workbench.mesh import Mesh, balanced
 from workbench.plan import Batch, Collective, Cut, LayerPlan, Plan, in_binary_units
-from workbench.strategies import STRATEGIES, spatial
+from workbench.plan.stages import Stage
+from workbench.strategies import STRATEGIES, pipeline, spatial
 from workbench.strategies.agreement import BUCKET_BYTES, agree, gradient_buckets
 from workbench.strategies.notation import parse
 from workbench.traced import Array, Layer, Sums, Traced
@@ -67,6 +68,8 @@ def toy(batch: int = 8, **options: str) -> Plan:
 
 def cut(plan: Plan, name: str, degree: int) -> Plan:
     plan = replace(plan, mesh=Mesh(((name, degree),)))
+    if name == pipeline.AXIS:  # planning divides a model before this
+        plan = replace(plan, stages=tuple(Stage(n, None, (n,), 1) for n in range(degree)))
     return agree(STRATEGIES[name].cut(spatial.declare(plan) if name == spatial.AXIS else plan))
 
 
