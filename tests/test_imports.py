@@ -150,6 +150,7 @@ TORCH = (
         "layer_times",
         "sequencing",
         "arranging",
+        "composing",
         "planning",
         "layers",
         "scoring",
