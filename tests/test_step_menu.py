@@ -37,9 +37,9 @@ def test_a_choice_is_told_and_what_is_filled_in_is_none() -> None:
 def test_the_state_follows_the_choice_after_the_end_too() -> None:
     driver = SimpleNamespace(
         job=None,
-        cluster_gone=False,
+        using=SimpleNamespace(gone=False, opening=0, dashboard=""),
+        broken=(),
         training=None,
-        dashboard="",
         earlier=SimpleNamespace(folders=()),
     )
     watcher = Watcher(driver)  # type: ignore[arg-type]
