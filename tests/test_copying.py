@@ -12,7 +12,7 @@ from workbench.planning import plan
 from workbench.ui.costs import costs
 from workbench.ui.language import speaking
 from workbench.ui.plan_view import PlanView
-from workbench.ui.state import _caution
+from workbench.ui.sayings import caution
 from workbench.ui.widget import copied
 
 
@@ -52,7 +52,7 @@ def test_the_panels_picture_of_the_cut_has_its_data_and_how_to_read_it() -> None
 def test_baselines_of_compared_runs_are_named_in_chinese(threads: str) -> None:
     named = f"1 process × {threads} 12.5 ms, 1 process × {threads} 80 ms"
     with speaking("zh"):
-        said = _caution("baselines", {"named": named})
+        said = caution("baselines", {"named": named})
     assert "12.5 ms" in said
     assert "80 ms" in said
     assert not set(re.findall("[A-Za-z]{3,}", said))

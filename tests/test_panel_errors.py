@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from panel_fakes import FakeLab, shown, until
 
-from workbench.ui import driver, lab_in_use, language, placement_page, shelf, state, view
+from workbench.ui import (
+    driver,
+    lab_in_use,
+    language,
+    passages,
+    placement_page,
+    sayings,
+    shelf,
+    state,
+    view,
+)
 from workbench.ui.guard import Guard
 from workbench.ui.panel import app
 
@@ -92,8 +102,8 @@ def test_a_strategy_that_raises_anything_is_told_beside_it(opened, rooms, monkey
     ("where", "name"),
     [
         (view, "why_table"),
-        (view.table, "rows_table"),
-        (view, "cost_table"),
+        (passages.table, "rows_table"),
+        (passages, "costs"),
         (view, "memory_columns"),
         (view.figures, "speedup_columns"),
         (view.PlanView, "show"),
@@ -101,7 +111,7 @@ def test_a_strategy_that_raises_anything_is_told_beside_it(opened, rooms, monkey
         (view.Controls, "show"),
         (view.pictures, "strip"),
         (state, "findings"),
-        (state, "fits"),
+        (sayings, "fits"),
     ],
 )
 def test_no_part_ends_the_drawing_and_the_others_are_shown(opened, rooms, monkeypatch, where, name):
