@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workbench.engine import _Trainer
 from workbench.losses import NextByteLoss
-from workbench.models import ByteGPT, DenoiseCNN, ResidualMLP
+from workbench.models import ByteGPT, DenoiseCNN, DigitsCNN, ResidualMLP
 from workbench.plan.memory import Memory
 from workbench.planning import plan
 from workbench.workload import Workload
@@ -146,7 +146,20 @@ def fused() -> Workload:
     )
 
 
-WORK = {"residual": residual, "gpt": gpt, "block": block, "images": images, "fused": fused}
+def pooled() -> Workload:
+    """The catalogue's convolutions with pooling, which keeps where it has found each maximum."""
+    return Workload(
+        model=DigitsCNN,
+        data=(source.normal(size=(32, 1, 32, 32)), source.integers(0, 10, 32)),
+        optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        batch_size=16,
+    )
+
+
+WORK = {
+    **{"residual": residual, "gpt": gpt, "block": block},
+    **{"images": images, "fused": fused, "pooled": pooled},
+}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +201,11 @@ WORK = {"residual": residual, "gpt": gpt, "block": block, "images": images, "fus
         ("images", "pipeline=2,spatial=2", {"accumulate": 4, "recompute": "yes"}),
         ("images", "pipeline=2", {"accumulate": 4}),
         ("images", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
+        ("gpt", "pipeline=2", {"accumulate": 4, "schedule": "interleaved"}),
+        ("pooled", "serial", {}),
+        ("pooled", "spatial=2", {}),
+        ("pooled", "channel=2", {}),
+        ("pooled", "data=2,spatial=2", {}),
     ],
 )
 def test_what_is_kept_is_what_was_predicted(

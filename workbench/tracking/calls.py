@@ -19,7 +19,7 @@ from workbench.tracking.operation import set_tags, tags_of, traced
 from workbench.tracking.passed import Passed
 from workbench.tracking.positions import gathering, goes_by_position
 from workbench.tracking.reads import arrays_by_owner, tied, unseen
-from workbench.tracking.saved import Saved
+from workbench.tracking.saved import Saved, as_results
 from workbench.tracking.shares import call_event, spec_of
 from workbench.tracking.sizes import CallSizes
 from workbench.tracking.tags import Merged, Tag, Tags, fused, labels_in
@@ -130,14 +130,14 @@ class Calls:
         """
         found_by = reached(outputs)
         names = self.watch.names
-        saved = self.saved.of_layers(len(self._found), traced)
+        kept = self.saved.of_layers(len(self._found), traced)
         found = [
             settled(
-                replace(each.layer, saved=saved[number][0], saved_too=saved[number][1]),
+                replace(each.layer, saved=as_results(own, each.layer.results), saved_too=too),
                 names,
                 [not found_by.isdisjoint(nodes) for nodes in each.nodes],
             )
-            for number, each in enumerate(self._found)
+            for each, (own, too) in zip(self._found, kept, strict=True)
         ]
         return (*found, *self._functional(found))
 

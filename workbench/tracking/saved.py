@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -60,3 +61,15 @@ class Saved:
             elif layer != first:
                 too[layer].append((first, traced(tensor)))
         return [(tuple(a), tuple(b)) for a, b in zip(own, too, strict=True)]
+
+
+def as_results(saved: Iterable[Traced], results: Iterable[Traced]) -> tuple[Traced, ...]:
+    """Return what a layer saves; of what nothing is known, and has a result's shape, as that is.
+
+    So the indices of pooling, which come with its result, are cut as the result is.
+    """
+    shapes = {result.shape: result.labels for result in results}
+    return tuple(
+        each if any(each.labels) else replace(each, labels=shapes.get(each.shape, each.labels))
+        for each in saved
+    )
