@@ -13,12 +13,13 @@ from workbench.ui.cut_table import cut_columns
 from workbench.ui.form import Request
 from workbench.ui.language import current, speaking, text, translate
 from workbench.ui.layer_picture import first_layer, picture
+from workbench.ui.schedule_picture import schedule_picture
 from workbench.ui.traffic import traffic
 from workbench.ui.widget import Fold, box, hint, put
 
 
 class PlanView:
-    """A menu of the plan's layers, the picture of the chosen one, and its data as a table."""
+    """A menu of the layers, the picture of the chosen one with its data, and the schedule."""
 
     def __init__(self) -> None:
         self._layer = widgets.Dropdown(options=[], layout={"display": "none"})
@@ -27,7 +28,9 @@ class PlanView:
         self._shown: object = None
         self._language = current()
         self._about = About("cut")
-        self._fold = Fold(box([self._layer, self._picture, self._about.root]), "wb-plan")
+        self._schedule = widgets.HTML()
+        parts = [self._layer, self._picture, self._about.root, self._schedule]
+        self._fold = Fold(box(parts), "wb-plan")
         self._tables = widgets.HTML()
         self._tables_fold = Fold(self._tables, "wb-traffic")
         self.root = box([self._fold.root, self._tables_fold.root])
@@ -55,6 +58,7 @@ class PlanView:
             said = text("plan.serial") if self._plan is not None else translate(str(found))
             self._picture.value = escape(said)
             self._about.show(cut_columns(None))
+            put(self._schedule, "")
             return
         names = [planned.layer.name for planned in self._plan.layers if planned.layer.arguments]
         first = first_layer(self._plan)
@@ -62,6 +66,7 @@ class PlanView:
         self._layer.options = list(dict.fromkeys(names))
         self._layer.value = before if before in names else first
         self._layer.layout.display = ""
+        put(self._schedule, schedule_picture(self._plan))
         self._draw()
 
     def _draw(self) -> None:
