@@ -41,7 +41,7 @@ def main() -> None:
                 done = wb.compare(
                     work, strategies, steps=asked.steps, repeats=1, threads=1, folder=folder
                 ).wait(600)
-                for row in done.rows():
+                for row in done.rows:
                     explained = sum(row[f"{kind}_share"] for kind in KINDS)
                     label = f"{row['strategy']}, {row['ranks']} × {row['threads']}"
                     parts.setdefault(label, []).append(100 * (1 - explained))
