@@ -29,6 +29,8 @@ def row(strategy: str, ranks: int, threads: int, step_s: float, **changes: Any) 
         "comm_share": 0.06,
         "wait_share": 0.04,
         "optimizer_share": 0.05,
+        "load_share": 0.03,
+        "overhead_share": 0.02,
         "bytes_per_step": 1_300_000,
         "same_result": None,
         "max_difference": None,

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from workbench.cli import commands
 from workbench.errors import RunError
 from workbench.records import RunFolder
+from workbench.spans import KINDS
 from workbench.sweep import candidates
 
 COMMANDS = (
@@ -148,7 +149,7 @@ def test_report_reads_what_json_printed(compares):
 
 
 def test_report_of_the_folder_of_a_run(tmp_path):
-    shares = {"compute_s": 0.01, "comm_s": 0.0, "wait_s": 0.0, "optimizer_s": 0.0, "load_s": 0.0}
+    shares = {f"{kind}_s": 0.01 if kind == "compute" else 0.0 for kind in KINDS}
     steps = [{"step": n, "time_s": 0.01 * n, "step_s": 0.01, "loss": 1 / n, "samples_per_s": 12_800}
              | shares for n in range(1, 11)]  # fmt: skip
     summary = {

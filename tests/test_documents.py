@@ -181,7 +181,10 @@ def test_a_run_is_checked_too(tmp_path: Path, change: dict[str, Any], says: str)
     ("line", "says"),
     [
         ({**step(11), "loss": TAG}, "a step is .* should be an object of numbers"),
-        ({"step": 11, "loss": 1.0}, "step 11 has no comm_s, compute_s, load_s, optimizer_s"),
+        (
+            {"step": 11, "loss": 1.0},
+            "step 11 has no comm_s, compute_s, load_s, optimizer_s, overhead_s",
+        ),
     ],
 )
 def test_its_steps_are_checked_too(tmp_path: Path, line: Any, says: str) -> None:

@@ -13,6 +13,7 @@ from rank_threads import run_on_threads
 from torch import Tensor, nn
 
 from workbench.engine import _Trainer
+from workbench.layers.weight_gradients import WeightGradients
 from workbench.losses import NextByteLoss
 from workbench.models import ByteGPT, DenoiseCNN, DigitsCNN, ResidualMLP
 from workbench.plan.memory import Memory
@@ -28,6 +29,16 @@ def residual() -> Workload:
         data=(source.normal(size=(16, 24)), source.integers(0, 10, 16)),
         optimizer=partial(torch.optim.Adam, lr=0.01),
         batch_size=16,
+    )
+
+
+def wide() -> Workload:
+    """Layers so large that the gradients of their weights wait for more micro-batches."""
+    return Workload(
+        model=ResidualMLP(24, 256, 320, 4, 10),
+        data=(source.normal(size=(64, 24)), source.integers(0, 10, 64)),
+        optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        batch_size=64,
     )
 
 
@@ -78,6 +89,16 @@ class Live:
     def hooks(self) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(lambda x: Held(self, x), lambda h: h.tensor)
 
+    def watch(self, weights: WeightGradients) -> None:
+        """Count what gradients of weights that wait keep, too."""
+        taken = WeightGradients.taken
+
+        def counted(weight: Tensor, product: Any) -> bool:
+            object.__setattr__(product, "held", [Held(self, x) for x in (product.x, product.grad)])
+            return taken(weights, weight, product)
+
+        weights.taken = counted  # type: ignore[method-assign]
+
 
 class Held:
     def __init__(self, live: Live, tensor: Tensor) -> None:
@@ -102,10 +123,11 @@ def measured(
     found: dict[int, Memory] = {}
     step = _Trainer._step
 
-    def watched(self: _Trainer, number: int, began_s: float) -> Any:
+    def watched(self: _Trainer, *which: Any) -> Any:
         live = Live(self.model)
+        live.watch(self.weights)
         with live.hooks():
-            row = step(self, number, began_s)
+            row = step(self, *which)
         state = [
             value
             for entries in self.updater.optimizer.state.values()
@@ -157,7 +179,7 @@ def pooled() -> Workload:
 
 
 WORK = {
-    **{"residual": residual, "gpt": gpt, "block": block},
+    **{"residual": residual, "wide": wide, "gpt": gpt, "block": block},
     **{"images": images, "fused": fused, "pooled": pooled},
 }
 
@@ -202,6 +224,15 @@ WORK = {
         ("images", "pipeline=2", {"accumulate": 4}),
         ("images", "pipeline=2", {"accumulate": 4, "schedule": "gpipe"}),
         ("gpt", "pipeline=2", {"accumulate": 4, "schedule": "interleaved"}),
+        *(
+            (name, "pipeline=2", {"accumulate": 8, "schedule": schedule})
+            for name in ("wide", "gpt", "residual")
+            for schedule in ("1f1b", "gpipe", "zb-h1")
+        ),
+        ("images", "pipeline=2", {"accumulate": 4, "schedule": "zb-h1"}),
+        ("images", "pipeline=2,spatial=2", {"accumulate": 4, "schedule": "zb-h1"}),
+        ("gpt", "pipeline=2,tensor=2", {"accumulate": 4, "schedule": "zb-h1"}),
+        ("gpt", "pipeline=3", {"accumulate": 4, "schedule": "zb-h1", "recompute": "yes"}),
         ("pooled", "serial", {}),
         ("pooled", "spatial=2", {}),
         ("pooled", "channel=2", {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,19 @@ def test_a_strategy_and_a_step_of_it_can_be_chosen():
     assert timeline_of(timelines, "gone").label == "data=2"
 
 
+def test_what_nobody_names_is_overhead():
+    recorder = SpanRecorder(enabled=True)
+    recorder.begin_step(3, perf_counter() - 1.0)
+    with recorder.within("compute"):
+        now_s = perf_counter()
+        recorder.add("comm", "gradients", now_s, now_s, 8)
+    recorder.end_step()
+    found = recorder.take()
+    assert [span.kind for span in found] == ["overhead", "compute", "comm", "compute", "overhead"]
+    assert found[0].stop_s - found[0].start_s >= 1.0
+    assert all(one.stop_s == two.start_s for one, two in pairwise(found))
+
+
 def test_bars_begin_with_the_first_rank():
     bars = bars_of(STEPS, 1)
     assert [(bar.rank, bar.kind, bar.start_s, bar.stop_s) for bar in bars] == [
@@ -90,8 +104,8 @@ def test_a_trace_has_every_span_on_its_rank_and_none_overlaps(pieces):
     rows = []
     for rank in range(2):
         recorder = SpanRecorder(enabled=True)
-        recorder.begin_step(0)
-        now_s = recorder._free_since
+        now_s = perf_counter()
+        recorder.begin_step(0, now_s)
         for kind, pause_s, length_s in pieces:
             recorder.add(kind, kind, now_s + pause_s, now_s + pause_s + length_s, 4)
             now_s += pause_s + length_s

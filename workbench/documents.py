@@ -14,6 +14,7 @@ from reprlib import Repr
 from typing import Any
 
 from workbench.errors import PlanError
+from workbench.spans import KINDS
 from workbench.strategies.notation import parse
 
 STATUSES = (
@@ -104,8 +105,7 @@ MORE_OF_ROW: Fields = {
     "speedup_all_threads": POSITIVE.or_null,
     **dict.fromkeys(("baseline", "proof"), TEXT),
     "backend": TEXT.or_null,
-    **{f"{kind}_share": NUMBER.or_null for kind in ("compute", "comm", "wait", "optimizer")},
-    "load_share": NUMBER.or_null,
+    **{f"{kind}_share": NUMBER.or_null for kind in KINDS},
     **dict.fromkeys(("loss", "test_accuracy", "predicted_step_s"), NUMBER.or_null),
     **dict.fromkeys(("epoch_s", "core_s_per_epoch", "price_per_epoch"), NUMBER.or_null),
     "part": WHOLE,
@@ -243,7 +243,7 @@ def check_steps(rows: Iterable[Any], file: object) -> None:
 
 _ANY = {int, float}
 _STEP = {"step", "time_s", "step_s", "loss", "samples_per_s"}
-_STEP |= {f"{kind}_s" for kind in ("compute", "comm", "wait", "optimizer", "load")}
+_STEP |= {f"{kind}_s" for kind in KINDS}
 
 
 def _checked(

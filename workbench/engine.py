@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -31,7 +33,7 @@ from workbench.recipe import load_payload
 from workbench.schedules import SCHEDULES
 from workbench.scoring import Score, score
 from workbench.snapshots import Snapshots
-from workbench.spans import KINDS, MOST_KEPT, Span, SpanRecorder
+from workbench.spans import KINDS, MOST_KEPT, Kind, Span, SpanRecorder
 from workbench.updating import Updater
 
 SEND_EVERY_S = 0.25
@@ -181,10 +183,12 @@ class _Trainer:
         self.comm.barrier()
         self._record(True)
         began_s = sent_s = perf_counter()
+        time_s = 0.0
         for step in range(first, first + self.job.steps):
             self.context.progress(step)
             self.judge.begin(step)
-            row = self._step(step, began_s)
+            row = self._step(step, began_s, time_s)
+            time_s = row["time_s"]
             began_s += self.judge.end(step)  # no part of the training
             self.outcome.rows.append(row)
             self.context.spend({kind: row[f"{kind}_s"] for kind in KINDS})
@@ -220,42 +224,52 @@ class _Trainer:
     def _keep(self, mark: str = "") -> dict[str, tuple[tuple[int, ...], str]]:
         return self.state.keep(self.updater.optimizer, self.updater.parameters, mark)
 
-    def _step(self, step: int, began_s: float) -> dict[str, float]:
-        start_s = perf_counter()
+    def _step(self, step: int, began_s: float, time_s: float) -> dict[str, float]:
+        """Make a step of a training that began at ``began_s`` and took ``time_s`` so far.
+
+        What was done since then, such as telling of the step before, is part of this one.
+        """
+        parts_s: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         comm_s, wait_s, sent = self.comm.comm_s, self.comm.wait_s, self._sent()
-        self.spans.begin_step(step)
-        with self.spans.timed("load", "samples"):
+        self.spans.begin_step(step, began_s + time_s)
+        with self._part(parts_s, "load", "samples"):
             micro_batches = self.loader.take(step)
-        load_s = perf_counter() - start_s
-        loss = self.passes.run(step, micro_batches)
+        with self._part(parts_s, "compute"):
+            loss = self.passes.run(step, micro_batches)
         agreed = self.updater.agree(step, loss)
         self.outcome.stopped = agreed.verdict.stop
         last = agreed.verdict.stop or step == self.job.first_step + self.job.steps - 1
         self.pausing = agreed.verdict.pause and not last
-        self.updater.clip()
-        optimizing_s = perf_counter()
-        with self.spans.timed("optimizer", "update"):
+        with self._part(parts_s, "optimizer", "update"):
+            self.updater.clip()
             self.updater.apply()
-        optimizer_s = perf_counter() - optimizing_s
-        self.updater.share(step, last)
-        whole_loss = self.updater.known(step, agreed)
-        stop_s = perf_counter()
+            self.updater.share(step, last)
+        with self._part(parts_s, "compute"):  # a device may still be at it
+            whole_loss = self.updater.known(step, agreed)
+        now_s = perf_counter() - began_s
         self.spans.end_step()
-        comm_s, wait_s = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
-        step_s = stop_s - start_s
+        parts_s["comm"], parts_s["wait"] = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
+        step_s = now_s - time_s
+        parts_s["overhead"] = step_s - sum(parts_s.values())
         return {
             "step": step,
-            "time_s": stop_s - began_s,
+            "time_s": now_s,
             "step_s": step_s,
             "loss": whole_loss,
             "samples_per_s": self.order.batch_total(step) / step_s,
-            "compute_s": step_s - comm_s - wait_s - optimizer_s - load_s,
-            "comm_s": comm_s,
-            "wait_s": wait_s,
-            "optimizer_s": optimizer_s,
-            "load_s": load_s,
+            **{f"{kind}_s": part_s for kind, part_s in parts_s.items()},
             "sent_bytes": self._sent() - sent,
         }
+
+    @contextmanager
+    def _part(self, parts_s: dict[str, float], kind: Kind, name: str = "") -> Iterator[None]:
+        """Count the body as a kind of span, but for its communication and waiting."""
+        talked_s = self.comm.comm_s + self.comm.wait_s
+        start_s = perf_counter()
+        with self.spans.within(kind, name):
+            yield
+        talked_s = self.comm.comm_s + self.comm.wait_s - talked_s
+        parts_s[kind] += perf_counter() - start_s - talked_s
 
     def _pause(self, step: int) -> float:
         """Wait between two steps; return how long, which counts as no part of the training."""

@@ -17,6 +17,7 @@ from workbench.cluster.placing import received_bytes
 from workbench.errors import PlanError, RunError
 from workbench.measured import Row, SpanRow
 from workbench.preview import Assembly, Preview
+from workbench.spans import KINDS
 from workbench.telling import Told
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ def _merged(per_rank: list[list[Row]], accuracy: Mapping[int, float]) -> list[Ro
     merged = []
     for rows in zip(*per_rank, strict=True):
         row = dict(rows[0])
-        for key in ("step_s", "compute_s", "comm_s", "wait_s", "optimizer_s", "load_s"):
+        for key in ("step_s", *(f"{kind}_s" for kind in KINDS)):
             row[key] = sum(r[key] for r in rows) / len(rows)
         row["sent_bytes"] = max(r["sent_bytes"] for r in rows)
         if (step := int(row["step"])) in accuracy:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, get_args
 
-Kind = Literal["compute", "comm", "wait", "optimizer", "load"]
+Kind = Literal["compute", "comm", "wait", "optimizer", "load", "overhead"]
 KINDS: tuple[str, ...] = get_args(Kind)
+"""What a step's time goes to; overhead is what is none of the others."""
+
 CAPACITY = 20_000
 MOST_KEPT = 100_000
 """Spans of one rank that are kept of a run: the newest."""
@@ -31,7 +33,7 @@ class Span:
 class SpanRecorder:
     """Cuts a rank's time into spans that touch and never overlap.
 
-    Whatever is not named otherwise is ``compute``. With ``enabled=False`` nothing is kept. At most
+    Whatever is not named otherwise is ``overhead``. With ``enabled=False`` nothing is kept. At most
     ``CAPACITY`` spans wait to be taken; older ones are dropped and counted.
     """
 
@@ -41,29 +43,32 @@ class SpanRecorder:
         self.dropped = 0
         self._spans: deque[Span] = deque(maxlen=CAPACITY)
         self._free_since = perf_counter()
+        self._free: tuple[Kind, str] = "overhead", ""
 
-    def begin_step(self, step: int) -> None:
-        """Start a step: time before it belongs to no span."""
+    def begin_step(self, step: int, since_s: float) -> None:
+        """Start a step: time before ``since_s`` belongs to no span."""
         self.step = step
-        self._free_since = perf_counter()
+        self._free_since = since_s
 
     def end_step(self) -> None:
-        """End a step: the time since the last span was computing."""
-        self._add_compute(perf_counter())
+        """End a step: the time since the last span is one."""
+        self._fill(perf_counter())
 
     def add(self, kind: str, name: str, start_s: float, stop_s: float, sent_bytes: int = 0) -> None:
-        """Record a piece that is not computing (also called by the communicator)."""
+        """Record a piece (also called by the communicator)."""
         if self.enabled:
-            self._add_compute(start_s)
+            self._fill(start_s)
             self._append(Span(self.step, kind, name, start_s, stop_s, sent_bytes))
             self._free_since = stop_s
 
     @contextmanager
-    def timed(self, kind: Kind, name: str) -> Iterator[None]:
-        """Record the body as one span."""
-        start_s = perf_counter()
+    def within(self, kind: Kind, name: str = "") -> Iterator[None]:
+        """Record the body as spans of a kind, but for the pieces that are added meanwhile."""
+        self._fill(perf_counter())
+        before, self._free = self._free, (kind, name)
         yield
-        self.add(kind, name, start_s, perf_counter())
+        self._fill(perf_counter())
+        self._free = before
 
     def take(self) -> list[Span]:
         """Return the spans recorded since the last call."""
@@ -71,9 +76,10 @@ class SpanRecorder:
         self._spans.clear()
         return taken
 
-    def _add_compute(self, until_s: float) -> None:
+    def _fill(self, until_s: float) -> None:
         if self.enabled and until_s > self._free_since:
-            self._append(Span(self.step, "compute", "", self._free_since, until_s))
+            self._append(Span(self.step, *self._free, self._free_since, until_s))
+            self._free_since = until_s
 
     def _append(self, span: Span) -> None:
         self.dropped += len(self._spans) == CAPACITY

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from workbench.spans import KINDS
+
 FEWEST_STEPS = 3
 """Measured steps, after warming up, before a repeat says anything."""
 
@@ -141,10 +143,7 @@ def _shares(entry: Entry) -> dict[str, float]:
     """Return which share of the time of a step went where, over all measured steps."""
     measured = [row for run in entry.runs for row in run.history[run.warm_up_steps :]]
     total = sum(row["step_s"] for row in measured)
-    return {
-        f"{kind}_share": sum(row[f"{kind}_s"] for row in measured) / total
-        for kind in ("compute", "comm", "wait", "optimizer", "load")
-    }
+    return {f"{kind}_share": sum(row[f"{kind}_s"] for row in measured) / total for kind in KINDS}
 
 
 def _count(number: int, word: str, plural: str | None = None) -> str:

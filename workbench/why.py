@@ -2,7 +2,8 @@
 
 The ideal step is that of one process with one thread, divided by the number of cores used. What a
 measured step takes beyond it went somewhere: to computing that was not divided, to communication,
-to waiting, to the optimizer, to loading. The parts add up to the measured step exactly.
+to waiting, to the optimizer, to loading, to what the workbench does around all that. The parts
+add up to the measured step exactly.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ DOES = {
     "wait": "waiting for other ranks",
     "optimizer": "updating weights beyond its share",
     "load": "taking samples from memory beyond its share",
+    "overhead": "agreeing on a step and telling of it",
 }
 """What a rank does with the time that it takes beyond the ideal, by kind."""
+
+OF_OVERHEAD = "a larger batch: a step costs this whatever its size"
+"""What to try, under any strategy."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Why:
             return f"Use fewer ranks or threads: there are {self._cores}."
         # Of several axes the one that has most ranks is most likely the cause.
         axis = max(parse(self.strategy).axes, key=lambda each: each[1])[0]
-        remedy = STRATEGIES[axis].remedies.get(self.worst)
+        remedies = {**STRATEGIES[axis].remedies, "overhead": OF_OVERHEAD}
+        remedy = remedies.get(self.worst)
         return f"Try {remedy}." if remedy else "Its strategy has no advice for that."
 
 
@@ -113,9 +119,8 @@ def why(row: Row, alone: Row, machine_cores: int) -> Why:
     on_cpu = row["device"] == "cpu"
     cores = min(wanted, machine_cores) if on_cpu else row["ranks"]
     beyond_s = {kind: _part_s(row, kind) - _part_s(alone, kind) / cores for kind in KINDS}
-    # What is none of these, such as the record of a step, counts as computing.
-    rest_s = row["step_s"] - alone["step_s"] / cores - sum(beyond_s.values())
-    beyond_s["compute"] += rest_s
+    # A record of before overhead was measured lacks it.
+    beyond_s["overhead"] += row["step_s"] - alone["step_s"] / cores - sum(beyond_s.values())
     return Why(
         strategy=row["strategy"],
         ranks=row["ranks"],

@@ -3,7 +3,8 @@
     python tests/benchmarks/switching.py --repeats 5
 
 A run has ended on a warm cluster; timed is from ``wb.run(work, other, start=it)`` to the end of its
-first step. It was one of ``data=2``, or of ``spatial=2`` where a batch is one image. Prints a Markdown table of medians with minimum and maximum.
+first step. It was one of ``data=2``, or of ``spatial=2`` where a batch is one image. Prints a
+Markdown table of medians with minimum and maximum.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from workbench.ui.language import text
 from workbench.why import why
 
 Row = Mapping[str, Any]
-SHARES = ("compute", "comm", "wait", "optimizer")
 
 
 def comparison_tables(rows: Sequence[Row]) -> RenderableType:
@@ -69,10 +68,10 @@ def account_table(rows: Sequence[Row]) -> Table:
     table = _table("account")
     table.add_column(text("term.strategy"), overflow="fold")
     _number(table, text("term.ranks"))
-    for share in SHARES:
-        _number(table, text(f"term.{share}"))
+    for kind in KINDS:
+        _number(table, text(f"term.{kind}"))
     for row in rows:
-        cells = (_share(row[f"{share}_share"]) for share in SHARES)
+        cells = (_share(row[f"{kind}_share"]) for kind in KINDS)
         table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *cells)
     return table
 

@@ -126,10 +126,8 @@ def _activations(plan: Plan, rank: int) -> int:
             for crossing in plan.crossings
             if crossing.stop == stage.number
         )
-    late = {
-        stage.number: sum(_late_bytes(plan, plan.layers[n], rank, rows) for n in stage.layers)
-        for stage in plan.stages
-    }
+    halves = schedule.splits_backward
+    late = {s.number: _late_bytes(plan, s.layers, rank, rows, halves) for s in plan.stages}
     last = len(plan.stages) - 1
     cost[last] += loss
     kept = {n: first[n] if again and n != last else cost[n] for n in cost}
@@ -152,16 +150,35 @@ def _of_loss(plan: Plan, rank: int, rows: int) -> int:
     return total
 
 
-def _late_bytes(plan: Plan, planned: LayerPlan, rank: int, rows: int) -> int:
-    """Return what a linear layer keeps of a micro-batch until its weight has its gradient."""
+def _late_bytes(plan: Plan, layers: Iterable[int], rank: int, rows: int, halves: bool) -> int:
+    """Return what a stage keeps of a micro-batch until weights have their gradients.
+
+    What several layers read is kept once.
+    """
+    read: dict[tuple[int, tuple[int, ...]], int] = {}
+    made = 0
+    for number in layers:
+        planned, layer = plan.layers[number], plan.layers[number].layer
+        if not _waits(planned, halves):
+            continue
+        first, x = next(iter(layer.saved_too), (number, layer.arguments[0]))
+        read[first, x.shape] = _saved_bytes(plan, planned, x, rank, rows)
+        made += _saved_bytes(plan, planned, layer.results[0], rank, rows)
+    return sum(read.values()) + made
+
+
+def _waits(planned: LayerPlan, halves: bool) -> bool:
+    """Return whether the gradient of a layer's weight is worked out later than that of its input.
+
+    With ``halves`` of a backward pass all are, else those that several micro-batches share.
+    """
     layer = planned.layer
-    weights = [array for array in (*layer.parameters, *layer.tied) if len(array.shape) == 2]
-    if layer.kind != "Linear" or layer.role != "linear" or len(weights) != 1:
-        return 0
-    if plan.owned(weights[0], rank).numel < LARGE_NUMEL or not weights[0].trainable:
-        return 0
-    both = (layer.arguments[0], layer.results[0])
-    return sum(_saved_bytes(plan, planned, array, rank, rows) for array in both)
+    weights = [array for array in (*layer.parameters, *layer.tied) if len(array.shape) > 1]
+    if len(weights) != 1 or not weights[0].trainable or not layer.results:
+        return False
+    if layer.kind in ("Conv1d", "Conv2d", "Conv3d"):
+        return halves and not any(cut.axis == "spatial" for cut in planned.input)
+    return layer.kind == "Linear" and (halves or weights[0].numel >= LARGE_NUMEL)
 
 
 def _peak(
@@ -169,7 +186,7 @@ def _peak(
 ) -> int:
     """Return the most that is kept at once; ``cost`` is kept while a stage goes backward.
 
-    ``late`` is kept from then on until enough have come together.
+    ``late`` is kept from then on until enough have come together, or until the weight half.
     """
     now = peak = 0
     waiting = dict.fromkeys(late, 0)
@@ -177,13 +194,14 @@ def _peak(
         if action.kind == "forward":
             now += kept[action.stage]
             peak = max(peak, now)
-        elif action.kind in ("backward", "weight"):
+        elif action.kind == "weight":
+            now -= late[action.stage]
+        else:
             peak = max(peak, now - kept[action.stage] + cost[action.stage])
-            now -= kept[action.stage]
+            now += late[action.stage] - kept[action.stage]
+            peak = max(peak, now)
         if action.kind == "backward":
             waiting[action.stage] += 1
-            now += late[action.stage]
-            peak = max(peak, now)
             if waiting[action.stage] == TOGETHER:
                 waiting[action.stage] = 0
                 now -= TOGETHER * late[action.stage]

@@ -302,7 +302,7 @@ def share_chart() -> Chart:
 
 
 def share_columns(rows: Sequence[Row]) -> Columns:
-    """Return the columns of the bars, in ms; ``other`` is the rest, loading the batch included."""
+    """Return the columns of the bars, in ms; ``other`` is loading and overhead."""
     known: dict[str, Row] = {texts.row_label(row): row for row in rows if row["step_s"] is not None}
     columns: Columns = {"label": list(known), "total": [], "text": []}
     columns |= {span.kind: [] for span in look.SPANS}

@@ -7,6 +7,7 @@ from functools import partial
 from html import escape
 
 from workbench.plan import in_binary_units
+from workbench.spans import KINDS
 from workbench.ui import texts
 from workbench.ui.language import text, translate
 from workbench.ui.texts import Row
@@ -142,7 +143,7 @@ _COLUMNS: dict[str, Cell] = {
 _DETAILS: dict[str, Cell] = {
     "run": _run,
     "strategy": _strategy,
-    **{kind: partial(_share, kind) for kind in ("compute", "comm", "wait", "optimizer", "load")},
+    **{kind: partial(_share, kind) for kind in KINDS},
     "sent": lambda row: in_binary_units(row["bytes_per_step"] or 0),
     "backend": lambda row: escape(translate(row.get("backend") or "–")),
     "loss": _loss,

@@ -35,7 +35,7 @@ def with_bubbles(rows: Sequence[Row], bubbles: Mapping[str, Bubble]) -> list[Row
 def why_table(rows: Sequence[Row], cores: int) -> str:
     """Return for each row its step, every part of it in ms and percent, and the ideal step.
 
-    The parts and what is left over are the whole step. Of rows with ``bubble_share`` that part of
+    The parts are the whole step. Of rows with ``bubble_share`` that part of
     waiting stands apart. The ideal is that of one process with one
     thread divided by the cores that a row used, of ``cores`` that there are; there is none without
     such a process. Empty without rows.
@@ -47,7 +47,7 @@ def why_table(rows: Sequence[Row], cores: int) -> str:
     names = [
         *(text(f"why.{name}") for name in ("strategy", "step")),
         *(text(f"table.{kind}") for kind in kinds),
-        *(text(f"why.{name}") for name in ("rest", "ideal")),
+        text("why.ideal"),
     ]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = "".join(f"<tr>{_cells(row, known, cores)}</tr>" for row in known)
@@ -73,7 +73,7 @@ def _share(row: Row, kind: str) -> float:
 
 def _cells(row: Row, rows: Sequence[Row], cores: int) -> str:
     shares = [_share(row, kind) for kind in _kinds(rows)]
-    parts = [_part(share, row["step_s"]) for share in (*shares, max(0.0, 1 - sum(shares)))]
+    parts = [_part(share, row["step_s"]) for share in shares]
     same = [each for each in rows if each.get("part") == row.get("part")]
     alone = next((r for r in same if texts.is_baseline(r) and r["threads"] == 1), None)
     ideal = "–"

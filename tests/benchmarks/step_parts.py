@@ -1,9 +1,10 @@
-"""Say which part of a step no span explains; run by hand.
+"""Say which part of a step is none of its parts; run by hand.
 
-    python tests/benchmarks/unexplained.py --repeats 3
+    python tests/benchmarks/step_parts.py --repeats 3
 
-*Why this speed?* splits a step into spans of computing, communication, waiting, the optimizer and
-loading. What lies between them is told as overhead, and is to be a tenth of the step at most.
+*Why this speed?* splits the time from the end of a step to the end of the next into computing,
+communication, waiting, the optimizer and loading. What is left is told as overhead, and is to be a
+tenth of the step at most.
 Prints a Markdown table of medians with minimum and maximum over the repeats.
 """
 
@@ -15,7 +16,6 @@ from statistics import median
 
 import workbench as wb
 from workbench.machine import describe
-from workbench.spans import KINDS
 
 CASES = {
     "digits-cnn": ("data=2", "spatial=2", "channel=2", "sharded=2"),
@@ -31,7 +31,7 @@ def main() -> None:
     asked = parser.parse_args()
     machine = describe()
     print(f"{machine['cpu_model']}, {machine['cores']} cores, {machine['versions']}\n")
-    print("| workload | strategy | ms per step | that no span explains |\n|---|---|---|---|")
+    print("| workload | strategy | ms per step | overhead |\n|---|---|---|---|")
     with wb.start(workers=2, threads=1), tempfile.TemporaryDirectory() as folder:
         for name, strategies in CASES.items():
             parts: dict[str, list[float]] = {}
@@ -42,9 +42,8 @@ def main() -> None:
                     work, strategies, steps=asked.steps, repeats=1, threads=1, folder=folder
                 ).wait(600)
                 for row in done.rows:
-                    explained = sum(row[f"{kind}_share"] for kind in KINDS)
                     label = f"{row['strategy']}, {row['ranks']} × {row['threads']}"
-                    parts.setdefault(label, []).append(100 * (1 - explained))
+                    parts.setdefault(label, []).append(100 * row["overhead_share"])
                     steps.setdefault(label, []).append(1e3 * row["step_s"])
             for label, found in parts.items():
                 print(
