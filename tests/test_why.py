@@ -67,7 +67,11 @@ def test_of_a_hybrid_the_axis_with_most_ranks_is_advised():
         ({}, 2, "So data=2 wins here"),
         ({"step_s_max": 0.05}, 2, "that is a draw"),
         ({"step_s": 0.1}, 2, "slower (0.80 times) than 1 process with 1 thread"),
-        ({"step_s": 0.06, "compute_share": 0.6, "comm_share": 0.3}, 2, "moving numbers between ranks: 15.6 of 60 ms"),
+        (
+            {"step_s": 0.06, "compute_share": 0.6, "comm_share": 0.3},
+            2,
+            "moving numbers between ranks: 15.6 of 60 ms",
+        ),
         ({"step_s": 0.09}, 2, "So data=2 loses here to 1 process with 2 threads."),
         ({"repeats": 1}, 2, "measure 3 or more"),
         ({"step_s": 0.079}, 1, "data=2 reaches 101% of what 1 core can"),
