@@ -27,7 +27,7 @@ from workbench.workload import Workload
     optimizer=st.sampled_from(list(OPTIMIZERS)),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=24, deadline=None)
 def test_a_run_equals_serial(
     data: st.DataObject,
     samples: int,

@@ -16,11 +16,11 @@ from workbench.errors import PlanError
 from workbench.verify import verify
 
 EXAMPLES = {
-    "convolution": 650,
-    "transposed convolution": 350,
-    "pooling": 350,
+    "convolution": 560,
+    "transposed convolution": 310,
+    "pooling": 310,
     "adaptive pooling": 250,
-    "resampling": 300,
+    "resampling": 260,
     "padding": 250,
     "norm": 300,
 }

@@ -111,7 +111,7 @@ def test_models_of_every_kind(name: str, optimizer: str) -> None:
     way=st.sampled_from(["1f1b", "gpipe", "zb-h1"]),
     clip=st.sampled_from([None, 0.05]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_any_pipeline_equals_one_process(
     blocks: int, degree: int, micro: int, way: str, clip: float | None
 ) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -66,12 +67,10 @@ def trained(lab: Lab, folder: Path, strategy: str, steps: int, **options: Any) -
 
 def assert_same(one: Run, other: Run) -> None:
     for kind in ("parameter", "optimizer"):
-        ours, theirs = one.state(kind), other.state(kind)
+        ours, theirs = dask.compute(dict(one.state(kind)), dict(other.state(kind)))
         assert ours.keys() == theirs.keys()
         for name, array in ours.items():
-            np.testing.assert_allclose(
-                array.compute(), theirs[name].compute(), atol=1e-9, err_msg=f"{kind}:{name}"
-            )
+            np.testing.assert_allclose(array, theirs[name], atol=1e-9, err_msg=f"{kind}:{name}")
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def between(found: Plan) -> list[str]:
     return said.rpartition(" in ")[2].split(", ")
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     heads=st.integers(2, 5),
     length=st.integers(1, 9),

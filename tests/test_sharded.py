@@ -63,7 +63,7 @@ def test_training_equals_serial_and_sends_what_the_plan_says(
     clip=st.sampled_from([None, 0.1]),
     apart=st.booleans(),
 )
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_any_run_equals_serial(
     samples: int,
     batch_size: int,

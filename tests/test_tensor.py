@@ -228,7 +228,7 @@ def stacks(draw: st.DrawFn) -> nn.Module:
     net=stacks(),
     strategy=st.sampled_from(["tensor=2", "tensor=3", "tensor=4", "data=2,tensor=2"]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_stacks_of_layers_equal_serial(net: nn.Module, strategy: str) -> None:
     x = torch.arange(20).view(4, 5) % 10
     if isinstance(net[0], nn.Linear):  # type: ignore[index]

@@ -72,7 +72,7 @@ def test_what_nobody_names_is_overhead():
     with recorder.within("compute"):
         now_s = perf_counter()
         recorder.add("comm", "gradients", now_s, now_s, 8)
-    recorder.end_step()
+    recorder.end_step(perf_counter())
     found = recorder.take()
     assert [span.kind for span in found] == ["overhead", "compute", "comm", "compute", "overhead"]
     assert found[0].stop_s - found[0].start_s >= 1.0

@@ -246,14 +246,14 @@ class _Trainer:
             self.updater.share(step, last)
         with self._part(parts_s, "compute"):  # a device may still be at it
             whole_loss = self.updater.known(step, agreed)
-        now_s = perf_counter() - began_s
-        self.spans.end_step()
+        stop_s = perf_counter()
+        self.spans.end_step(stop_s)
         parts_s["comm"], parts_s["wait"] = self.comm.comm_s - comm_s, self.comm.wait_s - wait_s
-        step_s = now_s - time_s
+        step_s = stop_s - began_s - time_s
         parts_s["overhead"] = step_s - sum(parts_s.values())
         return {
             "step": step,
-            "time_s": now_s,
+            "time_s": stop_s - began_s,
             "step_s": step_s,
             "loss": whole_loss,
             "samples_per_s": self.order.batch_total(step) / step_s,

@@ -50,9 +50,9 @@ class SpanRecorder:
         self.step = step
         self._free_since = since_s
 
-    def end_step(self) -> None:
+    def end_step(self, stop_s: float) -> None:
         """End a step: the time since the last span is one."""
-        self._fill(perf_counter())
+        self._fill(stop_s)
 
     def add(self, kind: str, name: str, start_s: float, stop_s: float, sent_bytes: int = 0) -> None:
         """Record a piece (also called by the communicator)."""

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(360)
 
 LAST = """name => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-loss")?.data.end_s ?? [])).at(-1) ?? 0"""
-STEP = re.compile(r"step [\d,]+ of 100,000$")
+STEP = re.compile(r"step [\d,]+ of 10,000,000$")
 BARS = """() => Bokeh.documents.flatMap(
     document => Array.from(document.get_model_by_name("wb-timeline")?.data.label ?? [])).length"""
 
@@ -43,7 +43,7 @@ def advances(page, address: str) -> None:
 def test_the_pages_advance_while_a_run_goes_on(watched, lab: Lab, tmp_path: Path):
     page = watched.page
     base = lab.dashboard_link.removesuffix("/status")
-    going = run(make(), "data=2", steps=100_000, folder=tmp_path, lab=lab)
+    going = run(make(), "data=2", steps=10_000_000, folder=tmp_path, lab=lab)
     try:
         page.goto(f"{base}/workbench")
         page.locator("canvas").first.wait_for(timeout=60_000)
