@@ -16,7 +16,7 @@ from workbench.cluster.lab import Lab
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Two processes test on two cores as a rule: threads of torch would wait for each other."""
+    """Several processes test on a few cores: threads of torch would wait for each other."""
     torch.set_num_threads(1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.plan.memory import LARGE_NUMEL
@@ -18,6 +18,7 @@ from workbench.plan.memory import LARGE_NUMEL
 MOST_ROWS = 64
 TURNED_ROWS = 32
 """From here on it is faster to multiply the weight by the rows."""
+_PLAIN = {Tensor, nn.Parameter}  # of a subclass, an operator that is not public may know nothing
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +57,7 @@ def _suits(x: Tensor, weight: Tensor, rows: int) -> bool:
         1 < rows <= MOST_ROWS
         and weight.numel() >= LARGE_NUMEL
         and x.dtype == weight.dtype == torch.float32
+        and {type(x), type(weight)} <= _PLAIN
         and x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
     )
