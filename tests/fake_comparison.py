@@ -63,6 +63,7 @@ class FakeComparison:
         self.crowded = False
         self.preview: Any = None
         self.timelines: dict[str, Any] = {}
+        self.bubbles: dict[str, Any] = {}
         self.folder = Path("workbench-runs/fake")
         self.done = 0
         self.stopped_on: list[str] = []

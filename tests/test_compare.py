@@ -108,6 +108,23 @@ def test_a_comparison_in_the_background_stops_at_once(lab: Lab, tmp_path: Path) 
     assert table.rows[0]["strategy"] == "serial"
 
 
+def test_the_bubble_of_a_pipeline_is_measured_and_kept(lab: Lab, tmp_path: Path) -> None:
+    table = wb.compare(
+        wb.workload("digits-mlp"),
+        ["pipeline=2"],
+        steps=8,
+        repeats=1,
+        prove=False,
+        spans=True,
+        folder=tmp_path,
+        accumulate=2,
+    ).wait(90)
+    found = table.bubbles["pipeline=2"]
+    assert 0 < found.measured < 1
+    assert found.equal_stages == pytest.approx(1 / 3)
+    assert wb.attach(table.folder).bubbles == table.bubbles
+
+
 def test_all_strategies_are_checked_before_any_is_run(lab: Lab, tmp_path: Path) -> None:
     for strategies, says in ((["data=2", "data=3"], "3 workers"), (["dada=2"], "not a strategy")):
         with pytest.raises(wb.PlanError, match=says):

@@ -149,6 +149,26 @@ def test_an_embedding_that_counts_words_in_the_batch_is_refused_between_replicas
         with pytest.raises(PlanError, match=r"Layer '0' \(Embedding\).*scale_grad_by_freq=False"):
             planned(model, strategy, 5, integers=True)
     planned(model, "tensor=2", 5, integers=True)
+    with pytest.raises(PlanError, match="or serial with accumulate=1"):
+        planned(model, "serial", 5, integers=True, accumulate=2)
+
+
+def clamped() -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    model[0].weight.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+    return model
+
+
+def test_a_hook_on_the_gradient_of_a_parameter_is_refused_where_it_would_see_a_part() -> None:
+    data = (np.zeros((8, 5)), np.zeros((8, 3)))
+    work = Workload(model=clamped, data=data, loss=nn.MSELoss(), batch_size=6)
+    says = r"'0\.weight' has a hook.*use serial with accumulate=1"
+    for strategy, accumulate in (("data=2", 1), ("tensor=2", 1), ("pipeline=2", 1), ("serial", 2)):
+        with pytest.raises(PlanError, match=says):
+            plan(work, strategy, accumulate=accumulate)
+    plan(work, "serial")
+    with pytest.raises(PlanError, match=r"'0\.weight' has a hook, which no copy .* model=make"):
+        Workload(model=clamped(), data=data, loss=nn.MSELoss(), batch_size=6)
 
 
 class Centred(torch.autograd.Function):

@@ -159,3 +159,10 @@ def test_what_cannot_be_registered_is_refused(wrong, sentence):
     with pytest.raises(PlanError, match=sentence):
         register_strategy(wrong)
     assert (dict(STRATEGIES), dict(OPTIONS)) == before
+
+
+def test_a_cut_that_returns_nothing_is_named():
+    register_strategy(replace(COLUMNS, cut=lambda plan: None))
+    work = wb.Workload(model=model, data=(torch.zeros(4, 12), torch.zeros(4).long()), batch_size=4)
+    with pytest.raises(PlanError, match=r"The cut of columns is to return a Plan, .*NoneType"):
+        wb.plan(work, "columns=2")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from panel_fakes import FakeLab, shown, until
 
+from workbench.errors import PlanError
 from workbench.ui import (
     driver,
     lab_in_use,
@@ -192,3 +193,18 @@ def test_the_address_of_the_dashboard_is_asked_for_once(rooms):
     runs(made, rooms)
     assert asked == ["panel driver"]
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"work": "digits-mlp"}, r"wb.app\(workload='digits-mlp'\)"),
+        ({"work": object()}, "takes a wb.Workload, and got object"),
+        ({"lab": "tcp://127.0.0.1:1"}, "takes what wb.start"),
+        ({"strategy": ["data=2", "tensor=2"]}, "takes one strategy.*compare="),
+        ({"strategy": None}, "takes one strategy"),
+    ],
+)
+def test_what_is_not_of_its_kind_is_refused_with_what_to_write(given, says):
+    with pytest.raises(PlanError, match=says):
+        app(**given)

@@ -201,3 +201,23 @@ def test_micro_batches_of_a_pipeline_give_a_weight_its_gradient_in_few_products(
     kept = run.plan.memory(1).activations_bytes
     monkeypatch.setattr(memory, "LARGE_NUMEL", 1 << 16)
     assert kept - run.plan.memory(1).activations_bytes == 2 * 3 * (7 + 3) * 8
+
+
+@pytest.mark.parametrize("strategy", ["pipeline=2", "pipeline=2,tensor=2", "pipeline=2,channel=2"])
+@pytest.mark.parametrize("groups", [4, 12])
+def test_halves_of_grouped_convolutions_that_are_split(strategy: str, groups: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=groups), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(12, 3, 1), nn.Flatten(), nn.Linear(75, 3))
+    source = np.random.default_rng(0)
+    work = Workload(
+        model=model,
+        data=(source.normal(size=(8, 3, 5, 5)), source.normal(size=(8, 3))),
+        loss=nn.MSELoss(),
+        batch_size=8,
+        dtype="float64",
+    )
+    want = run_on_threads(work, "serial", 3)
+    got = run_on_threads(work, strategy, 3, schedule="zb-h1", accumulate=4)
+    for key, value in want.state.items():
+        np.testing.assert_allclose(got.state[key], value, atol=1e-9, err_msg=key)

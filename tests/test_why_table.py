@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import pytest
 from fake_comparison import ROWS, FakeComparison, row
@@ -80,9 +79,7 @@ def test_the_bubble_of_a_pipeline_is_told_when_the_run_has_ended(opened, rooms):
     until(lambda: rooms.compared, "the comparison")
     going = rooms.compared[0][-1]
     going.go_on()
-    of = going.runs[-1]
-    of.plan = SimpleNamespace(strategy="pipeline=2")
-    of.bubble = Bubble(0.124, (0.1, 0.15), 0.156, 0.111)
+    going.bubbles["pipeline=2"] = Bubble(0.124, (0.1, 0.15), 0.156, 0.111)
     until(lambda: opened.state.curves, "the curves")
     assert not any("bubble" in said for said in opened.state.found)
     going.status = "done"

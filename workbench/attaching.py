@@ -19,6 +19,7 @@ from workbench.attached_run import (
     stop_driven,
     wait_for,
 )
+from workbench.bubble import bubbles_told
 from workbench.compared import Compared, Progress
 from workbench.documents import read_document
 from workbench.errors import PlanError
@@ -112,6 +113,7 @@ class AttachedComparison(Compared):
     ) -> None:
         """Take what the folder tells."""
         self.entries, self.timelines = list(entries), dict(timelines)
+        self.bubbles = bubbles_told(document.get("bubbles", {}))
         self.runs = tuple(run for entry in entries for run in entry.runs)
         for run in self.runs:
             if isinstance(run, AttachedRun):

@@ -61,6 +61,20 @@ class Bubble:
         )
 
 
+def bubbles_told(told: Mapping[str, Any]) -> dict[str, Bubble]:
+    """Return bubbles by strategy as a document tells them; what is none is left out."""
+    found = {}
+    for strategy, values in told.items():
+        names = ("measured", "theory", "equal_stages", "of_step")
+        numbers = [values.get(name) if isinstance(values, Mapping) else None for name in names]
+        by_rank = values.get("by_rank") if isinstance(values, Mapping) else None
+        ranks = by_rank if isinstance(by_rank, list) else [None]
+        if all(type(number) in (int, float) for number in (*numbers, *ranks)):
+            measured, theory, equal, of_step = map(float, numbers)  # type: ignore[arg-type]
+            found[strategy] = Bubble(measured, tuple(map(float, ranks)), theory, equal, of_step)
+    return found
+
+
 def bubble_of(plan: Plan, spans: Iterable[Mapping[str, Any]]) -> Bubble | None:
     """Measure the bubble of a run of ``plan``; None without a pipeline, or without spans.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.amdahl import Fit, fits
+from workbench.bubble import Bubble
 from workbench.cost import cost
 from workbench.measured import SpanRow
 from workbench.speedup import Entry, rows
@@ -54,6 +55,8 @@ class Compared:
         Why ``same_result`` stays open where it was to be proved: what broke in float64.
     timelines:
         Spans of each strategy by its label, as of a run, if they were asked for.
+    bubbles:
+        How much the ranks of each pipeline waited in these steps, by strategy.
     machine:
         What it was measured on.
     price_per_worker_hour:
@@ -79,6 +82,7 @@ class Compared:
         self.refused, self.unproved = dict(refused), unproved
         self.price_per_worker_hour = price_per_worker_hour
         self.timelines: dict[str, list[SpanRow]] = {}
+        self.bubbles: dict[str, Bubble] = {}
 
     @property
     def status(self) -> str:
@@ -127,6 +131,7 @@ class Compared:
             "price_per_worker_hour": self.price_per_worker_hour,
             "rows": self.rows,
             "amdahl": [fit.to_json() for fit in self.amdahl.values()],
+            "bubbles": {strategy: asdict(bubble) for strategy, bubble in self.bubbles.items()},
         }
 
     def __repr__(self) -> str:

@@ -329,6 +329,8 @@ class Comparison(Compared):
             self._now = f"Recording what the ranks do: {entry.strategy} on {entry.baseline}"
             run = self._new_run(plan, entry.threads, SPAN_STEPS, self._placement, record_spans=True)
             self.timelines[run.label] = self._aside(run).spans
+            if bubble := run.bubble:
+                self.bubbles[entry.strategy] = bubble
             self._recorded[run.label] = run.folder.name
             self._changed()
 

@@ -85,6 +85,11 @@ def compose(start: Plan, found: Profile) -> Plan:
     for axis, degree in sorted(start.mesh.axes, key=lambda each: each[0] in last):
         if degree > 1:
             result = STRATEGIES[axis].cut(result)
+            if not isinstance(result, Plan):
+                raise PlanError(
+                    f"The cut of {axis} is to return a Plan, and returned "
+                    f"{type(result).__name__}: end it with return plan."
+                )
     return agree(result)
 
 

@@ -130,7 +130,7 @@ MORE_OF_COMPARISON: Fields = {
     "progress": MAPPING,
     "lines": OBJECTS,
     "timelines": TEXTS,
-    "driver": MAPPING,
+    **dict.fromkeys(("bubbles", "driver"), MAPPING),
 }
 
 LINE: Fields = {

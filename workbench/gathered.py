@@ -43,6 +43,7 @@ class Gathered(AttachedComparison):
         for run in self.runs:
             run.work = self.work
         self.timelines = _timelines(self.parts)
+        self.bubbles = {s: bubble for part in self.parts for s, bubble in part.bubbles.items()}
 
     @property
     def status(self) -> str:
@@ -118,6 +119,7 @@ class _Runs(AttachedComparison):
         super().__init__(document, entries)
         self._based = based
         self.timelines = {run.label: run.spans for run in self.runs if run.spans}
+        self.bubbles = {r.strategy: found for r in self.runs if (found := r.bubble)}
 
     @property
     def status(self) -> str:

@@ -120,6 +120,8 @@ def _plan(work: Workload, strategy: str, *, accumulate: int | None, **options: A
         accumulate = _micro_batches(start, found)
     check_accumulate(accumulate, work.batch_size)
     start = replace(start, batch=replace(start.batch, accumulate=accumulate))
+    if mesh.size > 1 or accumulate > 1:
+        _check_hooks(work)
     optimizer = work.make_optimizer(list(model.named_parameters()))
     start = replace(start, optimizer_state=state_of(optimizer))
     tried = partial(attempt, model, batch)
@@ -227,6 +229,23 @@ def _rather_real(
     return []
 
 
+_hooked: WeakKeyDictionary[Workload, str] = WeakKeyDictionary()
+"""The parameter of a workload's model whose gradient has a hook; empty if there is none."""
+
+
+def _check_hooks(work: Workload) -> None:
+    """Check that no gradient of a parameter has a hook, which would see a part of it."""
+    from workbench.recipe import hooked
+
+    if work not in _hooked:
+        _hooked[work] = hooked(work.make_model())
+    if _hooked[work]:
+        raise PlanError(
+            f"The gradient of {_hooked[work]!r} has a hook, which would see the part of a rank or "
+            "of a micro-batch; use serial with accumulate=1, or have the optimizer do what it does."
+        )
+
+
 _mixes: WeakKeyDictionary[Workload, tuple[Mix, ...]] = WeakKeyDictionary()
 """What a model's code mixes and draws, which is the same for every plan."""
 
@@ -250,11 +269,12 @@ def _on_samples(
         return []
     for name, module in model.named_modules():
         counts = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
-        if counts and start.mesh.replicas > 1:
+        if counts and (start.mesh.replicas > 1 or start.batch.accumulate > 1):
             raise PlanError(
                 f"Layer {name!r} ({type(module).__name__}) divides its gradients by how often a "
-                "row comes in the whole batch (scale_grad_by_freq), of which each replica sees a "
-                "part; use scale_grad_by_freq=False, or serial."
+                "row comes in the whole batch (scale_grad_by_freq), of which each replica or "
+                "micro-batch sees a part; use scale_grad_by_freq=False, or serial with "
+                "accumulate=1."
             )
     flops = sum(layer.forward_flops for layer in found.layers)
     if work not in _mixes:

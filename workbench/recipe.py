@@ -185,7 +185,20 @@ def own_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module | Callabl
             f"The model {type(model).__name__} is on the meta device and has no values; give a "
             f"function that makes it."
         )
+    if name := hooked(model):
+        raise PlanError(
+            f"The gradient of {name!r} has a hook, which no copy of the model has; give a function "
+            "that makes the model and its hook, as in model=make."
+        )
     return _copy("the model", model).cpu()
+
+
+def hooked(model: nn.Module) -> str:
+    """Return the name of a parameter whose gradient has a hook; empty if there is none."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return name
+    return ""
 
 
 def make_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:

@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _suits(x, weight, rows) or x.shape[-1] != weight.shape[1]:
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, -1)
-    if rows < TURNED_ROWS:
+    if rows < TURNED_ROWS and (bias is None or _is_row(bias, len(weight))):
         result = _product(flat, weight, bias)
     else:
         result = x.new_empty(rows, len(weight))
@@ -61,6 +61,11 @@ def _suits(x: Tensor, weight: Tensor, rows: int) -> bool:
         and x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
     )
+
+
+def _is_row(bias: Tensor, size: int) -> bool:
+    """Return whether a bias is as oneDNN takes it: it does not look at strides, nor broadcast."""
+    return bias.shape == (size,) and bias.is_contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

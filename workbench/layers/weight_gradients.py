@@ -111,9 +111,13 @@ class WeightGradients:
         return forward
 
     def _convolution(self, module: Any, own: Callable[[Tensor], Tensor]) -> Any:
-        way = _Way.of(module)
+        ways: dict[int, _Way | None] = {}
 
         def forward(input: Tensor) -> Tensor:
+            # A rank may have been given some of the groups only, later than here.
+            if module.groups not in ways:
+                ways[module.groups] = _Way.of(module)
+            way = ways[module.groups]
             batched = input.dim() == module.weight.dim()
             if way is None or not batched or not _plain(input, module.weight):
                 return own(input)

@@ -19,14 +19,17 @@ def cost_table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     priced = any(row["price_per_epoch"] is not None for row in rows)
-    names = ["strategy", "epoch", "core_s", "speedup", *(["money"] if priced else [])]
-    head = "".join(f'<th scope="col">{escape(text(f"cost.{name}"))}</th>' for name in names)
+    several = len({row.get("run") for row in rows}) > 1
+    names = ["cost.strategy", "cost.epoch", "cost.core_s", "cost.speedup"]
+    names = [*(["table.run"] if several else []), *names, *(["cost.money"] if priced else [])]
+    head = "".join(f'<th scope="col">{escape(text(name))}</th>' for name in names)
     body = ""
     for row in rows:
         speedup = "–" if row["speedup"] is None else f"{row['speedup']:.2f}×"
         cells = [f"{row['epoch_s']:.3g}", f"{row['core_s_per_epoch']:.3g}", speedup]
         cells += [_price(row["price_per_epoch"])] if priced else []
-        told = "".join(f"<td>{cell}</td>" for cell in (escape(texts.row_label(row)), *cells))
+        run = [escape(str(row.get("run", "")))] if several else []
+        told = "".join(f"<td>{cell}</td>" for cell in (*run, escape(texts.row_label(row)), *cells))
         body += f"<tr>{told}</tr>"
     return (
         f'{table.SCROLL}<table class="wb-table">'

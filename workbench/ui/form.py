@@ -130,6 +130,33 @@ def axes() -> list[str]:
     return sorted(STRATEGIES, key=lambda axis: AXES.index(axis) if axis in AXES else len(AXES))
 
 
+def check_kinds(work: object, lab: object, presets: Mapping[str, object]) -> None:
+    """Check that what :func:`workbench.ui.panel.app` is given is of its kind.
+
+    Raises
+    ------
+    PlanError
+        If it is not, with what to write instead.
+    """
+    if work is not None and not hasattr(work, "batch_size"):
+        hint = f"workload={work!r}" if isinstance(work, str) and work in CATALOGUE else "workload="
+        raise PlanError(
+            f"work= takes a wb.Workload, and got {type(work).__name__}. One of the catalogue is "
+            f"chosen by its name, wb.app({hint}); a model goes into wb.Workload(model=...)."
+        )
+    if lab is not None and not hasattr(lab, "closed"):
+        raise PlanError(
+            f"lab= takes what wb.start() returns, and got {type(lab).__name__}. To use a cluster "
+            "that runs already: wb.start(client=Client(address))."
+        )
+    strategy = presets.get("strategy", "")
+    if not isinstance(strategy, str):
+        raise PlanError(
+            f"strategy= takes one strategy, such as 'data=2', and got {type(strategy).__name__}. "
+            "Several are compared with compare=[...]."
+        )
+
+
 def request(work: Any, presets: Mapping[str, Any]) -> Request:
     """Return the request that the panel opens with.
 

@@ -25,7 +25,7 @@ from workbench.strategies.notation import parse
 from workbench.ui import language as speech
 from workbench.ui.actions import Presses
 from workbench.ui.driver import CLOSE_LIMIT_S, Driver
-from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, request
+from workbench.ui.form import FEWEST_USEFUL_STEPS, Request, check_kinds, request
 from workbench.ui.guess import Guess
 from workbench.ui.keep import Keep
 from workbench.ui.language import text
@@ -90,6 +90,7 @@ def app(
     """
     language = speech.preferred(lang)
     with speech.speaking(language):
+        check_kinds(work, lab, presets)
         asked = request(work, presets)
         limits = checked({"hidden": hidden, "locked": locked})
         keep: set[str] = {name for name in ("batch", "steps", "seed") if name in presets}

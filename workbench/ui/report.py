@@ -26,7 +26,7 @@ from workbench.ui.layer_picture import picture
 from workbench.ui.memory_figure import memory_chart, memory_columns, memory_of_runs
 from workbench.ui.throughput_figure import throughput_chart, throughput_columns
 from workbench.ui.timeline_figure import timeline_chart, timeline_columns
-from workbench.ui.why_table import bubbles_of, why_table, with_bubbles
+from workbench.ui.why_table import why_table, with_bubbles
 
 BOKEH = Resources(mode="inline", components=["bokeh"])
 """Only the part of BokehJS that our figures need, written into the page itself."""
@@ -108,7 +108,7 @@ def report_html(comparison: Any) -> str:
 <h2>{escape(text("report.rows"))}</h2>
 {table.rows_table(rows)}
 <p class="soft">{escape(text("report.about_rows"))}</p>
-{why_table(with_bubbles(rows, bubbles_of(comparison.runs)), cores)}
+{why_table(with_bubbles(rows, comparison.bubbles), cores)}
 {table.details_table(rows)}
 <p class="soft">{escape(text("report.about_details"))}</p>
 {_cost(rows)}

@@ -24,7 +24,7 @@ from workbench.ui.language import Say, current, text, translate
 from workbench.ui.memory_figure import RankMemory, memory_of_runs
 from workbench.ui.texts import Row
 from workbench.ui.training import Training
-from workbench.ui.why_table import bubbles_of, with_bubbles
+from workbench.ui.why_table import with_bubbles
 
 KEPT_RUNS = 20
 """Ended runs whose rows stay in the table."""
@@ -272,9 +272,8 @@ def _measured(
         if isinstance(going, Gathered):
             found = [partial(sayings.caution, word, values) for word, values in going.cautions]
         elif status in ENDED:
-            bubbles = bubbles_of(going.runs)
-            found += sayings.bubbles(bubbles)
-            rows = with_bubbles(rows, bubbles)
+            found += sayings.bubbles(going.bubbles)
+            rows = with_bubbles(rows, going.bubbles)
         curves = figures.curves_of(going)
     measured = {
         "refused": tuple(getattr(going, "refused", {}).items()),

@@ -109,9 +109,9 @@ class TimelineChart(Chart):
         self._say_which()
 
     def _say_which(self) -> None:
-        if which := self.source.data["of"]:
-            assert isinstance(self.figure.title, Title)
-            self.figure.title.text = f"{text('figure.timeline.title')}: {which[0]}"
+        assert isinstance(self.figure.title, Title)
+        which = [f": {of}" for of in self.source.data["of"][:1]]
+        self.figure.title.text = "".join([text("figure.timeline.title"), *which])
 
 
 def timeline_chart() -> Chart:

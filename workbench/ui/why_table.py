@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from workbench.bubble import Bubble
 from workbench.spans import KINDS
@@ -12,12 +11,6 @@ from workbench.ui import table, texts
 from workbench.ui.language import text
 from workbench.ui.texts import Row
 from workbench.why import why
-
-
-def bubbles_of(runs: Iterable[Any]) -> dict[str, Bubble]:
-    """Return how much the ranks of each pipeline waited; of several runs of one the last counts."""
-    of = [(run.plan.strategy, run) for run in runs if "pipeline" in run.plan.strategy]
-    return {strategy: found for strategy, run in of if (found := run.bubble) is not None}
 
 
 def with_bubbles(rows: Sequence[Row], bubbles: Mapping[str, Bubble]) -> list[Row]:
