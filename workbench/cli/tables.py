@@ -71,7 +71,7 @@ def account_table(rows: Sequence[Row]) -> Table:
     for kind in KINDS:
         _number(table, text(f"term.{kind}"))
     for row in rows:
-        cells = (_share(row[f"{kind}_share"]) for kind in KINDS)
+        cells = (_share(row.get(f"{kind}_share")) for kind in KINDS)
         table.add_row(row["strategy"], f"{row['ranks']} × {row['threads']}", *cells)
     return table
 

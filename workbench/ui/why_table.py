@@ -28,10 +28,9 @@ def with_bubbles(rows: Sequence[Row], bubbles: Mapping[str, Bubble]) -> list[Row
 def why_table(rows: Sequence[Row], cores: int) -> str:
     """Return for each row its step, every part of it in ms and percent, and the ideal step.
 
-    The parts are the whole step. Of rows with ``bubble_share`` that part of
-    waiting stands apart. The ideal is that of one process with one
-    thread divided by the cores that a row used, of ``cores`` that there are; there is none without
-    such a process. Empty without rows.
+    The parts are the whole step. Of rows with ``bubble_share`` that part of waiting stands apart.
+    The ideal is that of one process with one thread divided by the cores that a row used, of
+    ``cores`` that there are; there is none without such a process. Empty without rows.
     """
     known = [row for row in rows if row["step_s"] is not None]
     if not known:
